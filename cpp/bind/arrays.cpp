@@ -1,0 +1,145 @@
+#include "bind/arrays.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <vector>
+
+namespace fusedstep::bind {
+namespace {
+
+const py::detail::PyArray_Proxy* proxy(py::handle array) { return py::detail::array_proxy(array.ptr()); }
+
+PyTypeObject* ndarray_type() { return py::detail::npy_api::get().PyArray_Type_; }
+
+bool is_masked(py::handle object) {
+  return Py_TYPE(object.ptr()) != ndarray_type() && py::hasattr(object, "mask");
+}
+
+std::int64_t count(const py::detail::PyArray_Proxy* a) {
+  std::int64_t size = 1;
+  for (int i = 0; i < a->nd; ++i) size *= a->dimensions[i];
+  return size;
+}
+
+constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_F_CONTIGUOUS_;
+
+}  // namespace
+
+std::string Label::text() const {
+  std::string name = role;
+  if (index >= 0) name += "[" + std::to_string(index) + "]";
+  if (key != nullptr) name += "['" + std::string(key) + "']";
+  return name;
+}
+
+void type_error(const Label& label, const std::string& message) {
+  throw py::type_error(label.text() + ": " + message);
+}
+
+void value_error(const Label& label, const std::string& message) {
+  throw py::value_error(label.text() + ": " + message);
+}
+
+bool is_array(py::handle object) { return PyObject_TypeCheck(object.ptr(), ndarray_type()) != 0; }
+
+std::string shape_text(py::handle array) { return py::str(array.attr("shape")); }
+std::string dtype_text(py::handle array) { return py::str(array.attr("dtype")); }
+std::string kind_text(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+Array inspect(py::handle object, const Label& label) {
+  static const PyObject* const float32 = py::dtype::of<float>().release().ptr();
+  static const PyObject* const float64 = py::dtype::of<double>().release().ptr();
+  if (!is_array(object)) type_error(label, "expected a NumPy array, got " + kind_text(object));
+  if (is_masked(object)) type_error(label, "expected a plain NumPy array, got " + kind_text(object));
+  const auto* a = proxy(object);
+  Dtype dtype;
+  if (a->descr == float32) {
+    dtype = Dtype::float32;
+  } else if (a->descr == float64) {
+    dtype = Dtype::float64;
+  } else {
+    const auto descr = py::reinterpret_borrow<py::dtype>(a->descr);
+    if (descr.equal(py::handle(const_cast<PyObject*>(float32)))) {
+      dtype = Dtype::float32;
+    } else if (descr.equal(py::handle(const_cast<PyObject*>(float64)))) {
+      dtype = Dtype::float64;
+    } else {
+      type_error(label, "expected float32 or float64 in native byte order, got dtype " + dtype_text(object));
+    }
+  }
+  if ((a->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
+    value_error(label, "expected an array aligned to its items");
+  }
+  const std::int64_t size = count(a);
+  return {a->data, size, size * (dtype == Dtype::float32 ? 4 : 8), dtype};
+}
+
+void require_dense(py::handle array, const Label& label) {
+  const auto* a = proxy(array);
+  if ((a->flags & kContiguous) != 0 || count(a) == 0) return;
+  std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // stride, length
+  for (int i = 0; i < a->nd; ++i) {
+    if (a->dimensions[i] != 1) axes.push_back({a->strides[i], a->dimensions[i]});
+  }
+  std::sort(axes.begin(), axes.end());
+  py::ssize_t expected = py::reinterpret_borrow<py::dtype>(a->descr).itemsize();
+  for (const auto& [stride, length] : axes) {
+    if (stride != expected) {
+      value_error(label, "expected one dense block of memory, got shape " + shape_text(array) + " with strides " +
+                             std::string(py::str(array.attr("strides"))));
+    }
+    expected *= length;
+  }
+}
+
+void require_writable(py::handle array, const Label& label) {
+  if ((proxy(array)->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) == 0) {
+    value_error(label, "expected a writable array, got a read-only one");
+  }
+}
+
+void require_same_dtype(py::handle array, const Label& label, py::handle other, const Label& other_label) {
+  if (proxy(array)->descr == proxy(other)->descr || dtype_text(array) == dtype_text(other)) return;
+  type_error(label,
+             "expected dtype " + dtype_text(other) + " as " + other_label.text() + " has, got " + dtype_text(array));
+}
+
+void require_same_shape(py::handle array, const Label& label, py::handle other, const Label& other_label) {
+  const auto *a = proxy(array), *b = proxy(other);
+  if (a->nd == b->nd && std::equal(a->dimensions, a->dimensions + a->nd, b->dimensions)) return;
+  value_error(label,
+              "expected shape " + shape_text(other) + " as " + other_label.text() + " has, got " + shape_text(array));
+}
+
+bool same_layout(py::handle first, py::handle second) {
+  const auto *a = proxy(first), *b = proxy(second);
+  for (int i = 0; i < a->nd; ++i) {
+    if (a->strides[i] != b->strides[i] && a->dimensions[i] != 1) return count(a) == 0;
+  }
+  return true;
+}
+
+bool overlap(const Array& a, const Array& b) {
+  return a.bytes > 0 && b.bytes > 0 && a.data < b.data + b.bytes && b.data < a.data + a.bytes;
+}
+
+Array inspect_contiguous_float32(py::handle object, const Label& label, bool written) {
+  const Array array = inspect(object, label);
+  if (array.dtype != Dtype::float32) type_error(label, "expected float32, got dtype " + dtype_text(object));
+  if ((proxy(object)->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) == 0) {
+    value_error(label, "expected a C-contiguous array, got shape " + shape_text(object) + " with strides " +
+                           std::string(py::str(object.attr("strides"))));
+  }
+  if (written) require_writable(object, label);
+  return array;
+}
+
+Array inspect_vector(py::handle object, const Label& label, std::int64_t length, bool written) {
+  const Array array = inspect_contiguous_float32(object, label, written);
+  if (proxy(object)->nd != 1 || array.size != length) {
+    value_error(label, "expected shape (" + std::to_string(length) + ",), got " + shape_text(object));
+  }
+  return array;
+}
+
+}  // namespace fusedstep::bind

@@ -1,0 +1,54 @@
+// What an argument must be before a pointer into it is taken.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "kernels/table.h"
+
+namespace fusedstep::bind {
+
+namespace py = pybind11;
+
+// An argument's name, put together only when an error needs it: "grads", "grads[3]", "state[3]['exp_avg']".
+struct Label {
+  const char* role;
+  py::ssize_t index = -1;
+  const char* key = nullptr;
+  std::string text() const;
+};
+
+struct Array {
+  char* data;
+  std::int64_t size;
+  std::int64_t bytes;
+  Dtype dtype;
+};
+
+[[noreturn]] void type_error(const Label& label, const std::string& message);
+[[noreturn]] void value_error(const Label& label, const std::string& message);
+
+bool is_array(py::handle object);
+std::string shape_text(py::handle array);
+std::string dtype_text(py::handle array);
+std::string kind_text(py::handle object);
+
+// An aligned float32 or float64 array in the processor's byte order. TypeError, ValueError.
+Array inspect(py::handle object, const Label& label);
+// One block of memory, whatever the order of the axes.
+void require_dense(py::handle array, const Label& label);
+void require_writable(py::handle array, const Label& label);
+void require_same_dtype(py::handle array, const Label& label, py::handle other, const Label& other_label);
+void require_same_shape(py::handle array, const Label& label, py::handle other, const Label& other_label);
+// Same shape assumed: do both put each element at the same offset?
+bool same_layout(py::handle a, py::handle b);
+
+bool overlap(const Array& a, const Array& b);
+
+// A C-contiguous float32 array of the given shape (-1: any length), e.g. for the layers.
+Array inspect_vector(py::handle object, const Label& label, std::int64_t length, bool written);
+Array inspect_contiguous_float32(py::handle object, const Label& label, bool written);
+
+}  // namespace fusedstep::bind

@@ -1,0 +1,311 @@
+// The native half of an optimizer and of the functions of fusedstep.functional: from Python's structures to items.
+#include "bind/engine.h"
+#include "bind/module.h"
+
+namespace fusedstep::bind {
+namespace {
+
+PyTypeObject* report_type() {
+  static PyStructSequence_Field fields[] = {
+      {"step", "steps taken, this one included"},
+      {"lr", "learning rate of this step; a tuple of one per group where there are several groups"},
+      {nullptr, nullptr}};
+  static PyStructSequence_Desc description = {"fusedstep.StepReport", "What a step did.", fields, 2};
+  static PyTypeObject* type = PyStructSequence_NewType(&description);
+  if (type == nullptr) throw py::error_already_set();
+  return type;
+}
+
+struct Names {
+  py::handle params = PyUnicode_InternFromString("params");
+  py::handle param_names = PyUnicode_InternFromString("param_names");
+  py::handle step = PyUnicode_InternFromString("step");
+  py::handle ema = PyUnicode_InternFromString("ema");
+};
+
+const Names& names() {
+  static const Names all;
+  return all;
+}
+
+py::object hold(py::handle object) { return py::reinterpret_borrow<py::object>(object); }
+
+py::handle get(py::handle dict, py::handle key) {
+  const py::handle value = PyDict_GetItemWithError(dict.ptr(), key.ptr());
+  if (!value && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
+bool is_sequence(py::handle object) { return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr()); }
+
+// How the parameters were given: the gradients come the same way.
+enum class Structure { array, list, dict, groups };
+
+class Optimizer {
+ public:
+  Optimizer(const std::string& rule, py::list groups, py::dict state, Structure structure, std::int64_t taken)
+      : engine_(rule, Naming::optimizer),
+        groups_(std::move(groups)),
+        state_(std::move(state)),
+        structure_(structure),
+        taken_(taken) {
+    for (const char* name : engine_.rule().states) {
+      state_names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name)));
+    }
+    check();
+  }
+
+  std::int64_t taken() const { return taken_; }
+  void set_taken(std::int64_t taken) { taken_ = taken; }
+
+  // Hyper-parameters, options and parameters, as a step would find them.
+  void check() {
+    std::vector<py::handle> params;
+    for (const py::handle group : groups_) {
+      engine_.read(group, taken_);
+      for (const py::handle param : get(group, names().params)) params.push_back(param);
+    }
+    engine_.check_params(params);
+  }
+
+  py::object step(py::handle grads, double grad_scale) {
+    read_groups();
+    flatten(grads);
+    collect_items();
+    engine_.run(items_, settings_, grad_scale);
+    commit();
+    items_.clear();
+    ++taken_;
+    return report();
+  }
+
+ private:
+  void read_groups() {
+    settings_.clear();
+    for (const py::handle group : groups_) settings_.push_back(engine_.read(group, taken_));
+  }
+
+  py::ssize_t params_in(py::handle group) const { return PyObject_Length(get(group, names().params).ptr()); }
+
+  void append_list(py::handle grads, py::ssize_t expected, const char* role) {
+    if (!is_sequence(grads)) {
+      type_error({role}, "expected a list of " + std::to_string(expected) + " arrays, got " + kind_text(grads));
+    }
+    const py::ssize_t got = PySequence_Fast_GET_SIZE(grads.ptr());
+    if (got != expected) {
+      value_error({role}, "expected " + std::to_string(expected) + " arrays (one per parameter, None to leave one out), got " +
+                              std::to_string(got));
+    }
+    for (py::ssize_t k = 0; k < got; ++k) grads_.push_back(PySequence_Fast_GET_ITEM(grads.ptr(), k));
+  }
+
+  void append_dict(py::handle grads, py::handle group) {
+    const py::handle keys = get(group, names().param_names);
+    if (!PyDict_Check(grads.ptr())) {
+      type_error({"grads"}, "expected a dict with the parameters' names, got " + kind_text(grads));
+    }
+    for (const py::handle key : keys) {
+      const py::handle grad = get(grads, key);
+      if (!grad) {
+        value_error({"grads"}, "no gradient for " + std::string(py::repr(key)) + " (give None to leave it out)");
+      }
+      grads_.push_back(grad);
+    }
+    if (PyDict_Size(grads.ptr()) != PyObject_Length(keys.ptr())) {
+      for (const auto& item : py::reinterpret_borrow<py::dict>(grads)) {
+        if (PySequence_Contains(keys.ptr(), item.first.ptr()) == 0) {
+          value_error({"grads"}, std::string(py::repr(item.first)) + " is not the name of a parameter");
+        }
+      }
+    }
+  }
+
+  // One group's gradients, in the form that its parameters were given in.
+  void append_group(py::handle grads, py::handle group) {
+    if (get(group, names().param_names) && PyDict_Check(grads.ptr())) return append_dict(grads, group);
+    const py::ssize_t expected = params_in(group);
+    if (expected == 1 && !is_sequence(grads)) {
+      grads_.push_back(grads);
+    } else {
+      append_list(grads, expected, "grads");
+    }
+  }
+
+  void flatten(py::handle grads) {
+    grads_.clear();
+    const py::handle first = PyList_GET_ITEM(groups_.ptr(), 0);
+    switch (structure_) {
+      case Structure::array:
+        grads_.push_back(grads);
+        break;
+      case Structure::list:
+        append_list(grads, params_in(first), "grads");
+        break;
+      case Structure::dict:
+        append_dict(grads, first);
+        break;
+      case Structure::groups: {
+        py::ssize_t all = 0;
+        for (const py::handle group : groups_) all += params_in(group);
+        bool nested = false;
+        if (is_sequence(grads) && PySequence_Fast_GET_SIZE(grads.ptr()) == PyList_GET_SIZE(groups_.ptr())) {
+          for (const py::handle part : grads) nested = nested || is_sequence(part) || PyDict_Check(part.ptr());
+        }
+        if (!nested) {
+          append_list(grads, all, "grads");
+        } else {
+          for (py::ssize_t k = 0; k < PyList_GET_SIZE(groups_.ptr()); ++k) {
+            append_group(PySequence_Fast_GET_ITEM(grads.ptr(), k), PyList_GET_ITEM(groups_.ptr(), k));
+          }
+        }
+      }
+    }
+  }
+
+  void collect_items() {
+    items_.clear();
+    py::ssize_t index = 0;
+    for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups_.ptr()); ++g) {
+      const Settings& settings = settings_[std::size_t(g)];
+      const int states = engine_.states_of(settings);
+      const py::handle params = get(PyList_GET_ITEM(groups_.ptr(), g), names().params);
+      if (!PyList_Check(params.ptr())) type_error({"params"}, "expected a list in the group, got " + kind_text(params));
+      for (py::ssize_t k = 0; k < PyList_GET_SIZE(params.ptr()); ++k, ++index) {
+        const py::handle grad = grads_[std::size_t(index)];
+        if (grad.is_none()) continue;
+        Item item;
+        item.group = int(g);
+        item.index = index;
+        item.param = hold(PyList_GET_ITEM(params.ptr(), k));
+        item.grad = hold(grad);
+        const py::handle state = get(state_, py::int_(index));
+        item.first = !state;
+        item.step = 1;
+        if (state) {
+          if (!PyDict_Check(state.ptr())) type_error({"state", index}, "expected a dict, got " + kind_text(state));
+          for (int s = 0; s < states; ++s) {
+            item.state[s] = hold(get(state, state_names_[std::size_t(s)]));
+            item.first = item.first || !item.state[s];
+          }
+          if (settings.average) item.ema = hold(get(state, names().ema));
+          item.step = taken_by(state, index) + 1;
+        }
+        items_.push_back(item);
+      }
+    }
+  }
+
+  std::int64_t taken_by(py::handle state, py::ssize_t index) const {
+    const py::handle step = get(state, names().step);
+    if (!step) return 0;
+    const long long taken = PyLong_Check(step.ptr()) ? PyLong_AsLongLong(step.ptr()) : -1;
+    if (taken < 0) {
+      PyErr_Clear();
+      value_error({"state", index, "step"}, "expected a whole number >= 0, got " + std::string(py::repr(step)));
+    }
+    return taken;
+  }
+
+  void commit() {
+    const auto put = [](py::handle dict, py::handle key, py::handle value) {
+      if (PyDict_SetItem(dict.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
+    };
+    for (const Item& item : items_) {
+      const Settings& settings = settings_[std::size_t(item.group)];
+      const py::int_ index(item.index);
+      py::handle state = get(state_, index);
+      py::dict fresh;
+      if (!state) {
+        put(state_, index, fresh);
+        state = fresh;
+      }
+      put(state, names().step, py::int_(item.step));
+      if (item.first) {
+        for (int s = 0; s < engine_.states_of(settings); ++s) put(state, state_names_[std::size_t(s)], item.state[s]);
+      }
+      if (settings.average) put(state, names().ema, item.ema);
+    }
+  }
+
+  py::object report() const {
+    auto report = py::reinterpret_steal<py::object>(PyStructSequence_New(report_type()));
+    PyStructSequence_SetItem(report.ptr(), 0, PyLong_FromLongLong(taken_));
+    if (settings_.size() == 1) {
+      PyStructSequence_SetItem(report.ptr(), 1, PyFloat_FromDouble(engine_.lr_of(settings_[0])));
+    } else {
+      py::tuple rates(settings_.size());
+      for (std::size_t g = 0; g < settings_.size(); ++g) rates[g] = engine_.lr_of(settings_[g]);
+      PyStructSequence_SetItem(report.ptr(), 1, rates.release().ptr());
+    }
+    return report;
+  }
+
+  Engine engine_;
+  py::list groups_;
+  py::dict state_;
+  Structure structure_;
+  std::int64_t taken_;
+  std::vector<py::object> state_names_;
+  // Reused from step to step.
+  std::vector<Settings> settings_;
+  std::vector<py::handle> grads_;
+  std::vector<Item> items_;
+};
+
+// fusedstep.functional: one array of each kind, or equal-length lists of them.
+void apply(const std::string& rule, py::handle params, py::handle grads, const py::tuple& states, py::handle step,
+           const py::dict& hypers, double grad_scale) {
+  Engine engine(rule, Naming::function);
+  const bool listed = is_sequence(params);
+  const std::size_t count = listed ? py::len(params) : 1;
+  const auto pick = [&](py::handle given, const char* name, std::size_t k) {
+    if (!listed) return given;
+    if (!is_sequence(given) || py::len(given) != count) {
+      value_error({name}, "expected a list of " + std::to_string(count) + " as param is, got " +
+                              (is_sequence(given) ? std::to_string(py::len(given)) : kind_text(given)));
+    }
+    return py::handle(PySequence_Fast_GET_ITEM(given.ptr(), py::ssize_t(k)));
+  };
+  const std::vector<Settings> settings = {engine.read(hypers, 0)};
+  const auto& state_names = engine.rule().states;
+  std::vector<Item> items(count);
+  for (std::size_t k = 0; k < count; ++k) {
+    Item& item = items[k];
+    item.index = listed ? py::ssize_t(k) : -1;
+    item.param = hold(pick(params, "param", k));
+    item.grad = hold(pick(grads, "grad", k));
+    for (int s = 0; s < engine.states_of(settings[0]); ++s) {
+      const char* name = state_names[std::size_t(s)];
+      item.state[s] = hold(pick(states[std::size_t(s)], name, k));
+      if (item.state[s].is_none()) value_error({name, item.index}, "expected an array with these hyper-parameters, got None");
+    }
+    const py::handle at = is_sequence(step) ? pick(step, "step", k) : step;
+    if (!PyLong_Check(at.ptr()) || PyLong_AsLongLong(at.ptr()) < 1) {
+      PyErr_Clear();
+      value_error({"step", is_sequence(step) ? item.index : -1},
+                  "expected a whole number >= 1, got " + std::string(py::repr(at)));
+    }
+    item.step = PyLong_AsLongLong(at.ptr());
+    item.first = item.step == 1;
+  }
+  engine.run(items, settings, grad_scale);
+}
+
+}  // namespace
+
+void register_optimizer(py::module_& m) {
+  py::enum_<Structure>(m, "Structure")
+      .value("array", Structure::array)
+      .value("list", Structure::list)
+      .value("dict", Structure::dict)
+      .value("groups", Structure::groups);
+  m.attr("StepReport") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(report_type()));
+  py::class_<Optimizer>(m, "Optimizer")
+      .def(py::init<const std::string&, py::list, py::dict, Structure, std::int64_t>())
+      .def("step", &Optimizer::step)
+      .def("check", &Optimizer::check)
+      .def_property("taken", &Optimizer::taken, &Optimizer::set_taken);
+  m.def("apply", &apply);
+}
+
+}  // namespace fusedstep::bind

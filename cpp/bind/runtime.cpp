@@ -1,0 +1,44 @@
+#include <pybind11/stl.h>
+
+#include "bind/module.h"
+#include "runtime/isa.h"
+#include "runtime/registry.h"
+#include "runtime/threads.h"
+
+namespace fusedstep::bind {
+namespace py = pybind11;
+namespace {
+
+py::dict describe_rules() {
+  py::dict all;
+  for (const runtime::Rule& rule : runtime::rules()) {
+    py::dict hypers;
+    for (const Field& field : rule.fields) hypers[field.name] = field.count;
+    all[rule.name] = py::dict(py::arg("hypers") = hypers, py::arg("states") = py::cast(rule.states),
+                              py::arg("states_used") = py::cast(rule.states_used));
+  }
+  return all;
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+}  // namespace
+
+void register_runtime(py::module_& m) {
+  m.def("isa", &runtime::active_set);
+  m.def("available_isas", &runtime::available_sets);
+  m.def("set_isa", &runtime::activate_set);
+  m.def("num_threads", &runtime::num_threads);
+  m.def("set_num_threads", &runtime::set_num_threads);
+  m.def("rules", &describe_rules);
+  m.def("compiler", &compiler);
+  m.attr("version") = FUSEDSTEP_VERSION;
+}
+
+}  // namespace fusedstep::bind

@@ -1,0 +1,56 @@
+// Compiled once per instruction set, with FUSEDSTEP_SET naming it. Nothing but the table leaves its namespace.
+#include "kernels/batch_norm.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/roof.h"
+#include "kernels/step.h"
+#include "rules/list.h"
+
+#define FUSEDSTEP_STRING_(x) #x
+#define FUSEDSTEP_STRING(x) FUSEDSTEP_STRING_(x)
+
+namespace fusedstep::FUSEDSTEP_SET {
+
+template <class Rule, class T, int... V>
+constexpr void fill_variants(StepKernel* row, std::integer_sequence<int, V...>) {
+  ((row[V] = step<Rule, V, T>), ...);
+}
+
+template <class Rule>
+constexpr void fill_rule(StepKernel (*rows)[kMaxVariants]) {
+  constexpr auto variants =
+      std::make_integer_sequence<int, int(sizeof(Rule::states_used) / sizeof(Rule::states_used[0]))>();
+  fill_variants<Rule, float>(rows[int(Dtype::float32)], variants);
+  fill_variants<Rule, double>(rows[int(Dtype::float64)], variants);
+}
+
+template <class... Rule>
+constexpr void fill_rules(KernelTable& table, RuleList<Rule...>) {
+  int index = 0;
+  (fill_rule<Rule>(table.step[index++]), ...);
+}
+
+template <int... A>
+constexpr void fill_roofs(KernelTable& table, std::integer_sequence<int, A...>) {
+  ((table.roof_step[A] = roof_step<1 + A>), ...);
+}
+
+constexpr KernelTable make_table() {
+  KernelTable table = {};
+  table.name = FUSEDSTEP_STRING(FUSEDSTEP_SET);
+  fill_rules(table, Rules());
+  fill_roofs(table, std::make_integer_sequence<int, 1 + kMaxStates>());
+  table.batch_norm_planes = batch_norm_planes;
+  table.batch_norm_rows = batch_norm_rows;
+  table.batch_norm_planes_backward = batch_norm_planes_backward;
+  table.batch_norm_rows_backward = batch_norm_rows_backward;
+  table.cross_entropy = cross_entropy;
+  table.sum = sum;
+  table.roof_map = roof_map;
+  return table;
+}
+
+// Constant data: code that filled it at load time would run before anyone has asked the processor.
+extern constinit const KernelTable table;
+constinit const KernelTable table = make_table();
+
+}  // namespace fusedstep::FUSEDSTEP_SET

@@ -1,0 +1,97 @@
+// What crosses between the instruction sets and the rest: plain structs and function pointers, nothing else.
+#pragma once
+
+#include <cstdint>
+
+#include "rules/rule.h"
+
+namespace fusedstep {
+
+// Blocks sit in the first-level cache; chunks are what a thread takes. Neither depends on the number of threads.
+inline constexpr std::int64_t kBlock = 1024;
+inline constexpr std::int64_t kChunk = 16 * kBlock;
+
+inline constexpr int kMaxRules = 64;
+
+enum class Dtype { float32, float64 };
+inline constexpr int kDtypes = 2;
+
+// One tensor of a step. `state` and `ema` have the parameter's layout in memory.
+struct StepArgs {
+  void* param;
+  const void* grad;
+  void* state[kMaxStates];
+  void* ema;                 // null: no average of the parameter is kept
+  const void* coefficients;  // the rule's, for this tensor's step and dtype
+  double grad_factor;        // what the gradient is multiplied by; 1 is left out
+  double decay;              // coupled L2: decay * param is added to the gradient; 0 is left out
+  double ema_decay;
+};
+
+// Updates the elements [begin, end); begin is a multiple of kBlock.
+using StepKernel = void (*)(const StepArgs&, std::int64_t begin, std::int64_t end);
+
+// Batch norm over n samples, c channels and l contiguous positions (1 for an (N, C) array).
+struct BatchNormArgs {
+  std::int64_t n, c, l;
+  const float* x;
+  const float* weight;  // null: 1
+  const float* bias;    // null: 0
+  float* y;
+  double* mean;     // of the batch in training, else taken as given
+  double* inv_std;  // likewise
+  float* running_mean;
+  float* running_var;
+  double momentum;
+  double eps;
+  bool unbiased;
+  bool training;
+  bool stream;  // write past the cache
+};
+
+struct BatchNormBackwardArgs {
+  std::int64_t n, c, l;
+  const float* x;
+  const float* dy;
+  const float* weight;  // null: 1
+  const double* mean;
+  const double* inv_std;
+  float* dx;
+  float* dweight;
+  float* dbias;
+  bool training;  // false: mean and inv_std were constants
+  bool stream;
+};
+
+struct CrossEntropyArgs {
+  std::int64_t rows, classes;
+  const float* logits;
+  const std::int64_t* labels;
+  float* dlogits;
+  double* losses;  // one a row
+  double scale;    // of the gradient
+};
+
+// The bytes of a step with next to no arithmetic: one array is read, the others are read and written.
+struct RoofArgs {
+  const float* read;
+  float* read_write[1 + kMaxStates];
+};
+
+struct KernelTable {
+  const char* name;
+  StepKernel step[kMaxRules][kDtypes][kMaxVariants];
+  // Channels [begin, end).
+  void (*batch_norm_planes)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
+  void (*batch_norm_rows)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
+  void (*batch_norm_planes_backward)(const BatchNormBackwardArgs&, std::int64_t begin, std::int64_t end);
+  void (*batch_norm_rows_backward)(const BatchNormBackwardArgs&, std::int64_t begin, std::int64_t end);
+  // Rows [begin, end).
+  void (*cross_entropy)(const CrossEntropyArgs&, std::int64_t begin, std::int64_t end);
+  double (*sum)(const double* x, std::int64_t n);
+  // [k]: 1 + k arrays are read and written; elements [begin, end).
+  void (*roof_step[1 + kMaxStates])(const RoofArgs&, std::int64_t begin, std::int64_t end);
+  void (*roof_map)(const float* a, const float* b, float* out, bool stream, std::int64_t begin, std::int64_t end);
+};
+
+}  // namespace fusedstep

@@ -1,0 +1,148 @@
+// Sixteen lanes, whatever the processor: the compiler splits them into its own vectors, and every set adds in the same
+// order. Functions here are inlined always, so a vector never crosses a call.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define FUSEDSTEP_INLINE inline __attribute__((always_inline))
+#define FUSEDSTEP_LAMBDA __attribute__((always_inline))
+
+namespace fusedstep::FUSEDSTEP_SET {
+
+inline constexpr int kLanes = 16;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef std::int32_t Ints __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
+typedef std::int64_t Longs __attribute__((vector_size(64)));
+
+FUSEDSTEP_INLINE Floats load(const float* p) {
+  Floats v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// The first n lanes; zeros behind them.
+FUSEDSTEP_INLINE Floats load(const float* p, std::int64_t n) {
+  if (n >= kLanes) return load(p);
+  Floats v = {};
+  for (std::int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+
+FUSEDSTEP_INLINE void store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
+
+FUSEDSTEP_INLINE void store(float* p, Floats v, std::int64_t n) {
+  if (n >= kLanes) return store(p, v);
+  for (std::int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+
+// Past the cache; p must be a multiple of 64.
+FUSEDSTEP_INLINE void stream(float* p, Floats v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX__)
+  __m256 part[2];
+  __builtin_memcpy(part, &v, sizeof v);
+  _mm256_stream_ps(p, part[0]);
+  _mm256_stream_ps(p + 8, part[1]);
+#elif defined(__SSE2__)
+  __m128 part[4];
+  __builtin_memcpy(part, &v, sizeof v);
+  for (int i = 0; i < 4; ++i) _mm_stream_ps(p + 4 * i, part[i]);
+#else
+  store(p, v);
+#endif
+}
+
+// Streamed stores are weakly ordered: fence before another thread may look.
+FUSEDSTEP_INLINE void end_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+FUSEDSTEP_INLINE Doubles low(Floats v) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), Doubles);
+}
+FUSEDSTEP_INLINE Doubles high(Floats v) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), Doubles);
+}
+
+// Sixteen floats as doubles.
+struct Wide {
+  Doubles low, high;
+};
+
+FUSEDSTEP_INLINE Wide widen(Floats v) {
+  return {__builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), Doubles),
+          __builtin_convertvector(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), Doubles)};
+}
+FUSEDSTEP_INLINE Wide operator*(Wide a, Wide b) { return {a.low * b.low, a.high * b.high}; }
+FUSEDSTEP_INLINE Wide operator-(Wide a, double b) { return {a.low - b, a.high - b}; }
+FUSEDSTEP_INLINE void operator+=(Wide& a, Wide b) {
+  a.low += b.low;
+  a.high += b.high;
+}
+
+// The first n lanes; zeros behind them.
+FUSEDSTEP_INLINE Wide first(Wide v, std::int64_t n) {
+  if (n >= kLanes) return v;
+  const Longs index = {0, 1, 2, 3, 4, 5, 6, 7};
+  return {(Doubles)((Longs)v.low & (index < n)), (Doubles)((Longs)v.high & (index + 8 < n))};
+}
+
+// A sum of doubles in 32 lanes: value i goes to lane i mod 32; the lanes meet in a fixed tree.
+struct LaneSum {
+  Wide half[2] = {};
+
+  FUSEDSTEP_INLINE double total() const {
+    const Doubles d = (half[0].low + half[1].low) + (half[0].high + half[1].high);
+    return ((d[0] + d[4]) + (d[2] + d[6])) + ((d[1] + d[5]) + (d[3] + d[7]));
+  }
+};
+
+// Calls f(offset, lanes) for every 16 of l elements, the last time with fewer lanes.
+template <class F>
+FUSEDSTEP_INLINE void each_lanes(std::int64_t l, F f) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= l; i += kLanes) f(i, kLanes);
+  if (i < l) f(i, l - i);
+}
+
+// The same with the half of the lane sum that these lanes belong to: f(offset, lanes, half).
+template <class F>
+FUSEDSTEP_INLINE void each_half(std::int64_t l, F f) {
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= l; i += 2 * kLanes) {
+    f(i, kLanes, 0);
+    f(i + kLanes, kLanes, 1);
+  }
+  if (i < l) f(i, l - i < kLanes ? l - i : kLanes, 0);
+  if (i + kLanes < l) f(i + kLanes, l - i - kLanes, 1);
+}
+
+// out[i] = f(i, lanes) for l elements. Streamed, the first few go the usual way, up to a whole cache line.
+template <class F>
+FUSEDSTEP_INLINE void write_lanes(float* out, std::int64_t l, bool streamed, F f) {
+  std::int64_t i = 0;
+  if (streamed) {
+    const std::int64_t misaligned = std::int64_t(reinterpret_cast<std::uintptr_t>(out) % 64) / 4;
+    const std::int64_t head = misaligned == 0 ? 0 : kLanes - misaligned;
+    if (head > 0 && head <= l) {
+      store(out, f(0, head), head);
+      i = head;
+    }
+    if (head <= l) {
+      for (; i + kLanes <= l; i += kLanes) stream(out + i, f(i, kLanes));
+    }
+  }
+  for (; i + kLanes <= l; i += kLanes) store(out + i, f(i, kLanes));
+  if (i < l) store(out + i, f(i, l - i), l - i);
+}
+
+}  // namespace fusedstep::FUSEDSTEP_SET

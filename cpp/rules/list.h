@@ -1,0 +1,12 @@
+// The one list of rules. Everything else (kernels, bindings, benches, tests) follows from it.
+#pragma once
+
+#include "rules/adam.h"
+#include "rules/adamw.h"
+#include "rules/sgd.h"
+
+namespace fusedstep::FUSEDSTEP_SET {
+
+using Rules = RuleList<Sgd, Adam, AdamW>;
+
+}  // namespace fusedstep::FUSEDSTEP_SET

@@ -1,0 +1,45 @@
+// How many threads, and the one parallel region that everything runs in.
+#pragma once
+
+#include <cstdint>
+
+namespace fusedstep::runtime {
+
+// FUSEDSTEP_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use. Throws
+// std::invalid_argument for a FUSEDSTEP_NUM_THREADS that is no positive number.
+int num_threads();
+void set_num_threads(int threads);
+
+// OpenMP's threads outlive no fork, and a region that waits for them hangs. Whether any library of the process has
+// started them cannot be asked, so from this call on every forked child computes on one thread.
+void watch_forks();
+
+// Calls body(begin, end) on contiguous parts of [0, items), one a thread, and waits for all. The parts depend on the
+// number of threads; what is computed must not.
+template <class Body>
+void parallel_for(std::int64_t items, int threads, const Body& body);
+
+void parallel_region(int threads, void (*body)(const void* context, int thread, int threads), const void* context);
+
+template <class Body>
+void parallel_for(std::int64_t items, int threads, const Body& body) {
+  if (threads > items) threads = int(items);
+  if (threads <= 1) {
+    if (items > 0) body(0, items);
+    return;
+  }
+  struct Context {
+    const Body& body;
+    std::int64_t items;
+  };
+  const Context context = {body, items};
+  parallel_region(
+      threads,
+      [](const void* opaque, int thread, int team) {
+        const auto& c = *static_cast<const Context*>(opaque);
+        c.body(c.items * thread / team, c.items * (thread + 1) / team);
+      },
+      &context);
+}
+
+}  // namespace fusedstep::runtime

@@ -1,0 +1,89 @@
+"""Adam, with L2 regularization coupled to the gradient."""
+
+from math import sqrt
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer
+from fusedstep.reference.power import integer_power
+
+
+class Adam(Optimizer):
+    r"""Adam, with L2 regularization coupled to the gradient.
+
+    .. code-block:: text
+
+        g ← g + weight_decay · p
+        m ← β1 · m + (1 − β1) · g
+        v ← β2 · v + (1 − β2) · g²
+        p ← p − lr · m̂ / (√v̂ + eps),    m̂ = m / (1 − β1ᵗ),  v̂ = v / (1 − β2ᵗ)
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
+        eps: Added to the root, outside the bias correction; finite, >= 0.
+        weight_decay: Coupled L2: added to the gradient; finite, >= 0.
+        maximize: Climbs instead of descending.
+        ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter; in [0, 1).
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.Adam(p, lr=0.1)
+        >>> report = opt.step(p.copy())
+        >>> print(p.round(4), report.lr)
+        [ 0.9 -1.9] 0.1
+
+    Reference:
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
+    """
+
+    rule: ClassVar[str] = "adam"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        ema_decay: float | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "maximize": maximize,
+                "ema_decay": ema_decay,
+            },
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        beta1, beta2 = h.betas
+        return {
+            "beta1": beta1,
+            "rest1": 1.0 - beta1,
+            "beta2": beta2,
+            "rest2": 1.0 - beta2,
+            "step_size": h.lr / (1.0 - integer_power(beta1, step)),
+            "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
+            "eps": h.eps,
+        }
+
+    @staticmethod
+    def update(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> None:
+        exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
+        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+        p[...] = p - c.step_size * (exp_avg / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps))

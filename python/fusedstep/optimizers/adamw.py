@@ -1,0 +1,77 @@
+"""Adam with decoupled weight decay."""
+
+from typing import Any, ClassVar
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer
+from fusedstep.optimizers.adam import Adam
+
+
+class AdamW(Optimizer):
+    r"""Adam with decoupled weight decay.
+
+    .. code-block:: text
+
+        p ← (1 − lr · weight_decay) · p
+        m ← β1 · m + (1 − β1) · g
+        v ← β2 · v + (1 − β2) · g²
+        p ← p − lr · m̂ / (√v̂ + eps),    m̂ = m / (1 − β1ᵗ),  v̂ = v / (1 − β2ᵗ)
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
+        eps: Added to the root, outside the bias correction; finite, >= 0.
+        weight_decay: What the parameter shrinks by per step and unit of lr; finite, >= 0.
+        maximize: Climbs instead of descending.
+        ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter; in [0, 1).
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> params = {"w": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
+        >>> opt = fs.AdamW(params, lr=0.1, weight_decay=0.0)
+        >>> report = opt.step({"w": np.full((2, 2), 3.0, np.float32), "b": None})
+        >>> print(params["w"][0].round(4), params["b"], report.step)
+        [0.9 0.9] [0. 0.] 1
+
+    Reference:
+        Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, algorithm 2, where the paper's
+        schedule multiplier is folded into lr, as PyTorch does.
+    """
+
+    rule: ClassVar[str] = "adamw"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+        ema_decay: float | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "maximize": maximize,
+                "ema_decay": ema_decay,
+            },
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        return {**Adam.coefficients(h, step, first), "keep": 1.0 - h.lr * h.weight_decay}
+
+    @staticmethod
+    def update(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> None:
+        p[...] = c.keep * p
+        Adam.update(h, c, g, p, exp_avg, exp_avg_sq)

@@ -1,0 +1,84 @@
+"""Which instruction set computes, and on how many threads. Neither changes a bit of any result.
+
+Examples:
+    >>> import fusedstep as fs
+    >>> with fs.runtime.use_isa("numpy"), fs.runtime.threads(1):
+    ...     print(fs.runtime.isa(), fs.runtime.num_threads())
+    numpy 1
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fusedstep import _core
+
+__all__ = ["available_isas", "isa", "num_threads", "set_isa", "set_num_threads", "threads", "use_isa"]
+
+
+def isa() -> str:
+    """The instruction set in use.
+
+    At first use it is the one that the environment variable `FUSEDSTEP_ISA` names, else the widest of this processor.
+
+    Raises:
+        ValueError: `FUSEDSTEP_ISA` names a set that is unknown or that this processor lacks.
+    """
+    return _core.isa()
+
+
+def available_isas() -> list[str]:
+    """The instruction sets of this processor, widest last; `"numpy"`, the reference, is always the first."""
+    return _core.available_isas()
+
+
+def set_isa(name: str) -> None:
+    """Computes with the instruction set `name` from now on, in the whole process.
+
+    Raises:
+        ValueError: The name is unknown, or this processor lacks the set; the message lists the valid ones.
+    """
+    _core.set_isa(name)
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Computes with the instruction set `name` inside a `with` block, in the whole process."""
+    before = isa()
+    set_isa(name)
+    try:
+        yield
+    finally:
+        set_isa(before)
+
+
+def num_threads() -> int:
+    """The number of threads that large work is shared out over.
+
+    At first use it is `FUSEDSTEP_NUM_THREADS`, else `OMP_NUM_THREADS`, else the processors that this process may use.
+    In a process forked from one that had loaded fusedstep it is 1: OpenMP's threads do not survive a fork.
+
+    Raises:
+        ValueError: `FUSEDSTEP_NUM_THREADS` is not a positive number.
+    """
+    return _core.num_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Sets the number of threads, in the whole process.
+
+    Raises:
+        ValueError: `threads` is less than 1.
+        RuntimeError: More than one, in a forked process.
+    """
+    _core.set_num_threads(threads)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Computes on `number` threads inside a `with` block, in the whole process."""
+    before = num_threads()
+    set_num_threads(number)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
