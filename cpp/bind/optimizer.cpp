@@ -214,8 +214,8 @@ class Optimizer {
       const Settings& settings = settings_[std::size_t(item.group)];
       const py::int_ index(item.index);
       py::handle state = get(state_, index);
-      py::dict fresh;
       if (!state) {
+        const py::dict fresh;
         put(state_, index, fresh);
         state = fresh;
       }

@@ -26,7 +26,7 @@ inline void cross_entropy(const CrossEntropyArgs& a, std::int64_t begin, std::in
     for (; j < classes; ++j) max = z[j] > max ? z[j] : max;
 
     // dz may be z: the label's logit is read before it is overwritten.
-    const double label_logit = double(z[label] - max);
+    const double label_logit = double(z[label]) - double(max);
     LaneSum sum;
     each_half(classes, [&](std::int64_t i, std::int64_t n, int half) FUSEDSTEP_LAMBDA {
       const Floats e = exponential(load(z + i, n) - max);

@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with FUSEDSTEP_SET naming it. Nothing but the table leaves its namespace.
-#include "kernels/batch_norm.h"
+#include "kernels/batch_norm_planes.h"
+#include "kernels/batch_norm_rows.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/roof.h"
 #include "kernels/step.h"
@@ -40,9 +41,13 @@ constexpr KernelTable make_table() {
   fill_rules(table, Rules());
   fill_roofs(table, std::make_integer_sequence<int, 1 + kMaxStates>());
   table.batch_norm_planes = batch_norm_planes;
-  table.batch_norm_rows = batch_norm_rows;
   table.batch_norm_planes_backward = batch_norm_planes_backward;
-  table.batch_norm_rows_backward = batch_norm_rows_backward;
+  table.batch_norm_rows_moments = batch_norm_rows_moments;
+  table.batch_norm_rows_statistics = batch_norm_rows_statistics;
+  table.batch_norm_rows_apply = batch_norm_rows_apply;
+  table.batch_norm_rows_sums = batch_norm_rows_sums;
+  table.batch_norm_rows_total = batch_norm_rows_total;
+  table.batch_norm_rows_gradient = batch_norm_rows_gradient;
   table.cross_entropy = cross_entropy;
   table.sum = sum;
   table.roof_map = roof_map;

@@ -9,7 +9,10 @@ namespace fusedstep {
 
 // Blocks sit in the first-level cache; chunks are what a thread takes. Neither depends on the number of threads.
 inline constexpr std::int64_t kBlock = 1024;
-inline constexpr std::int64_t kChunk = 16 * kBlock;
+inline constexpr std::int64_t kChunk = 8 * kBlock;
+
+// Rows of an (N, C) array whose statistics are taken together.
+inline constexpr std::int64_t kStatsRows = 128;
 
 inline constexpr int kMaxRules = 64;
 
@@ -83,9 +86,16 @@ struct KernelTable {
   StepKernel step[kMaxRules][kDtypes][kMaxVariants];
   // Channels [begin, end).
   void (*batch_norm_planes)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
-  void (*batch_norm_rows)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
   void (*batch_norm_planes_backward)(const BatchNormBackwardArgs&, std::int64_t begin, std::int64_t end);
-  void (*batch_norm_rows_backward)(const BatchNormBackwardArgs&, std::int64_t begin, std::int64_t end);
+  // (N, C) in three parts: blocks [begin, end) of kStatsRows rows into the workspace (2 * c zeroed doubles a block), the
+  // blocks together, rows [begin, end).
+  void (*batch_norm_rows_moments)(const BatchNormArgs&, double* workspace, std::int64_t begin, std::int64_t end);
+  void (*batch_norm_rows_statistics)(const BatchNormArgs&, double* workspace);
+  void (*batch_norm_rows_apply)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
+  void (*batch_norm_rows_sums)(const BatchNormBackwardArgs&, double* workspace, std::int64_t begin, std::int64_t end);
+  void (*batch_norm_rows_total)(const BatchNormBackwardArgs&, double* workspace);
+  void (*batch_norm_rows_gradient)(const BatchNormBackwardArgs&, const double* workspace, std::int64_t begin,
+                                   std::int64_t end);
   // Rows [begin, end).
   void (*cross_entropy)(const CrossEntropyArgs&, std::int64_t begin, std::int64_t end);
   double (*sum)(const double* x, std::int64_t n);

@@ -1,6 +1,7 @@
 #include "runtime/layers.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "runtime/threads.h"
 
@@ -10,34 +11,53 @@ namespace {
 constexpr std::int64_t kSerialElements = 16 * 1024;
 // An output beyond this is read again from memory anyway; streamed, it is not read before it is written.
 constexpr std::int64_t kStreamElements = 1024 * 1024;
-// Rows: channels that share a cache line stay with one thread.
-constexpr std::int64_t kStripe = 32;
-
 int threads_for(std::int64_t elements) { return elements < kSerialElements ? 1 : num_threads(); }
 
-template <class Args>
-void over_channels(void (*planes)(const Args&, std::int64_t, std::int64_t),
-                   void (*rows)(const Args&, std::int64_t, std::int64_t), const Args& args, bool is_planes) {
-  const int threads = threads_for(args.n * args.c * args.l);
-  if (is_planes) {
-    parallel_for(args.c, threads, [&](std::int64_t begin, std::int64_t end) { planes(args, begin, end); });
-  } else {
-    parallel_for((args.c + kStripe - 1) / kStripe, threads, [&](std::int64_t begin, std::int64_t end) {
-      rows(args, begin * kStripe, std::min(end * kStripe, args.c));
-    });
-  }
-}
+bool streams(std::int64_t elements) { return elements >= kStreamElements; }
+
+std::int64_t stats_blocks(std::int64_t rows) { return (rows + kStatsRows - 1) / kStatsRows; }
 
 }  // namespace
 
 void batch_norm(const KernelTable& table, BatchNormArgs args, bool planes) {
-  args.stream = args.n * args.c * args.l >= kStreamElements;
-  over_channels(table.batch_norm_planes, table.batch_norm_rows, args, planes);
+  const std::int64_t elements = args.n * args.c * args.l;
+  const int threads = threads_for(elements);
+  args.stream = streams(elements);
+  if (planes) {
+    parallel_for(args.c, threads,
+                 [&](std::int64_t begin, std::int64_t end) { table.batch_norm_planes(args, begin, end); });
+    return;
+  }
+  if (args.training) {
+    const std::int64_t blocks = stats_blocks(args.n);
+    std::vector<double> workspace(static_cast<std::size_t>(2 * args.c * blocks));
+    parallel_for(blocks, threads, [&](std::int64_t begin, std::int64_t end) {
+      table.batch_norm_rows_moments(args, workspace.data(), begin, end);
+    });
+    table.batch_norm_rows_statistics(args, workspace.data());
+  }
+  parallel_for(args.n, threads,
+               [&](std::int64_t begin, std::int64_t end) { table.batch_norm_rows_apply(args, begin, end); });
 }
 
 void batch_norm_backward(const KernelTable& table, BatchNormBackwardArgs args, bool planes) {
-  args.stream = args.n * args.c * args.l >= kStreamElements;
-  over_channels(table.batch_norm_planes_backward, table.batch_norm_rows_backward, args, planes);
+  const std::int64_t elements = args.n * args.c * args.l;
+  const int threads = threads_for(elements);
+  args.stream = streams(elements);
+  if (planes) {
+    parallel_for(args.c, threads,
+                 [&](std::int64_t begin, std::int64_t end) { table.batch_norm_planes_backward(args, begin, end); });
+    return;
+  }
+  const std::int64_t blocks = stats_blocks(args.n);
+  std::vector<double> workspace(static_cast<std::size_t>(2 * args.c * blocks));
+  parallel_for(blocks, threads, [&](std::int64_t begin, std::int64_t end) {
+    table.batch_norm_rows_sums(args, workspace.data(), begin, end);
+  });
+  table.batch_norm_rows_total(args, workspace.data());
+  parallel_for(args.n, threads, [&](std::int64_t begin, std::int64_t end) {
+    table.batch_norm_rows_gradient(args, workspace.data(), begin, end);
+  });
 }
 
 double cross_entropy(const KernelTable& table, CrossEntropyArgs args) {
@@ -53,7 +73,7 @@ void roof_step(const KernelTable& table, const RoofArgs& args, int arrays, std::
 }
 
 void roof_map(const KernelTable& table, const float* a, const float* b, float* out, std::int64_t n) {
-  const bool streamed = n >= kStreamElements;
+  const bool streamed = streams(n);
   parallel_for((n + kChunk - 1) / kChunk, num_threads(), [&](std::int64_t begin, std::int64_t end) {
     table.roof_map(a, b, out, streamed, begin * kChunk, std::min(end * kChunk, n));
   });

@@ -12,7 +12,7 @@ from fusedstep.reference.sums import lane_sum, plane_sum
 Array = NDArray[Any]
 
 STATS_BLOCK = 8192  # elements of one channel, for (N, C, L)
-STATS_ROWS = 256  # rows, for (N, C)
+STATS_ROWS = 128  # rows, for (N, C)
 
 
 def batch_norm(
@@ -65,7 +65,7 @@ def batch_norm_backward(
         count = float(x.size // x.shape[1])
         d = centred(x, mean)
         sum_dy = channel_sum(dy)
-        sum_dy_d = channel_sum(dy.astype(np.float64) * d)
+        sum_dy_d = channel_sum(dy.astype(np.float64) * (x.astype(np.float64) - per_channel(mean, x)))
         dbias[:] = sum_dy
         dweight[:] = inv_std * sum_dy_d
         scale = (inv_std * (1.0 if weight is None else weight.astype(np.float64))).astype(np.float32)
@@ -82,7 +82,7 @@ def cross_entropy(logits: Array, labels: Array, dlogits: Array) -> float:
     rows = np.arange(len(labels))
     with np.errstate(all="ignore"):
         top = np.fmax.reduce(logits, axis=1, initial=-np.inf)[:, None]
-        label_logit = (logits[rows, labels] - top[:, 0]).astype(np.float64)
+        label_logit = logits[rows, labels].astype(np.float64) - top[:, 0]
         e = exponential(logits - top)
         total = lane_sum(e)
         # The largest logit adds 1; less is NaN.
@@ -108,7 +108,10 @@ def centred(x: Array, mean: Array) -> Array:
 def channel_sum(values: Array) -> Array:
     """Sums all axes but 1, in double."""
     if values.ndim == 2:
-        return row_sum(values)
+        total = np.zeros(values.shape[1])
+        for block in blocks(values):
+            total += row_sum(block)
+        return total
     return plane_sum(values.reshape(*values.shape[:2], -1))
 
 
@@ -144,7 +147,7 @@ def merge(a: tuple[float, Array, Array], b: tuple[float, Array, Array]) -> tuple
 
 
 def blocks(x: Array) -> Iterator[Array]:
-    """What one block of statistics covers: 256 rows; whole planes up to 8,192 values; or a part of one plane."""
+    """What one block of statistics covers: 128 rows; whole planes up to 8,192 values; or a part of one plane."""
     if x.ndim == 2:
         for start in range(0, len(x), STATS_ROWS):
             yield x[start : start + STATS_ROWS]

@@ -6,9 +6,11 @@ from decimal import Decimal, localcontext
 def integer_power(base: float, n: int) -> float:
     """base^n for 0 <= base <= 1, to 50 digits and then rounded once.
 
-    The C library's pow() differs in the last bit between processors.
+    The C library's pow() differs in the last bit between processors. A power below e^-50, which 1 - base^n does not
+    see, is given as 0.
     """
+    if n * (1.0 - base) > 50.0:
+        return 0.0
     with localcontext() as context:
         context.prec = 50
-        context.Emin = -999999999
         return float(Decimal(base) ** n)
