@@ -36,6 +36,7 @@ void register_runtime(py::module_& m) {
   m.def("set_isa", &runtime::activate_set);
   m.def("num_threads", &runtime::num_threads);
   m.def("set_num_threads", &runtime::set_num_threads);
+  m.def("force_parallel", &runtime::force_parallel);
   m.def("rules", &describe_rules);
   m.def("compiler", &compiler);
   m.attr("version") = FUSEDSTEP_VERSION;

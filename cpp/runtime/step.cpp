@@ -7,8 +7,6 @@
 namespace fusedstep::runtime {
 namespace {
 
-// Below this a parallel region costs more than it saves (about a microsecond on two threads).
-constexpr std::int64_t kSerialBytes = 256 * 1024;
 // What a chunk costs beside its elements, in elements.
 constexpr std::int64_t kChunkOverhead = 128;
 
@@ -23,7 +21,7 @@ struct Chunk {
 void run_step(const std::vector<StepTensor>& tensors) {
   std::int64_t bytes = 0;
   for (const StepTensor& t : tensors) bytes += t.size * t.bytes_per_element;
-  const int threads = bytes < kSerialBytes ? 1 : num_threads();
+  const int threads = threads_for(bytes);
   if (threads == 1) {
     for (const StepTensor& t : tensors) {
       for (std::int64_t at = 0; at < t.size; at += kChunk) t.kernel(t.args, at, std::min(at + kChunk, t.size));
@@ -40,7 +38,7 @@ void run_step(const std::vector<StepTensor>& tensors) {
     }
   }
   // Equal shares of cost, contiguous: a thread meets the same memory in every step.
-  parallel_for(threads, threads, [&](std::int64_t first, std::int64_t last) {
+  parallel_for(threads, threads, bytes, [&](std::int64_t first, std::int64_t last) {
     const auto starts_before = [](const Chunk& chunk, std::int64_t limit) { return chunk.cost_before < limit; };
     auto chunk = std::lower_bound(chunks.begin(), chunks.end(), cost * first / threads, starts_before);
     const auto stop = std::lower_bound(chunk, chunks.end(), cost * last / threads, starts_before);

@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -14,6 +15,31 @@ namespace {
 
 std::atomic<int> chosen{0};
 std::atomic<bool> forked{false};
+std::atomic<bool> forced{false};
+
+// Below this even a team that waits, spinning, costs more than it saves (about a microsecond on two threads).
+constexpr std::int64_t kSerialBytes = 256 * 1024;
+
+// What regions have been worth, in seconds. Threads of the caller's may race here: at worst a guess is off.
+std::atomic<double> debt{0.0};                 // help still to be forgone
+std::atomic<double> seconds_per_byte{5e-11};   // of one thread, as last measured
+std::atomic<int> failures{0};                  // in a row
+constexpr int kMaxDoublings = 6;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void learn(int team, std::int64_t bytes, double own, double wait) {
+  const double saved = own * (team - 1);
+  seconds_per_byte = own * team / double(bytes);
+  if (wait <= saved + 5e-6) {
+    failures = 0;
+    return;
+  }
+  debt = wait * double(1 << failures);
+  if (failures < kMaxDoublings) ++failures;
+}
 
 int usable_processors() {
   cpu_set_t set;
@@ -66,13 +92,32 @@ void watch_forks() {
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
 }
 
-void parallel_region(int threads, void (*body)(const void*, int, int), const void* context) {
-  if (forked) {
-    body(context, 0, 1);
-    return;
-  }
+void force_parallel(bool force) { forced = force; }
+
+int threads_for(std::int64_t bytes) {
+  const int threads = num_threads();
+  if (forced || threads == 1) return threads;
+  if (bytes < kSerialBytes) return 1;
+  const double owed = debt;
+  if (owed <= 0.0) return threads;
+  debt = owed - double(bytes) * seconds_per_byte * (1.0 - 1.0 / threads);
+  return 1;
+}
+
+void parallel_region(int threads, std::int64_t bytes, void (*body)(const void*, int, int), const void* context) {
+  if (forked) return body(context, 0, 1);
+  const double start = now();
+  double own_end = start;
+  int team = 1;
 #pragma omp parallel num_threads(threads)
-  body(context, omp_get_thread_num(), omp_get_num_threads());
+  {
+    body(context, omp_get_thread_num(), omp_get_num_threads());
+    if (omp_get_thread_num() == 0) {
+      own_end = now();
+      team = omp_get_num_threads();
+    }
+  }
+  if (team > 1 && bytes > 0) learn(team, bytes, own_end - start, now() - own_end);
 }
 
 }  // namespace fusedstep::runtime

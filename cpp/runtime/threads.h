@@ -14,18 +14,28 @@ void set_num_threads(int threads);
 // started them cannot be asked, so from this call on every forked child computes on one thread.
 void watch_forks();
 
+// What a region is expected to be worth. It ends when its last thread does, and where others keep the processors busy
+// (OpenBLAS's threads spin for a while after every product) one thread may not run for milliseconds. So regions are
+// watched: after a wait that cost more than the help was worth, work stays on the calling thread until the help that it
+// forgoes adds up to that loss, longer each time it happens again.
+//
+// Forced, every region is parallel, however small: for tests and for benches of a given number of threads.
+void force_parallel(bool forced);
+
+// The threads to use for work that moves so many bytes.
+int threads_for(std::int64_t bytes);
+
+// Runs body(context, thread, threads) on each thread of a team.
+void parallel_region(int threads, std::int64_t bytes, void (*body)(const void* context, int thread, int team),
+                     const void* context);
+
 // Calls body(begin, end) on contiguous parts of [0, items), one a thread, and waits for all. The parts depend on the
 // number of threads; what is computed must not.
 template <class Body>
-void parallel_for(std::int64_t items, int threads, const Body& body);
-
-void parallel_region(int threads, void (*body)(const void* context, int thread, int threads), const void* context);
-
-template <class Body>
-void parallel_for(std::int64_t items, int threads, const Body& body) {
+void parallel_for(std::int64_t items, int threads, std::int64_t bytes, const Body& body) {
   if (threads > items) threads = int(items);
   if (threads <= 1) {
-    if (items > 0) body(0, items);
+    if (items > 0) body(std::int64_t{0}, items);
     return;
   }
   struct Context {
@@ -34,7 +44,7 @@ void parallel_for(std::int64_t items, int threads, const Body& body) {
   };
   const Context context = {body, items};
   parallel_region(
-      threads,
+      threads, bytes,
       [](const void* opaque, int thread, int team) {
         const auto& c = *static_cast<const Context*>(opaque);
         c.body(c.items * thread / team, c.items * (thread + 1) / team);

@@ -179,7 +179,7 @@ class Optimizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._structure = Structure[state["_structure"]]
+        self._structure = getattr(Structure, state["_structure"])
         self._native = self._make_native(state["_native"])
 
     def __repr__(self) -> str:

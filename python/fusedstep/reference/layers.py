@@ -1,4 +1,7 @@
-"""Batch norm and softmax cross-entropy. Results are written into the arrays that the caller gives."""
+"""Batch norm and softmax cross-entropy. Results are written into the arrays that the caller gives.
+
+The native kernels take float32; batch norm here takes float64 too, for gradient checks.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -44,7 +47,7 @@ def batch_norm(
             assert running_var is not None
             mean[:] = running_mean
             inv_std[:] = 1.0 / np.sqrt(running_var.astype(np.float64) + eps)
-        scale = (inv_std * (1.0 if weight is None else weight.astype(np.float64))).astype(np.float32)
+        scale = (inv_std * (1.0 if weight is None else weight.astype(np.float64))).astype(x.dtype)
         shift = np.zeros_like(scale) if bias is None else bias
         y[...] = centred(x, mean) * per_channel(scale, x) + per_channel(shift, x)
 
@@ -68,10 +71,10 @@ def batch_norm_backward(
         sum_dy_d = channel_sum(dy.astype(np.float64) * (x.astype(np.float64) - per_channel(mean, x)))
         dbias[:] = sum_dy
         dweight[:] = inv_std * sum_dy_d
-        scale = (inv_std * (1.0 if weight is None else weight.astype(np.float64))).astype(np.float32)
+        scale = (inv_std * (1.0 if weight is None else weight.astype(np.float64))).astype(x.dtype)
         if training:
-            offset = (sum_dy / count).astype(np.float32)
-            slope = ((inv_std * inv_std) * (sum_dy_d / count)).astype(np.float32)
+            offset = (sum_dy / count).astype(x.dtype)
+            slope = ((inv_std * inv_std) * (sum_dy_d / count)).astype(x.dtype)
             dx[...] = per_channel(scale, x) * ((dy - per_channel(offset, x)) - per_channel(slope, x) * d)
         else:
             dx[...] = per_channel(scale, x) * dy
@@ -99,9 +102,9 @@ def per_channel(values: Array, x: Array) -> Array:
 
 
 def centred(x: Array, mean: Array) -> Array:
-    """x − mean to the last bit of float32, also where the mean dwarfs the deviation: the mean in two floats."""
-    high = mean.astype(np.float32)
-    rest = (mean - high.astype(np.float64)).astype(np.float32)
+    """x − mean to the last bit of x's dtype, also where the mean dwarfs the deviation: the mean in two parts."""
+    high = mean.astype(x.dtype)
+    rest = (mean - high.astype(np.float64)).astype(x.dtype)
     return (x - per_channel(high, x)) - per_channel(rest, x)
 
 

@@ -1,0 +1,8 @@
+"""`python -m fusedstep` is the command `fusedstep`."""
+
+import sys
+
+from fusedstep.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""How a figure is made: the sides take turns in one process, after their results have been compared.
+
+A machine's speed drifts, so one side is never measured before the other: every round runs each side once, in a rotating
+order, and the medians of the rounds are compared.
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+#: A sample shorter than this is made of several calls.
+SAMPLE_SECONDS = 2e-3
+
+
+@dataclass
+class Subject:
+    """Something to measure.
+
+    Attributes:
+        name: What it is called on the command line.
+        ours: What is measured; the first side.
+        others: Peers and the roof, by name.
+        check: Raises if the sides do not compute the same thing; run before any timing.
+        goal: What the ratio to a side should be at least, by name.
+    """
+
+    name: str
+    ours: Callable[[], Any]
+    others: dict[str, Callable[[], Any]]
+    check: Callable[[], None]
+    goal: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds per call over the rounds."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+
+
+def measure(subject: Subject, rounds: int, seconds: float) -> dict[str, Timing]:
+    """Times all sides of a subject: `rounds` rounds, or as many (at least five) as fit into `seconds`."""
+    subject.check()
+    sides = {"fusedstep": subject.ours, **subject.others}
+    calls = {name: _calls_per_sample(run) for name, run in sides.items()}
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = perf_counter()
+        for taken in range(rounds):
+            if taken >= 5 and perf_counter() - start > seconds:
+                break
+            for name in order:
+                samples[name].append(_sample(sides[name], calls[name]))
+            order.append(order.pop(0))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _timing(values) for name, values in samples.items()}
+
+
+def report(subject: Subject, timings: dict[str, Timing]) -> dict[str, Any]:
+    """One subject's figures, ready for JSON. A ratio is the other side's median over ours."""
+    ours = timings["fusedstep"].median
+    return {
+        "subject": subject.name,
+        "us": {
+            name: {"median": t.median, "quartiles": [t.lower_quartile, t.upper_quartile]} for name, t in timings.items()
+        },
+        "ratio": {name: timings[name].median / ours for name in subject.others},
+        "goal": subject.goal,
+    }
+
+
+def _calls_per_sample(run: Callable[[], Any]) -> int:
+    run()
+    calls = 1
+    while _sample(run, calls) * calls < SAMPLE_SECONDS * 1e6 and calls < 1 << 20:
+        calls *= 2
+    return calls
+
+
+def _sample(run: Callable[[], Any], calls: int) -> float:
+    # One call untimed: after the other side's turn the caches and the threads are its.
+    run()
+    start = perf_counter()
+    for _ in range(calls):
+        run()
+    return (perf_counter() - start) / calls * 1e6
+
+
+def _timing(samples: list[float]) -> Timing:
+    lower, median, upper = np.quantile(samples, [0.25, 0.5, 0.75])
+    return Timing(float(median), float(lower), float(upper))

@@ -1,0 +1,30 @@
+"""The command line: `fusedstep info | train | bench`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fusedstep import _core
+from fusedstep.cli import bench, info, train
+from fusedstep.cli.common import MissingExtraError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; gives the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="fusedstep", description="Optimizer steps and batch normalization on the CPU, as fast as the memory allows."
+    )
+    parser.add_argument("--version", action="version", version=f"fusedstep {_core.version}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (info, train, bench):
+        command.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (MissingExtraError, ValueError, OSError) as error:
+        print(f"fusedstep {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"fusedstep {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return status

@@ -1,0 +1,78 @@
+"""`fusedstep info`: what this installation is and what it runs on."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusedstep import _core, runtime
+
+#: What each extra lets one import.
+EXTRAS = {
+    "checkpoint": ("safetensors",),
+    "train": ("sklearn", "matplotlib", "rich", "safetensors"),
+    "bench": ("rich", "torch"),
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser("info", help="version, processor, instruction sets, threads")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints what collect gives."""
+    facts = collect()
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    sets = ", ".join(f"{name} (active)" if name == facts["isa"] else name for name in facts["available_isas"])
+    extras = ", ".join(f"{name} ({'installed' if there else 'missing'})" for name, there in facts["extras"].items())
+    for label, value in (
+        ("fusedstep", facts["version"]),
+        ("processor", f"{facts['processor']} ({facts['machine']})"),
+        ("instruction sets", sets),
+        ("threads", facts["threads"]),
+        ("compiler", facts["compiler"]),
+        ("python", facts["python"]),
+        ("numpy", facts["numpy"]),
+        ("extras", extras),
+    ):
+        print(f"{label:<18}{value}")
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """The facts, ready for JSON."""
+    return {
+        "version": _core.version,
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "available_isas": runtime.available_isas(),
+        "isa": runtime.isa(),
+        "threads": runtime.num_threads(),
+        "compiler": _core.compiler(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "extras": {
+            name: all(importlib.util.find_spec(module) is not None for module in modules)
+            for name, modules in EXTRAS.items()
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
