@@ -10,13 +10,17 @@ def as_array(value: object, name: str) -> NDArray[Any]:
     """A NumPy view of `value`; TypeError where there is none without a copy."""
     if isinstance(value, np.ndarray):
         return value
+    # A torch parameter gives its memory only without its gradient; the detached alias is the same memory.
+    source: Any = value.detach() if hasattr(value, "detach") else value
+    kind = type(value).__qualname__
     try:
-        if hasattr(value, "__array__") and not hasattr(value, "detach"):
-            return np.asarray(value, copy=False)
-        if hasattr(value, "__dlpack__"):
-            # DLPack refuses a torch parameter, for it requires a gradient; its detached alias is the same memory.
-            source = value.detach() if hasattr(value, "detach") else value
-            return np.asarray(source, copy=False) if hasattr(source, "__array__") else np.from_dlpack(source)
-    except (ValueError, RuntimeError, BufferError) as error:
-        raise TypeError(f"{name}: {type(value).__qualname__} cannot be used without a copy ({error})") from error
-    raise TypeError(f"{name}: expected an array, got {type(value).__qualname__}")
+        if hasattr(source, "__array__"):
+            array, again = source.__array__(), source.__array__()
+            if not isinstance(array, np.ndarray) or (array.size > 0 and not np.may_share_memory(array, again)):
+                raise TypeError(f"{name}: {kind} cannot be used without a copy")
+            return array
+        if hasattr(source, "__dlpack__"):
+            return np.from_dlpack(source)
+    except (BufferError, RuntimeError, ValueError) as error:
+        raise TypeError(f"{name}: {kind} cannot be used without a copy ({error})") from error
+    raise TypeError(f"{name}: expected an array, got {kind}")

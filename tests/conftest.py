@@ -1,0 +1,32 @@
+"""Every kernel test runs on every instruction set of the machine and on 1, 2 and 3 threads, through these fixtures."""
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from fusedstep import _core
+
+NATIVE = [name for name in fs.runtime.available_isas() if name != "numpy"]
+
+
+@pytest.fixture(params=NATIVE)
+def native(request):
+    """A native instruction set, active."""
+    with fs.runtime.use_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    """So many threads, also for work too small to be worth it."""
+    _core.force_parallel(True)
+    try:
+        with fs.runtime.threads(request.param):
+            yield request.param
+    finally:
+        _core.force_parallel(False)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20260101)
