@@ -3,7 +3,28 @@
 import numpy as np
 
 BLOCK, CHUNK = 1024, 8192
-LENGTHS = [0, 1, 2, 3, 15, 16, 17, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5]
+LENGTHS = [
+    0,
+    1,
+    2,
+    3,
+    15,
+    16,
+    17,
+    63,
+    64,
+    65,
+    255,
+    256,
+    257,
+    1023,
+    1024,
+    1025,
+    CHUNK - 1,
+    CHUNK,
+    CHUNK + 1,
+    3 * CHUNK + 5,
+]
 
 
 def misaligned(values, offset):

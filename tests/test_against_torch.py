@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES
 
+from cases import CASES
 from fusedstep.optimizers import REGISTRY
 
 PROBLEMS = [(rule, hypers) for rule, case in CASES.items() if case.torch for hypers in case.valid]

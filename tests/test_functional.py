@@ -4,12 +4,12 @@ import inspect
 
 import numpy as np
 import pytest
-from cases import CASES, VALID
-from helpers import assert_same_bits
 
 import fusedstep as fs
+from cases import CASES, VALID
 from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
+from helpers import assert_same_bits
 
 F = np.float32
 ADAMW = fs.functional.adamw

@@ -5,11 +5,11 @@ import pickle
 
 import numpy as np
 import pytest
-from cases import CASES, ERRORS
-from helpers import assert_same_bits
 
 import fusedstep as fs
+from cases import CASES, ERRORS
 from fusedstep.optimizers import REGISTRY
+from helpers import assert_same_bits
 
 RULES = sorted(CASES)
 F = np.float32
@@ -210,7 +210,11 @@ class TestState:
 
         for change, error, message in (
             (lambda s: s.update(rule="sgd"), ValueError, "expected a state of 'adam', got one of 'sgd'"),
-            (lambda s: s["param_groups"][0]["params"].pop(), ValueError, r"expected groups of \[2\] parameters, got \[1\]"),
+            (
+                lambda s: s["param_groups"][0]["params"].pop(),
+                ValueError,
+                r"expected groups of \[2\] parameters, got \[1\]",
+            ),
             (lambda s: s["state"][0].update(exp_avg=ones(3)), ValueError, r"\(2,\), got \(3,\)"),
             (lambda s: s["state"][0].update(exp_avg=ones(2, dtype=np.float64)), TypeError, "float32, got float64"),
             (lambda s: s["state"][0].update(momentum_buffer=ones(2)), ValueError, "not a state of 'adam'"),
@@ -247,15 +251,31 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("params", "error", "message"),
         [
-            ([ones(3), np.ones(3, np.int64)], TypeError, r"params\[1\]: expected float32 or float64 .* got dtype int64"),
-            ([np.ones(3, ">f4")], TypeError, r"params\[0\]: expected float32 or float64 in native byte order, got dtype >f4"),
+            (
+                [ones(3), np.ones(3, np.int64)],
+                TypeError,
+                r"params\[1\]: expected float32 or float64 .* got dtype int64",
+            ),
+            (
+                [np.ones(3, ">f4")],
+                TypeError,
+                r"params\[0\]: expected float32 or float64 in native byte order, got dtype >f4",
+            ),
             ([[1.0, 2.0]], TypeError, r"params\[0\]: expected an array, got list"),
             ([np.ma.MaskedArray(ones(3))], TypeError, r"params\[0\]: expected a plain NumPy array, got MaskedArray"),
-            ([ones(4)[::2]], ValueError, r"params\[0\]: expected one dense block of memory, got shape \(2,\) with strides"),
+            (
+                [ones(4)[::2]],
+                ValueError,
+                r"params\[0\]: expected one dense block of memory, got shape \(2,\) with strides",
+            ),
             ([ones(4)[::-1]], ValueError, r"params\[0\]: expected one dense block"),
             ([np.broadcast_to(ones(1), 4)], ValueError, r"params\[0\]: expected one dense block"),
             ([np.frombuffer(bytes(16), F)], ValueError, r"params\[0\]: expected a writable array"),
-            ([np.frombuffer(bytearray(17), np.uint8)[1:].view(F)], ValueError, r"params\[0\]: expected an array aligned"),
+            (
+                [np.frombuffer(bytearray(17), np.uint8)[1:].view(F)],
+                ValueError,
+                r"params\[0\]: expected an array aligned",
+            ),
             ([{"lr": 0.1}], ValueError, "a group has no 'params'"),
             ([{"params": ones(1), "lrs": 0.1}], ValueError, "lrs: not a hyper-parameter of AdamW"),
         ],
@@ -278,7 +298,12 @@ class TestErrors:
             (list, ones(3), TypeError, r"grads: expected a list of 2 arrays, got numpy\.ndarray"),
             (list, [ones(3), ones(4)], ValueError, r"grads\[1\]: expected shape \(3,\) as params\[1\] has, got \(4,\)"),
             (list, [ones(3), ones(3, 1)], ValueError, r"grads\[1\]: expected shape \(3,\)"),
-            (list, [ones(3), ones(3, dtype=np.float64)], TypeError, r"grads\[1\]: expected dtype float32 as params\[1\]"),
+            (
+                list,
+                [ones(3), ones(3, dtype=np.float64)],
+                TypeError,
+                r"grads\[1\]: expected dtype float32 as params\[1\]",
+            ),
             (list, [ones(3), [1.0] * 3], TypeError, r"grads\[1\]: expected an array, got list"),
             (dict, {"a": ones(3)}, ValueError, "grads: no gradient for 'b'"),
             (dict, {"a": None, "b": None, "c": None}, ValueError, "grads: 'c' is not the name of a parameter"),

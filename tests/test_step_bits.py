@@ -4,11 +4,11 @@ import copy
 
 import numpy as np
 import pytest
-from cases import CASES, VALID
-from helpers import LENGTHS, assert_same_bits, misaligned
 
 import fusedstep as fs
+from cases import CASES, VALID
 from fusedstep.optimizers import REGISTRY
+from helpers import LENGTHS, assert_same_bits, misaligned
 
 DTYPES = [np.float32, np.float64]
 OPTIONS = [({}, 1.0), ({"ema_decay": 0.9}, 1.0), ({}, 3.0), ({"maximize": True, "ema_decay": 0.99}, 1024.0)]

@@ -11,9 +11,7 @@ const py::detail::PyArray_Proxy* proxy(py::handle array) { return py::detail::ar
 
 PyTypeObject* ndarray_type() { return py::detail::npy_api::get().PyArray_Type_; }
 
-bool is_masked(py::handle object) {
-  return Py_TYPE(object.ptr()) != ndarray_type() && py::hasattr(object, "mask");
-}
+bool is_masked(py::handle object) { return Py_TYPE(object.ptr()) != ndarray_type() && py::hasattr(object, "mask"); }
 
 std::int64_t count(const py::detail::PyArray_Proxy* a) {
   std::int64_t size = 1;
@@ -32,9 +30,7 @@ std::string Label::text() const {
   return name;
 }
 
-void type_error(const Label& label, const std::string& message) {
-  throw py::type_error(label.text() + ": " + message);
-}
+void type_error(const Label& label, const std::string& message) { throw py::type_error(label.text() + ": " + message); }
 
 void value_error(const Label& label, const std::string& message) {
   throw py::value_error(label.text() + ": " + message);

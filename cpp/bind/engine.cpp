@@ -99,8 +99,8 @@ Settings Engine::read(py::handle group, std::int64_t taken) const {
       }
       const auto values = py::reinterpret_borrow<py::sequence>(given);
       if (py::len(values) != std::size_t(field.count)) {
-        value_error({field.name}, "expected " + std::to_string(field.count) + " numbers, got " +
-                                      std::to_string(py::len(values)));
+        value_error({field.name},
+                    "expected " + std::to_string(field.count) + " numbers, got " + std::to_string(py::len(values)));
       }
       for (int i = 0; i < field.count; ++i) {
         *out = number(py::object(values[i]), field.name);
@@ -207,9 +207,8 @@ void Engine::refuse_overlaps() {
     seen_ = written_;
   }
   for (const Span& grad : read_) {
-    const auto after =
-        std::lower_bound(sorted_.begin(), sorted_.end(), grad.array.data + grad.array.bytes,
-                         [](const Span& span, const char* end) { return span.array.data < end; });
+    const auto after = std::lower_bound(sorted_.begin(), sorted_.end(), grad.array.data + grad.array.bytes,
+                                        [](const Span& span, const char* end) { return span.array.data < end; });
     if (after != sorted_.begin() && overlap((after - 1)->array, grad.array)) refuse(grad, *(after - 1));
   }
 }
@@ -321,8 +320,8 @@ void Engine::run_reference(const std::vector<Item>& items, const std::vector<Set
     py::list states;
     for (int s = 0; s < states_of(settings); ++s) states.append(item.state[s]);
     const StepArgs& args = tensors_[k].args;
-    tensors.append(py::make_tuple(item.param, item.grad, states, settings.average ? item.ema : py::object(py::none()), hypers,
-                                  item.step, item.first, args.grad_factor, args.decay, args.ema_decay));
+    tensors.append(py::make_tuple(item.param, item.grad, states, settings.average ? item.ema : py::object(py::none()),
+                                  hypers, item.step, item.first, args.grad_factor, args.decay, args.ema_decay));
   }
   py::module_::import("fusedstep.reference.step").attr("run")(rule_.name, tensors);
 }

@@ -186,13 +186,14 @@ py::tuple cross_entropy(py::object logits, py::object labels) {
   if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1) {
     value_error({"logits"}, "expected shape (N, C) with at least one row and one class, got " + shape_text(logits));
   }
-  if (!is_array(labels) || std::string("iu").find(labels.attr("dtype").attr("kind").cast<char>()) == std::string::npos) {
+  if (!is_array(labels) ||
+      std::string("iu").find(labels.attr("dtype").attr("kind").cast<char>()) == std::string::npos) {
     type_error({"labels"}, "expected an array of integers, got " +
                                (is_array(labels) ? "dtype " + dtype_text(labels) : kind_text(labels)));
   }
   if (py::len(labels.attr("shape")) != 1 || std::int64_t(py::len(labels)) != shape[0]) {
-    value_error({"labels"}, "expected shape (" + std::to_string(shape[0]) + ",) as logits has rows, got " +
-                                shape_text(labels));
+    value_error({"labels"},
+                "expected shape (" + std::to_string(shape[0]) + ",) as logits has rows, got " + shape_text(labels));
   }
   const auto classes = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>(labels);
   for (std::int64_t row = 0; row < shape[0]; ++row) {
@@ -206,13 +207,15 @@ py::tuple cross_entropy(py::object logits, py::object labels) {
   const double scale = 1.0 / double(shape[0]);
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
-    const py::object loss = call_reference("cross_entropy", py::dict(py::arg("logits") = logits, py::arg("labels") = classes,
-                                                                     py::arg("dlogits") = dlogits));
+    const py::object loss =
+        call_reference("cross_entropy",
+                       py::dict(py::arg("logits") = logits, py::arg("labels") = classes, py::arg("dlogits") = dlogits));
     return py::make_tuple(loss, dlogits);
   }
   std::vector<double> losses(static_cast<std::size_t>(shape[0]));
-  const CrossEntropyArgs args = {shape[0],       shape[1],      floats(logits_array), classes.data(),
-                                 floats(inspect(dlogits, {"dlogits"})), losses.data(), scale};
+  const CrossEntropyArgs args = {
+      shape[0],      shape[1], floats(logits_array), classes.data(), floats(inspect(dlogits, {"dlogits"})),
+      losses.data(), scale};
   double loss = 0.0;
   {
     const py::gil_scoped_release released;

@@ -93,8 +93,8 @@ class Optimizer {
     }
     const py::ssize_t got = PySequence_Fast_GET_SIZE(grads.ptr());
     if (got != expected) {
-      value_error({role}, "expected " + std::to_string(expected) + " arrays (one per parameter, None to leave one out), got " +
-                              std::to_string(got));
+      value_error({role}, "expected " + std::to_string(expected) +
+                              " arrays (one per parameter, None to leave one out), got " + std::to_string(got));
     }
     for (py::ssize_t k = 0; k < got; ++k) grads_.push_back(PySequence_Fast_GET_ITEM(grads.ptr(), k));
   }
@@ -277,7 +277,8 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
     for (int s = 0; s < engine.states_of(settings[0]); ++s) {
       const char* name = state_names[std::size_t(s)];
       item.state[s] = hold(pick(states[std::size_t(s)], name, k));
-      if (item.state[s].is_none()) value_error({name, item.index}, "expected an array with these hyper-parameters, got None");
+      if (item.state[s].is_none())
+        value_error({name, item.index}, "expected an array with these hyper-parameters, got None");
     }
     const py::handle at = is_sequence(step) ? pick(step, "step", k) : step;
     if (!PyLong_Check(at.ptr()) || PyLong_AsLongLong(at.ptr()) < 1) {

@@ -18,8 +18,8 @@ void roof_step(py::handle read, const py::list& read_write) {
   const Array source = inspect_contiguous_float32(read, {"read"}, false);
   const py::ssize_t arrays = py::ssize_t(py::len(read_write));
   if (arrays < 1 || arrays > 1 + kMaxStates) {
-    value_error({"read_write"}, "expected 1 to " + std::to_string(1 + kMaxStates) + " arrays, got " +
-                                    std::to_string(arrays));
+    value_error({"read_write"},
+                "expected 1 to " + std::to_string(1 + kMaxStates) + " arrays, got " + std::to_string(arrays));
   }
   RoofArgs args = {reinterpret_cast<const float*>(source.data), {}};
   for (py::ssize_t k = 0; k < arrays; ++k) {

@@ -60,9 +60,8 @@ inline void batch_norm_planes(const BatchNormArgs& a, std::int64_t begin, std::i
     const Affine affine = Affine::of(a, c);
     for (std::int64_t k = 0; k < a.n; ++k) {
       const float* x = a.x + k * pitch + c * a.l;
-      write_lanes(a.y + k * pitch + c * a.l, a.l, a.stream, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
-        return affine(load(x + i, n));
-      });
+      write_lanes(a.y + k * pitch + c * a.l, a.l, a.stream,
+                  [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { return affine(load(x + i, n)); });
     }
   }
   if (a.stream) end_stream();

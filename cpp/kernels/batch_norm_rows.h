@@ -1,5 +1,5 @@
-// Batch normalization of rows (N, C), float32: memory is read in order, the channels across the lanes. Blocks of rows are
-// shared out, their sums kept in the workspace; the channels then merge the blocks in order.
+// Batch normalization of rows (N, C), float32: memory is read in order, the channels across the lanes. Blocks of rows
+// are shared out, their sums kept in the workspace; the channels then merge the blocks in order.
 #pragma once
 
 #include "kernels/statistics.h"

@@ -38,9 +38,8 @@ inline void cross_entropy(const CrossEntropyArgs& a, std::int64_t begin, std::in
     a.losses[row] = total >= 1.0 ? logarithm(total) - label_logit : total;
 
     const float factor = float(a.scale / total);
-    each_lanes(classes, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
-      store(dz + i, load(dz + i, n) * factor, n);
-    });
+    each_lanes(classes,
+               [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { store(dz + i, load(dz + i, n) * factor, n); });
     dz[label] -= float(a.scale);
   }
 }

@@ -87,8 +87,8 @@ struct KernelTable {
   // Channels [begin, end).
   void (*batch_norm_planes)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
   void (*batch_norm_planes_backward)(const BatchNormBackwardArgs&, std::int64_t begin, std::int64_t end);
-  // (N, C) in three parts: blocks [begin, end) of kStatsRows rows into the workspace (2 * c zeroed doubles a block), the
-  // blocks together, rows [begin, end).
+  // (N, C) in three parts: blocks [begin, end) of kStatsRows rows into the workspace (2 * c zeroed doubles a block),
+  // the blocks together, rows [begin, end).
   void (*batch_norm_rows_moments)(const BatchNormArgs&, double* workspace, std::int64_t begin, std::int64_t end);
   void (*batch_norm_rows_statistics)(const BatchNormArgs&, double* workspace);
   void (*batch_norm_rows_apply)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);

@@ -6,8 +6,8 @@
 
 namespace fusedstep {
 
-#define FUSEDSTEP_DECLARE(set) \
-  namespace set {              \
+#define FUSEDSTEP_DECLARE(set)    \
+  namespace set {                 \
   extern const KernelTable table; \
   }
 #if defined(__x86_64__)

@@ -21,14 +21,12 @@ std::atomic<bool> forced{false};
 constexpr std::int64_t kSerialBytes = 256 * 1024;
 
 // What regions have been worth, in seconds. Threads of the caller's may race here: at worst a guess is off.
-std::atomic<double> debt{0.0};                 // help still to be forgone
-std::atomic<double> seconds_per_byte{5e-11};   // of one thread, as last measured
-std::atomic<int> failures{0};                  // in a row
+std::atomic<double> debt{0.0};                // help still to be forgone
+std::atomic<double> seconds_per_byte{5e-11};  // of one thread, as last measured
+std::atomic<int> failures{0};                 // in a row
 constexpr int kMaxDoublings = 6;
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 void learn(int team, std::int64_t bytes, double own, double wait) {
   const double saved = own * (team - 1);
@@ -82,7 +80,8 @@ void set_num_threads(int threads) {
   if (threads < 1) throw std::invalid_argument("num_threads: expected at least 1, got " + std::to_string(threads));
   if (threads > 1 && forked) {
     throw std::runtime_error(
-        "num_threads: this process was forked from one that had loaded fusedstep; OpenMP's threads do not survive that, "
+        "num_threads: this process was forked from one that had loaded fusedstep; OpenMP's threads do not survive "
+        "that, "
         "so it computes on 1 thread (start it with 'spawn' or 'forkserver' for more)");
   }
   chosen = threads;

@@ -85,6 +85,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         ModuleNotFoundError: The extra `fusedstep[checkpoint]` is not installed.
         ValueError: The file is damaged, or no checkpoint of this library.
+
+    Examples:
+        >>> import tempfile, os, numpy as np, fusedstep as fs
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+        >>> fs.save_checkpoint(path, [np.zeros(2, np.float32)], note="as a list")
+        >>> print(fs.load_checkpoint(path).params)
+        {'0': array([0., 0.], dtype=float32)}
     """
     _safetensors()
     from safetensors import SafetensorError, safe_open

@@ -19,7 +19,12 @@ class Structure(Enum):
 class Optimizer:
     taken: int
     def __init__(
-        self, rule: str, groups: list[dict[str, Any]], state: dict[int, dict[str, Any]], structure: Structure, taken: int
+        self,
+        rule: str,
+        groups: list[dict[str, Any]],
+        state: dict[int, dict[str, Any]],
+        structure: Structure,
+        taken: int,
     ) -> None: ...
     def step(self, grads: object, grad_scale: float) -> StepReport: ...
     def check(self) -> None: ...

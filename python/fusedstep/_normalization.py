@@ -109,7 +109,7 @@ def batch_norm_backward(
         >>> y, saved = fs.batch_norm(x, None, None, None, None, training=True)
         >>> dx, dweight, dbias = fs.batch_norm_backward(np.array([[1.0], [0.0], [0.0]], np.float32), saved)
         >>> print(dx.ravel().round(3), dweight.round(3), dbias)
-        [ 0.191 -0.286  0.095] [-1.069] [1.]
+        [ 0.229 -0.344  0.115] [-1.069] [1.]
     """
     return _core.batch_norm_backward(dy, saved.x, saved.weight, saved.mean, saved.inv_std, saved.training, out)
 
@@ -171,7 +171,7 @@ class BatchNorm:
         return y
 
     def backward(self, dy: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
-        """dx of the last `forward`; leaves the parameters' gradients in `dweight` and `dbias`.
+        """Dx of the last `forward`; leaves the parameters' gradients in `dweight` and `dbias`.
 
         Raises:
             RuntimeError: There was no `forward` since the last `backward`.

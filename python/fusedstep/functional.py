@@ -1,8 +1,8 @@
 """One update in place, without an optimizer object: one function per rule, made from the registry.
 
-Each takes `(param, grad, *states, step, <hyper-parameters>, maximize=False, grad_scale=1.0)`: single arrays, or lists of
-equal length (then `step` may be a list too). `step` counts from 1; states start as zeros. The names and defaults of the
-hyper-parameters are those of the optimizer class, and so are the errors.
+Each takes `(param, grad, *states, step, <hyper-parameters>, maximize=False, grad_scale=1.0)`: single arrays, or
+lists of equal length (then `step` may be a list too). `step` counts from 1; states start as zeros. The names and
+defaults of the hyper-parameters are those of the optimizer class, and so are the errors.
 
 Examples:
     >>> import numpy as np, fusedstep as fs
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fusedstep import _core
 from fusedstep.optimizers import REGISTRY, Optimizer
 
-__all__ = sorted(REGISTRY)  # noqa: PLE0605
+__all__ = sorted(REGISTRY)
 
 
 def _make(optimizer: type[Optimizer]) -> Callable[..., None]:

@@ -12,7 +12,8 @@ from fusedstep.cli.common import MissingExtraError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit status."""
     parser = argparse.ArgumentParser(
-        prog="fusedstep", description="Optimizer steps and batch normalization on the CPU, as fast as the memory allows."
+        prog="fusedstep",
+        description="Optimizer steps and batch normalization on the CPU, as fast as the memory allows.",
     )
     parser.add_argument("--version", action="version", version=f"fusedstep {_core.version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -13,8 +13,8 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench",
         help="time the kernels beside torch and the memory's roof",
-        description="Times each subject beside a loop that moves the same bytes (the roof) and beside torch where it is "
-        "installed: one process, the sides in turn, results compared first, the same number of threads.",
+        description="Times each subject beside a loop that moves the same bytes (the roof) and beside torch where it "
+        "is installed: one process, the sides in turn, results compared first, the same number of threads.",
     )
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="beginnings of names (default: all)")
     parser.add_argument("--list", action="store_true", help="list the subjects")
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
             "torch": None if torch is None else torch.__version__,
         }
     table = Table(
-        title=f"fusedstep {machine['version']} on {machine['isa']}, {machine['threads']} threads, torch {machine['torch']}",
+        title="fusedstep {version} on {isa}, {threads} threads, torch {torch}".format(**machine),
         caption="medians in µs (quartiles); a ratio is the other side's time over ours",
     )
     for column in ("subject", "fusedstep", "beside", "its time", "ratio", "goal"):

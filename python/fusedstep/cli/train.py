@@ -30,8 +30,8 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "train",
         help="train the example network on handwritten digits",
-        description="Trains a multilayer perceptron with batch norm on scikit-learn's handwritten digits, a fifth of them "
-        "held out for testing. Some steps are run on the NumPy reference too, to compare time and bits.",
+        description="Trains a multilayer perceptron with batch norm on scikit-learn's handwritten digits, a fifth of "
+        "them held out for testing. Some steps are run on the NumPy reference too, to compare time and bits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--optimizer", choices=sorted(REGISTRY), default="adamw", help="which rule updates")
@@ -39,7 +39,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", type=positive_int, default=64, help="rows of a batch", metavar="N")
     parser.add_argument("--epochs", type=positive_int, default=40, help="passes over the data", metavar="N")
     parser.add_argument("--hidden", type=_sizes, default=[256, 128], metavar="N,N,…", help="sizes of hidden layers")
-    parser.add_argument("--batch-norm", action=argparse.BooleanOptionalAction, default=True, help="normalize the layers")
+    parser.add_argument(
+        "--batch-norm", action=argparse.BooleanOptionalAction, default=True, help="normalize the layers"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the batches")
     add_runtime_options(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw loss and accuracy (.png, .svg or .pdf)")

@@ -71,6 +71,7 @@ class Adam(Optimizer):
 
     @staticmethod
     def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
         beta1, beta2 = h.betas
         return {
             "beta1": beta1,
@@ -84,6 +85,7 @@ class Adam(Optimizer):
 
     @staticmethod
     def update(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> None:
+        """The equations in place, on arrays."""
         exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
         exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
         p[...] = p - c.step_size * (exp_avg / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps))

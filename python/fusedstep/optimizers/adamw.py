@@ -69,9 +69,11 @@ class AdamW(Optimizer):
 
     @staticmethod
     def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
         return {**Adam.coefficients(h, step, first), "keep": 1.0 - h.lr * h.weight_decay}
 
     @staticmethod
     def update(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> None:
+        """The equations in place, on arrays."""
         p[...] = c.keep * p
         Adam.update(h, c, g, p, exp_avg, exp_avg_sq)

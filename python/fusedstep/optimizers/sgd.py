@@ -37,7 +37,7 @@ class SGD(Optimizer):
         >>> for _ in range(3):
         ...     report = opt.step(p.copy())  # the gradient of |p|²/2 is p
         >>> print(p.round(4), report.step)
-        [ 0.459 -0.918] 3
+        [ 0.486 -0.972] 3
 
     Reference:
         Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep learning",
@@ -73,6 +73,7 @@ class SGD(Optimizer):
 
     @staticmethod
     def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
         return {
             "lr": h.lr,
             "momentum": h.momentum,
@@ -81,6 +82,7 @@ class SGD(Optimizer):
 
     @staticmethod
     def update(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> None:
+        """The equations in place, on arrays."""
         if momentum_buffer is None:
             p[...] = p - c.lr * g
             return

@@ -25,7 +25,8 @@ def exponential(x: NDArray[np.float32]) -> NDArray[np.float32]:
     p = (p * (r * r) + r) + F(1.0)
     # 2^n in two factors: one alone would leave the range of exponents near both ends.
     half = n >> 1
-    return (p * power_of_two(half)) * power_of_two(n - half)
+    scaled: NDArray[np.float32] = (p * power_of_two(half)) * power_of_two(n - half)
+    return scaled
 
 
 def power_of_two(n: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -54,4 +55,6 @@ def logarithm(x: NDArray[np.float64]) -> NDArray[np.float64]:
     r = p * z
     half_square = 0.5 * (f * f)
     n = k.astype(np.float64)
-    return n * 6.93147180369123816490e-01 - ((half_square - (s * (half_square + r) + n * 1.90821492927058770002e-10)) - f)
+    return n * 6.93147180369123816490e-01 - (
+        (half_square - (s * (half_square + r) + n * 1.90821492927058770002e-10)) - f
+    )

@@ -9,7 +9,7 @@ LANES = 32
 
 
 def lane_sum(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Sums the last axis in double: value i to lane i mod 32, then the lanes in a tree, the far half to the near one."""
+    """Sums the last axis in double: value i to lane i mod 32, then the lanes in a tree, far half to near half."""
     length = values.shape[-1]
     rows = -(-length // LANES)
     padded = np.zeros((*values.shape[:-1], rows * LANES))

@@ -1,0 +1,263 @@
+// Every kernel without Python, beside a loop that moves the same bytes. The table at the end is the roof's time over
+// the kernel's: 1 is as fast as the memory. A good call:
+//   fusedstep_bench --benchmark_repetitions=15 --benchmark_enable_random_interleaving=true
+//     --benchmark_min_time=0.05 --benchmark_filter=adamw/float32/262144
+#include <benchmark/benchmark.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/isa.h"
+#include "runtime/layers.h"
+#include "runtime/registry.h"
+#include "runtime/step.h"
+#include "runtime/threads.h"
+
+namespace {
+
+using namespace fusedstep;
+using benchmark::State;
+
+constexpr char kRoof[] = "/roof";
+
+// Cache-aligned, and in huge pages where it is large, as NumPy's arrays are.
+template <class T>
+class Array {
+ public:
+  explicit Array(std::int64_t n) {
+    constexpr std::size_t kHugePage = 2 << 20;
+    const std::size_t bytes = std::size_t(n) * sizeof(T);
+    const std::size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+    const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    data_.reset(static_cast<T*>(std::aligned_alloc(alignment, rounded)));
+    if (alignment == kHugePage) madvise(data_.get(), rounded, MADV_HUGEPAGE);
+    for (std::int64_t i = 0; i < n; ++i) data_.get()[i] = T(0.001) * T(i % 1000 + 1);
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+void use_threads(int threads) {
+  runtime::force_parallel(true);
+  runtime::set_num_threads(threads);
+}
+
+std::string name_of(const std::string& what, std::int64_t n, int threads) {
+  return what + "/" + std::to_string(n) + "/threads:" + std::to_string(threads);
+}
+
+template <class T>
+void step(State& state, const runtime::Rule& rule, std::vector<double> hypers, std::int64_t n, int threads) {
+  use_threads(threads);
+  const int variant = rule.variant(hypers.data());
+  const int states = rule.states_used[std::size_t(variant)];
+  const Dtype dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
+  std::vector<Array<T>> arrays;
+  for (int k = 0; k < 2 + states; ++k) arrays.emplace_back(n);
+  alignas(16) unsigned char coefficients[kMaxCoefficientBytes];
+  rule.coefficients(hypers.data(), {10, false}, dtype, coefficients);
+  StepArgs args = {};
+  args.param = arrays[0].get();
+  args.grad = arrays[1].get();
+  for (int k = 0; k < states; ++k) args.state[k] = arrays[std::size_t(2 + k)].get();
+  args.coefficients = coefficients;
+  args.grad_factor = 1.0;
+  const std::int64_t bytes = std::int64_t(sizeof(T)) * (3 + 2 * states);
+  const std::vector<runtime::StepTensor> tensors = {
+      {args, runtime::active_table()->step[rule.index][int(dtype)][variant], dtype, n, bytes}};
+  for (auto _ : state) runtime::run_step(tensors);
+  state.SetBytesProcessed(state.iterations() * n * bytes);
+}
+
+void step_roof(State& state, int arrays, std::int64_t floats, int threads) {
+  use_threads(threads);
+  std::vector<Array<float>> memory;
+  for (int k = 0; k < 1 + arrays; ++k) memory.emplace_back(floats);
+  RoofArgs args = {};
+  args.read = memory[0].get();
+  for (int k = 0; k < arrays; ++k) args.read_write[k] = memory[std::size_t(1 + k)].get();
+  for (auto _ : state) runtime::roof_step(*runtime::active_table(), args, arrays, floats);
+  state.SetBytesProcessed(state.iterations() * floats * 4 * (1 + 2 * arrays));
+}
+
+// Hyper-parameters that lead to each variant of a rule; zeros and flags are what tells them apart.
+std::vector<std::vector<double>> variants(const runtime::Rule& rule) {
+  std::map<int, std::vector<double>> found;
+  const std::size_t count = [&] {
+    std::size_t all = 0;
+    for (const Field& field : rule.fields) all += std::size_t(field.count);
+    return all;
+  }();
+  for (unsigned bits = 0; bits < 1u << count; ++bits) {
+    std::vector<double> hypers(count);
+    for (std::size_t k = 0; k < count; ++k) hypers[k] = bits >> k & 1 ? 0.5 : 0.0;
+    if (rule.refuse(hypers.data()) == nullptr && rule.coupled_decay(hypers.data()) == 0.0) {
+      found[rule.variant(hypers.data())] = hypers;
+    }
+  }
+  std::vector<std::vector<double>> all;
+  for (const auto& [variant, hypers] : found) all.push_back(hypers);
+  return all;
+}
+
+void register_steps(int threads) {
+  for (const runtime::Rule& rule : runtime::rules()) {
+    for (const std::vector<double>& hypers : variants(rule)) {
+      const int variant = rule.variant(hypers.data());
+      const int arrays = 1 + rule.states_used[std::size_t(variant)];
+      const std::string suffix = rule.states_used.size() > 1 ? ":" + std::to_string(variant) : "";
+      for (std::int64_t n = 1 << 10; n <= 1 << 26; n *= 4) {
+        const std::string single = name_of(rule.name + suffix + "/float32", n, threads);
+        const std::string twice = name_of(rule.name + suffix + "/float64", n, threads);
+        const auto add = [](const std::string& name, auto run) {
+          benchmark::RegisterBenchmark(name.c_str(), run)->UseRealTime()->Unit(benchmark::kMicrosecond);
+        };
+        add(single, [=, &rule](State& s) { step<float>(s, rule, hypers, n, threads); });
+        add(single + kRoof, [=](State& s) { step_roof(s, arrays, n, threads); });
+        if (n == 1 << 26) continue;  // as many bytes as the next size of float32
+        add(twice, [=, &rule](State& s) { step<double>(s, rule, hypers, n, threads); });
+        add(twice + kRoof, [=](State& s) { step_roof(s, arrays, 2 * n, threads); });
+      }
+    }
+  }
+}
+
+struct Shape {
+  std::int64_t n, c, l;
+};
+
+void batch_norm(State& state, Shape shape, bool backward, int threads) {
+  use_threads(threads);
+  const std::int64_t size = shape.n * shape.c * shape.l;
+  const Array<float> x(size), dy(size), out(size);
+  const Array<float> weight(shape.c), bias(shape.c), dweight(shape.c), dbias(shape.c);
+  const Array<double> mean(shape.c), inv_std(shape.c);
+  const bool planes = shape.l > 1;
+  const KernelTable& table = *runtime::active_table();
+  BatchNormArgs forward_args = {};
+  forward_args.n = shape.n;
+  forward_args.c = shape.c;
+  forward_args.l = shape.l;
+  forward_args.x = x.get();
+  forward_args.weight = weight.get();
+  forward_args.bias = bias.get();
+  forward_args.y = out.get();
+  forward_args.mean = mean.get();
+  forward_args.inv_std = inv_std.get();
+  forward_args.eps = 1e-5;
+  forward_args.training = true;
+  const BatchNormBackwardArgs backward_args = {shape.n,      shape.c,    shape.l,       x.get(),   dy.get(),
+                                               weight.get(), mean.get(), inv_std.get(), out.get(), dweight.get(),
+                                               dbias.get(),  true,       false};
+  for (auto _ : state) {
+    if (backward) {
+      runtime::batch_norm_backward(table, backward_args, planes);
+    } else {
+      runtime::batch_norm(table, forward_args, planes);
+    }
+  }
+  state.SetBytesProcessed(state.iterations() * size * (backward ? 12 : 8));
+}
+
+void map_roof(State& state, std::int64_t size, bool two, int threads) {
+  use_threads(threads);
+  const Array<float> a(size), b(size), out(size);
+  for (auto _ : state) runtime::roof_map(*runtime::active_table(), a.get(), two ? b.get() : nullptr, out.get(), size);
+  state.SetBytesProcessed(state.iterations() * size * (two ? 12 : 8));
+}
+
+void cross_entropy(State& state, std::int64_t rows, std::int64_t classes, int threads) {
+  use_threads(threads);
+  const Array<float> logits(rows * classes), gradient(rows * classes);
+  const std::vector<std::int64_t> labels(static_cast<std::size_t>(rows), classes / 2);
+  std::vector<double> losses(static_cast<std::size_t>(rows));
+  const CrossEntropyArgs args = {rows,           classes,       logits.get(),      labels.data(),
+                                 gradient.get(), losses.data(), 1.0 / double(rows)};
+  for (auto _ : state) benchmark::DoNotOptimize(runtime::cross_entropy(*runtime::active_table(), args));
+  state.SetBytesProcessed(state.iterations() * rows * classes * 8);
+}
+
+void register_layers(int threads) {
+  const auto add = [](const std::string& name, auto run) {
+    benchmark::RegisterBenchmark(name.c_str(), run)->UseRealTime()->Unit(benchmark::kMicrosecond);
+  };
+  for (const Shape shape :
+       {Shape{64, 256, 1}, Shape{4096, 1024, 1}, Shape{32, 512, 49}, Shape{32, 128, 784}, Shape{32, 64, 3136}}) {
+    for (const bool backward : {false, true}) {
+      const std::int64_t size = shape.n * shape.c * shape.l;
+      const std::string name =
+          name_of(std::string("batch_norm_") + (backward ? "backward/" : "forward/") + std::to_string(shape.n) + "x" +
+                      std::to_string(shape.c) + "x" + std::to_string(shape.l),
+                  size, threads);
+      add(name, [=](State& s) { batch_norm(s, shape, backward, threads); });
+      add(name + kRoof, [=](State& s) { map_roof(s, size, backward, threads); });
+    }
+  }
+  for (const auto& [rows, classes] : {std::pair<std::int64_t, std::int64_t>{64, 10}, {4096, 1000}, {256, 50257}}) {
+    const std::string name =
+        name_of("cross_entropy/" + std::to_string(rows) + "x" + std::to_string(classes), rows * classes, threads);
+    add(name, [=, rows = rows, classes = classes](State& s) { cross_entropy(s, rows, classes, threads); });
+    add(name + kRoof, [=, size = rows * classes](State& s) { map_roof(s, size, false, threads); });
+  }
+}
+
+// Prints as ever, and keeps the times for the ratios.
+class Reporter : public benchmark::ConsoleReporter {
+ public:
+  Reporter() : ConsoleReporter(OO_Tabular) {}
+
+  void ReportRuns(const std::vector<Run>& runs) override {
+    ConsoleReporter::ReportRuns(runs);
+    for (const Run& run : runs) {
+      if (run.run_type == Run::RT_Iteration) times_[run.run_name.function_name].push_back(run.GetAdjustedRealTime());
+    }
+  }
+
+  void print_ratios() {
+    std::printf("\n%-48s %12s %12s %8s\n", "median of repetitions, µs", "kernel", "roof", "ratio");
+    for (auto& [name, times] : times_) {
+      const auto roof = times_.find(name + kRoof);
+      if (roof == times_.end()) continue;
+      const double ours = median(times), theirs = median(roof->second);
+      std::printf("%-48s %12.2f %12.2f %8.3f\n", name.c_str(), ours, theirs, theirs / ours);
+    }
+  }
+
+ private:
+  static double median(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+  }
+  std::map<std::string, std::vector<double>> times_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (runtime::active_table() == nullptr) {
+    std::fprintf(stderr, "FUSEDSTEP_ISA: the reference is not for timing; choose a native set\n");
+    return 2;
+  }
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  benchmark::AddCustomContext("instruction set", runtime::active_set());
+  for (const int threads : {1, 2}) {
+    register_steps(threads);
+    register_layers(threads);
+  }
+  Reporter reporter;
+  benchmark::RunSpecifiedBenchmarks(&reporter);
+  reporter.print_ratios();
+  return 0;
+}

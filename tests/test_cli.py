@@ -1,0 +1,191 @@
+"""The commands, as users call them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from fusedstep.bench.harness import Subject, Timing, measure, report
+from fusedstep.cli import main
+from fusedstep.cli import train as train_command
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    try:
+        status = main(arguments)
+    except SystemExit as error:
+        status = error.code
+    return status, *capsys.readouterr()
+
+
+class TestInfo:
+    def test_text(self, capsys):
+        status, out, _ = run(capsys, "info")
+        assert status == 0
+        assert f"{fs.runtime.isa()} (active)" in out
+
+    def test_json(self, capsys):
+        facts = json.loads(run(capsys, "info", "--json")[1])
+        assert facts["version"] == fs.__version__
+        assert facts["available_isas"] == fs.runtime.available_isas()
+        assert facts["isa"] == fs.runtime.isa()
+        assert facts["threads"] == fs.runtime.num_threads()
+        assert set(facts["extras"]) == {"checkpoint", "train", "bench"}
+
+    def test_module_and_version(self):
+        process = subprocess.run(
+            [sys.executable, "-m", "fusedstep", "--version"], capture_output=True, text=True, check=True
+        )
+        assert process.stdout == f"fusedstep {fs.__version__}\n"
+
+
+class TestTrain:
+    def test_everything_it_writes(self, capsys, tmp_path):
+        files = {
+            name: tmp_path / f"run.{suffix}"
+            for name, suffix in (("plot", "png"), ("json", "json"), ("checkpoint", "st"))
+        }
+        options = [text for name, path in files.items() for text in (f"--{name}", str(path))]
+        status, out, _ = run(capsys, "train", "--epochs", "3", "--hidden", "32", "--lr", "0.01", *options)
+        assert status == 0
+        assert "epoch 3/3  train loss" in out
+        record = json.loads(files["json"].read_text())
+        assert len(record["epochs"]) == 3
+        assert len(record["steps"]) == 3 * 23
+        assert record["test_accuracy"] > 0.9
+        assert record["kernels"]["compared_steps"] == record["kernels"]["steps_with_equal_bits"] >= 20
+        assert files["plot"].read_bytes()[:4] == b"\x89PNG"
+        loaded = fs.load_checkpoint(files["checkpoint"])
+        assert loaded.params["w0"].shape == (64, 32)
+        assert loaded.metadata["test_accuracy"] == record["test_accuracy"]
+
+    def test_same_losses_on_every_set(self, capsys):
+        losses = []
+        for isa in fs.runtime.available_isas():
+            _, out, _ = run(
+                capsys, "train", "--epochs", "1", "--hidden", "16,8", "--isa", isa, "--threads", "2", "--json", "-"
+            )
+            record = json.loads(out)
+            assert record["isa"] == isa
+            losses.append(record["steps"])
+        assert all(other == losses[0] for other in losses)
+
+    @pytest.mark.parametrize("options", [["--optimizer", "sgd"], ["--optimizer", "adam", "--no-batch-norm"]])
+    def test_options(self, capsys, options):
+        status, out, _ = run(capsys, "train", "--epochs", "4", "--batch-size", "100", *options)
+        assert status == 0
+        assert float(out.split("test accuracy")[1].split("%")[0]) > 90
+
+    def test_diverging_run_says_so(self, capsys):
+        with np.errstate(all="ignore"):
+            status, out, _ = run(
+                capsys, "train", "--optimizer", "sgd", "--lr", "1e30", "--no-batch-norm", "--epochs", "2"
+            )
+        assert status == 0
+        assert "the loss is not finite: the learning rate is too large" in out
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--lr", "-1"], "lr: expected a finite number >= 0, got -1.0"),
+            (["--isa", "sse9"], "isa: 'sse9' is not an instruction set of this processor; valid: 'numpy'"),
+            (["--batch-size", "0"], "expected a whole number >= 1, got '0'"),
+            (["--batch-size", "1"], "--batch-size: no batch of at least two rows with 1"),
+            (["--hidden", "8,x"], "expected a whole number >= 1, got 'x'"),
+            (["--optimizer", "sgdd"], "invalid choice: 'sgdd'"),
+            (["--seed", "-1"], "--seed: expected a number >= 0, got -1"),
+            (["--plot", "run.txt"], "--plot: expected a name that ends in .png, .svg or .pdf, got 'run.txt'"),
+        ],
+    )
+    def test_errors(self, capsys, options, message):
+        status, _, err = run(capsys, "train", "--epochs", "1", *options)
+        assert status == 2
+        assert message in err
+
+    def test_missing_extra(self, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "rich", None)
+        status, _, err = run(capsys, "train")
+        assert status == 2
+        assert "pip install 'fusedstep[train]'" in err
+
+    def test_interrupt_keeps_what_is_done(self, tmp_path):
+        target = tmp_path / "run.json"
+        command = [sys.executable, "-u", "-m", "fusedstep", "train", "--epochs", "100000", "--json", str(target)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.startswith("epoch 2/"):
+                break
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "interrupted after" in out
+        assert len(json.loads(target.read_text())["epochs"]) >= 2
+
+    def test_summary_without_an_epoch(self):
+        record = {
+            "interrupted": True,
+            "epochs": [],
+            "test_accuracy": None,
+            "kernels": {"compared_steps": 0},
+            "steps": [],
+            "parameters": 10,
+            "options": {"optimizer": "sgd"},
+            "seconds": 0.1,
+            "threads": 1,
+        }
+        assert "interrupted after 0 epochs" in train_command.summary(record)
+
+
+class TestBench:
+    def test_list_and_unknown(self, capsys):
+        assert "adamw-64Mi" in run(capsys, "bench", "--list")[1].split()
+        status, _, err = run(capsys, "bench", "nothing")
+        assert status == 2
+        assert "no subject begins with 'nothing'; there are: adamw-1Ki" in err
+
+    def test_json(self, capsys, tmp_path):
+        target = tmp_path / "bench.json"
+        status, out, _ = run(capsys, "bench", "adamw-1Ki", "adamw-16Ki", "--rounds", "5", "--json", str(target))
+        assert status == 0
+        assert "adamw-16Ki" in out
+        result = json.loads(target.read_text())
+        assert [entry["subject"] for entry in result["subjects"]] == ["adamw-1Ki", "adamw-16Ki"]
+        assert set(result["subjects"][0]["ratio"]) == {"roof", "torch"}
+
+    def test_results_are_compared_before_timing(self):
+        calls = []
+
+        def check():
+            raise AssertionError("not the same")
+
+        subject = Subject("s", lambda: calls.append(1), {}, check)
+        with pytest.raises(AssertionError, match="not the same"):
+            measure(subject, 5, 1.0)
+        assert calls == []
+
+    def test_sides_take_turns(self):
+        order = []
+
+        def side(name):
+            def call():
+                order.append(name)
+                time.sleep(3e-3)
+
+            return call
+
+        timings = measure(Subject("s", side("a"), {"b": side("b")}, lambda: None), 6, 10.0)
+        # Three calls a side to find the number of calls; then one untimed and one timed.
+        timed = order[6:][1::2]
+        assert timed == ["a", "b", "b", "a"] * 3
+        assert timings["b"].lower_quartile <= timings["b"].median <= timings["b"].upper_quartile
+
+    def test_ratio_is_theirs_over_ours(self):
+        subject = Subject("s", lambda: None, {"peer": lambda: None}, lambda: None, {"peer": 2.0})
+        result = report(subject, {"fusedstep": Timing(2.0, 1.0, 3.0), "peer": Timing(5.0, 4.0, 6.0)})
+        assert result["ratio"] == {"peer": 2.5}

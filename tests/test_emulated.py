@@ -1,0 +1,58 @@
+"""Python itself on older processors, by emulation: the right set is chosen, and the bits are this machine's."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import fusedstep as fs
+from cases import VALID
+
+QEMU = shutil.which("qemu-x86_64-static")
+pytestmark = pytest.mark.skipif(QEMU is None, reason="needs qemu-x86_64-static")
+
+STEPS = f"""
+import hashlib, json, numpy as np, fusedstep as fs
+from fusedstep.optimizers import REGISTRY
+hashes = []
+for rule, hypers in {VALID!r}:
+    for dtype in (np.float32, np.float64):
+        values = (np.arange(300) % 37 - 18) / 16
+        p, g = values.astype(dtype), (values[::-1] * 1.7).astype(dtype)
+        optimizer = REGISTRY[rule](p, **hypers)
+        for _ in range(2):
+            optimizer.step(g)
+        hashes.append(hashlib.sha256(p.tobytes()).hexdigest())
+x = ((np.arange(4 * 3 * 35) % 41) / 7).astype(np.float32).reshape(4, 3, 5, 7)
+y, saved = fs.batch_norm(x, None, None, None, None, training=True)
+for array in (y, *fs.batch_norm_backward(x, saved), *fs.softmax_cross_entropy(x.reshape(4, -1), np.arange(4))[1:]):
+    hashes.append(hashlib.sha256(array.tobytes()).hexdigest())
+print(json.dumps(hashes))
+"""
+
+
+def emulated(cpu, *arguments):
+    # OpenBLAS takes the emulated Nehalem for a processor with AVX.
+    environment = {**os.environ, "OPENBLAS_CORETYPE": "Nehalem" if cpu == "Nehalem" else "Haswell"}
+    process = subprocess.run(
+        [QEMU, "-cpu", cpu, sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+@pytest.mark.parametrize(("cpu", "isa"), [("Nehalem", "baseline"), ("Haswell", "avx2")])
+def test_older_processors(cpu, isa):
+    facts = emulated(cpu, "-m", "fusedstep", "info", "--json")
+    assert facts["isa"] == isa
+    assert facts["available_isas"] == fs.runtime.available_isas()[: fs.runtime.available_isas().index(isa) + 1]
+    native = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    assert emulated(cpu, "-c", STEPS) == json.loads(native.stdout)
