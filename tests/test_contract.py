@@ -34,7 +34,7 @@ class TestEveryRule:
 
     def test_hyper_parameters_have_the_native_names(self, rule):
         parameters = list(inspect.signature(REGISTRY[rule]).parameters)
-        assert parameters == ["params", *RULES[rule]["hypers"], "maximize", "ema_decay"]
+        assert parameters == ["params", *RULES[rule]["hypers"], "options"]
 
     def test_reference_takes_the_native_states(self, rule):
         update = list(inspect.signature(REGISTRY[rule].update).parameters)

@@ -7,6 +7,7 @@ import pytest
 
 import fusedstep as fs
 from cases import CASES, VALID
+from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
 from helpers import LENGTHS, assert_same_bits, misaligned
 
@@ -101,3 +102,19 @@ def test_threads_do_not_change_groups_of_many_steps(native, threads, rng):
         assert_same_bits(mine, theirs)
     assert [actual.state[k]["step"] for k in range(4)] == [3, 2, 2, 2]
     assert [expected.state[k]["step"] for k in range(4)] == [3, 2, 2, 2]
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_late_steps(rule, rng):
+    """Step counts past what float32, and 32 bits, can hold: the powers of the decay rates agree to the last bit."""
+    for step in (1, 2, 10, 999, 12_345, 10**6, 2**24 + 1, 2**40):
+        for _ in range(20):
+            hypers = {name: draw(rng) for name, draw in CASES[rule].random.items()}
+            results = []
+            for isa in ("numpy", fs.runtime.available_isas()[-1]):
+                param, grad = np.linspace(-1, 1, 7), np.linspace(1, 2, 7)
+                states = [np.full(7, 0.5) for _ in _core.rules()[rule]["states"]]
+                with fs.runtime.use_isa(isa):
+                    getattr(fs.functional, rule)(param, grad, *states, step=step, **hypers)
+                results.append(param)
+            assert_same_bits(results[1], results[0], f"{step} {hypers}")

@@ -10,7 +10,7 @@ from fusedstep._core import StepReport
 from fusedstep._core import version as __version__
 from fusedstep._losses import softmax_cross_entropy
 from fusedstep._normalization import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
-from fusedstep.optimizers import SGD, Adam, AdamW, Optimizer
+from fusedstep.optimizers import SGD, Adam, AdamW, Optimizer, Options
 
 __all__ = [
     "SGD",
@@ -20,6 +20,7 @@ __all__ = [
     "BatchNormSaved",
     "Checkpoint",
     "Optimizer",
+    "Options",
     "StepReport",
     "__version__",
     "batch_norm",

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fusedstep import _core
-from fusedstep.optimizers import REGISTRY, Optimizer
+from fusedstep.optimizers import OPTIONS, REGISTRY, Optimizer
 
 __all__ = sorted(REGISTRY)
 
@@ -28,8 +28,9 @@ def _make(optimizer: type[Optimizer]) -> Callable[..., None]:
     description = _core.rules()[rule]
     states: list[str] = description["states"]
     optional = min(description["states_used"]) < len(states)
-    options = [p for p in inspect.signature(optimizer).parameters.values() if p.name not in ("params", "ema_decay")]
-    defaults = {p.name: p.default for p in options}
+    named = [p for p in inspect.signature(optimizer).parameters.values() if p.name not in ("params", "options")]
+    named += [inspect.Parameter("maximize", inspect.Parameter.KEYWORD_ONLY, default=OPTIONS["maximize"])]
+    defaults = {p.name: p.default for p in named}
 
     def function(
         param: Any, grad: Any, *given: Any, step: int | list[int], grad_scale: float = 1.0, **hypers: Any
@@ -51,7 +52,7 @@ def _make(optimizer: type[Optimizer]) -> Callable[..., None]:
         for name in states
     ]
     keywords = [inspect.Parameter("step", inspect.Parameter.KEYWORD_ONLY)]
-    keywords += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in options]
+    keywords += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in named]
     keywords += [inspect.Parameter("grad_scale", inspect.Parameter.KEYWORD_ONLY, default=1.0)]
     function.__signature__ = inspect.Signature([*positional, *keywords])  # type: ignore[attr-defined]
     function.__name__ = function.__qualname__ = rule

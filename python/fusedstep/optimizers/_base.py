@@ -1,7 +1,7 @@
 """What all optimizers share: parameters, groups, state."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,23 @@ LearningRate = float | Callable[[int], float]
 _PARAM_KEYS = ("params", "param_names")
 
 
+class Options(TypedDict, total=False):
+    """What every optimizer takes beside its own hyper-parameters; a group may set its own.
+
+    Attributes:
+        maximize: Climbs instead of descending. False by default.
+        ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter, starting from the parameter
+            before its first step; in [0, 1). None, for no average, by default.
+    """
+
+    maximize: bool
+    ema_decay: float | None
+
+
+#: Their defaults.
+OPTIONS: dict[str, Any] = {"maximize": False, "ema_decay": None}
+
+
 class Optimizer:
     """An optimizer of NumPy arrays in place; see its subclasses.
 
@@ -24,7 +41,8 @@ class Optimizer:
         params: A float32 or float64 array, a list of them, a dict `{name: array}`, or a list of groups
             `{"params": …, "lr": …, …}` that set their own hyper-parameters. The arrays are updated in place; they must
             be writable, one dense block of memory each (in any order of the axes), and must not overlap.
-        defaults: Hyper-parameters of the groups that do not set their own.
+        hypers: Hyper-parameters of the groups that do not set their own.
+        options: See `Options`; likewise.
 
     Attributes:
         param_groups: The groups, one dict each; a hyper-parameter changed here holds from the next step on.
@@ -33,8 +51,11 @@ class Optimizer:
 
     rule: ClassVar[str]
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
-        self.defaults = defaults
+    def __init__(self, params: Any, hypers: dict[str, Any], options: Options) -> None:
+        for name in options:
+            if name not in OPTIONS:
+                raise TypeError(f"{name}: not a hyper-parameter of {type(self).__name__}")
+        self.defaults: dict[str, Any] = {**hypers, **OPTIONS, **options}
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[int, dict[str, Any]] = {}
         self._structure = _structure_of(params)

@@ -1,11 +1,11 @@
 """Adam, with L2 regularization coupled to the gradient."""
 
 from math import sqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
 from fusedstep.reference.power import integer_power
 
 
@@ -25,8 +25,7 @@ class Adam(Optimizer):
         betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
         eps: Added to the root, outside the bias correction; finite, >= 0.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
-        maximize: Climbs instead of descending.
-        ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter; in [0, 1).
+        **options: What every optimizer takes, see `Options`.
 
     Raises:
         TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
@@ -53,9 +52,7 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        ema_decay: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -64,9 +61,8 @@ class Adam(Optimizer):
                 "betas": betas,
                 "eps": eps,
                 "weight_decay": weight_decay,
-                "maximize": maximize,
-                "ema_decay": ema_decay,
             },
+            options,
         )
 
     @staticmethod

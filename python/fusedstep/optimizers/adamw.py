@@ -1,8 +1,8 @@
 """Adam with decoupled weight decay."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
 from fusedstep.optimizers.adam import Adam
 
 
@@ -22,8 +22,7 @@ class AdamW(Optimizer):
         betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
         eps: Added to the root, outside the bias correction; finite, >= 0.
         weight_decay: What the parameter shrinks by per step and unit of lr; finite, >= 0.
-        maximize: Climbs instead of descending.
-        ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter; in [0, 1).
+        **options: What every optimizer takes, see `Options`.
 
     Raises:
         TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
@@ -51,9 +50,7 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        *,
-        maximize: bool = False,
-        ema_decay: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -62,9 +59,8 @@ class AdamW(Optimizer):
                 "betas": betas,
                 "eps": eps,
                 "weight_decay": weight_decay,
-                "maximize": maximize,
-                "ema_decay": ema_decay,
             },
+            options,
         )
 
     @staticmethod

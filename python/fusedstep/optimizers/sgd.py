@@ -1,8 +1,8 @@
 """Stochastic gradient descent with momentum."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
 
 
 class SGD(Optimizer):
@@ -23,8 +23,7 @@ class SGD(Optimizer):
         dampening: What is left out of the gradient.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
         nesterov: Looks one step ahead; needs momentum > 0 and dampening = 0.
-        maximize: Climbs instead of descending.
-        ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter; in [0, 1).
+        **options: What every optimizer takes, see `Options`.
 
     Raises:
         TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
@@ -54,9 +53,7 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        ema_decay: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -66,9 +63,8 @@ class SGD(Optimizer):
                 "dampening": dampening,
                 "weight_decay": weight_decay,
                 "nesterov": nesterov,
-                "maximize": maximize,
-                "ema_decay": ema_decay,
             },
+            options,
         )
 
     @staticmethod
