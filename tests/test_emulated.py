@@ -25,6 +25,7 @@ for rule, hypers in {VALID!r}:
         optimizer = REGISTRY[rule](p, **hypers)
         for _ in range(2):
             optimizer.step(g)
+        p[np.isnan(p)] = np.nan  # 0/0 has the sign that the processor gives it
         hashes.append(hashlib.sha256(p.tobytes()).hexdigest())
 x = ((np.arange(4 * 3 * 35) % 41) / 7).astype(np.float32).reshape(4, 3, 5, 7)
 y, saved = fs.batch_norm(x, None, None, None, None, training=True)
