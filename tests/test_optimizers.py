@@ -392,3 +392,36 @@ class TestErrors:
         with pytest.raises(RuntimeError, match="no more"):
             optimizer.step(ones(1))
         assert p[0] == 0.5
+
+    def test_a_schedule_must_not_step(self):
+        p = ones(1)
+        optimizer = fs.SGD(p, lr=lambda taken: optimizer.step(ones(1)).lr if taken else 0.5)
+        optimizer.step(ones(1))
+        with pytest.raises(RuntimeError, match="this optimizer is in the middle of a step"):
+            optimizer.step(ones(1))
+        assert p[0] == 0.5
+
+    def test_groups_that_the_user_broke(self):
+        for change, error, message in (
+            (lambda o: o.param_groups.clear(), ValueError, "param_groups: expected at least one group"),
+            (lambda o: o.param_groups.append(None), TypeError, r"param_groups\[1\]: expected a dict, got NoneType"),
+            (lambda o: o.param_groups[0].pop("params"), TypeError, r"param_groups\[0\]\['params'\]: expected a list"),
+            (
+                lambda o: o.param_groups[0]["params"].append(ones(1)),
+                ValueError,
+                "expected 1 names, one per|expected 2 names",
+            ),
+            (lambda o: o.param_groups[0].pop("lr"), ValueError, "lr: missing"),
+        ):
+            p = ones(1)
+            optimizer = fs.SGD({"p": p})
+            change(optimizer)
+            with pytest.raises(error, match=message):
+                optimizer.step({"p": ones(1)})
+            assert p[0] == 1.0
+
+    def test_groups_and_state_cannot_be_replaced(self):
+        optimizer = fs.SGD(ones(1))
+        for name in ("param_groups", "state"):
+            with pytest.raises(AttributeError):
+                setattr(optimizer, name, [])

@@ -177,4 +177,4 @@ def test_concurrent_steps_of_one_optimizer_are_refused():
         "    [t.start() for t in team]; [t.join() for t in team]\n"
         "print(refused[0])"
     )
-    assert printed(code) == "step: another thread is in a step of this optimizer"
+    assert printed(code) == "step: this optimizer is in the middle of a step"

@@ -9,19 +9,6 @@
 namespace fusedstep::bind {
 namespace {
 
-// Ends the step's hold on the engine, also when it throws.
-class Busy {
- public:
-  explicit Busy(bool& flag) : flag_(flag) {
-    if (flag_) throw std::runtime_error("step: another thread is in a step of this optimizer");
-    flag_ = true;
-  }
-  ~Busy() { flag_ = false; }
-
- private:
-  bool& flag_;
-};
-
 double number(py::handle value, const char* name) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
   if (PyBool_Check(value.ptr()) || !PyNumber_Check(value.ptr())) {
@@ -143,6 +130,14 @@ Label Engine::state_label(const Item& item, const char* name) const {
   return {"state", item.index, name};
 }
 
+// Runs other libraries' code, which may do anything: before any pointer is taken.
+void Engine::view_grads(std::vector<Item>& items) const {
+  static const py::handle arrays = py::module_::import("fusedstep._arrays").release();
+  for (Item& item : items) {
+    if (!is_array(item.grad)) item.grad = arrays.attr("as_array")(item.grad, grad_label(item).text());
+  }
+}
+
 void Engine::inspect_param(const Item& item, runtime::StepTensor& tensor) {
   const Label label = param_label(item);
   const Array param = inspect(item.param, label);
@@ -156,10 +151,6 @@ void Engine::inspect_param(const Item& item, runtime::StepTensor& tensor) {
 
 void Engine::inspect_grad(Item& item, runtime::StepTensor& tensor) {
   const Label label = grad_label(item);
-  if (!is_array(item.grad)) {
-    static const py::handle arrays = py::module_::import("fusedstep._arrays").release();
-    item.grad = arrays.attr("as_array")(item.grad, label.text());
-  }
   Array grad = inspect(item.grad, label);
   require_same_dtype(item.grad, label, item.param, param_label(item));
   require_same_shape(item.grad, label, item.param, param_label(item));
@@ -214,7 +205,6 @@ void Engine::refuse_overlaps() {
 }
 
 void Engine::check_params(const std::vector<py::handle>& params) {
-  const Busy busy(busy_);
   written_.clear();
   read_.clear();
   for (std::size_t k = 0; k < params.size(); ++k) {
@@ -266,11 +256,11 @@ void Engine::set_coefficients(const std::vector<Item>& items, const std::vector<
 }
 
 void Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double grad_scale) {
-  const Busy busy(busy_);
   if (!(std::isfinite(grad_scale) && grad_scale > 0.0)) {
     value_error({"grad_scale"}, "expected a finite number > 0, got " + std::string(py::str(py::float_(grad_scale))));
   }
   const KernelTable* table = runtime::active_table();
+  view_grads(items);
   written_.clear();
   read_.clear();
   tensors_.resize(items.size());

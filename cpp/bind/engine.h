@@ -58,6 +58,7 @@ class Engine {
   Label param_label(const Item& item) const;
   Label grad_label(const Item& item) const;
   Label state_label(const Item& item, const char* name) const;
+  void view_grads(std::vector<Item>& items) const;
   void inspect_param(const Item& item, runtime::StepTensor& tensor);
   void inspect_grad(Item& item, runtime::StepTensor& tensor);
   char* inspect_state(const Item& item, py::handle array, const char* name);
@@ -74,7 +75,6 @@ class Engine {
   std::vector<runtime::StepTensor> tensors_;
   std::vector<unsigned char> coefficients_;
   std::vector<Span> written_, read_, seen_, sorted_;
-  bool busy_ = false;
 };
 
 }  // namespace fusedstep::bind

@@ -60,32 +60,75 @@ class Optimizer {
 
   // Hyper-parameters, options and parameters, as a step would find them.
   void check() {
+    const Turn turn(*this);
+    read_groups();
+    check_groups();
     std::vector<py::handle> params;
     for (const py::handle group : groups_) {
-      engine_.read(group, taken_);
       for (const py::handle param : get(group, names().params)) params.push_back(param);
     }
     engine_.check_params(params);
   }
 
   py::object step(py::handle grads, double grad_scale) {
+    const Turn turn(*this);
     read_groups();
+    check_groups();
     flatten(grads);
     collect_items();
     engine_.run(items_, settings_, grad_scale);
     commit();
-    items_.clear();
     ++taken_;
     return report();
   }
 
  private:
+  // One call at a time: the workspace is shared, and a schedule, or another thread while this one computes, may call.
+  class Turn {
+   public:
+    explicit Turn(Optimizer& optimizer) : optimizer_(optimizer) {
+      if (optimizer_.busy_) throw std::runtime_error("step: this optimizer is in the middle of a step");
+      optimizer_.busy_ = true;
+    }
+    ~Turn() {
+      optimizer_.items_.clear();
+      optimizer_.busy_ = false;
+    }
+
+   private:
+    Optimizer& optimizer_;
+  };
+
+  // May call schedules, which are Python's and may do anything: nothing is held across it.
   void read_groups() {
     settings_.clear();
-    for (const py::handle group : groups_) settings_.push_back(engine_.read(group, taken_));
+    for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups_.ptr()); ++g) {
+      const py::object group = hold(PyList_GET_ITEM(groups_.ptr(), g));
+      if (!PyDict_Check(group.ptr())) type_error({"param_groups", g}, "expected a dict, got " + kind_text(group));
+      settings_.push_back(engine_.read(group, taken_));
+    }
   }
 
-  py::ssize_t params_in(py::handle group) const { return PyObject_Length(get(group, names().params).ptr()); }
+  // Groups are plain Python objects: what a user made of them since is seen here.
+  void check_groups() const {
+    if (settings_.empty() || PyList_GET_SIZE(groups_.ptr()) != py::ssize_t(settings_.size())) {
+      value_error({"param_groups"}, "expected at least one group, and as many after a schedule is asked as before");
+    }
+    for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups_.ptr()); ++g) {
+      const py::handle group = PyList_GET_ITEM(groups_.ptr(), g);
+      const py::handle params = get(group, names().params), keys = get(group, names().param_names);
+      if (!params || !PyList_Check(params.ptr())) type_error({"param_groups", g, "params"}, "expected a list");
+      if (!keys) continue;
+      if (!PyList_Check(keys.ptr())) type_error({"param_groups", g, "param_names"}, "expected a list");
+      if (PyList_GET_SIZE(keys.ptr()) != PyList_GET_SIZE(params.ptr())) {
+        value_error({"param_groups", g, "param_names"}, "expected " + std::to_string(PyList_GET_SIZE(params.ptr())) +
+                                                            " names, one per parameter, got " +
+                                                            std::to_string(PyList_GET_SIZE(keys.ptr())));
+      }
+    }
+  }
+
+  py::ssize_t params_in(py::handle group) const { return PyList_GET_SIZE(get(group, names().params).ptr()); }
 
   void append_list(py::handle grads, py::ssize_t expected, const char* role) {
     if (!is_sequence(grads)) {
@@ -169,7 +212,6 @@ class Optimizer {
       const Settings& settings = settings_[std::size_t(g)];
       const int states = engine_.states_of(settings);
       const py::handle params = get(PyList_GET_ITEM(groups_.ptr(), g), names().params);
-      if (!PyList_Check(params.ptr())) type_error({"params"}, "expected a list in the group, got " + kind_text(params));
       for (py::ssize_t k = 0; k < PyList_GET_SIZE(params.ptr()); ++k, ++index) {
         const py::handle grad = grads_[std::size_t(index)];
         if (grad.is_none()) continue;
@@ -245,6 +287,7 @@ class Optimizer {
   py::dict state_;
   Structure structure_;
   std::int64_t taken_;
+  bool busy_ = false;
   std::vector<py::object> state_names_;
   // Reused from step to step.
   std::vector<Settings> settings_;

@@ -43,10 +43,6 @@ class Optimizer:
             be writable, one dense block of memory each (in any order of the axes), and must not overlap.
         hypers: Hyper-parameters of the groups that do not set their own.
         options: See `Options`; likewise.
-
-    Attributes:
-        param_groups: The groups, one dict each; a hyper-parameter changed here holds from the next step on.
-        state: Per parameter, by its position: the step count and the state arrays, from its first step on.
     """
 
     rule: ClassVar[str]
@@ -56,14 +52,24 @@ class Optimizer:
             if name not in OPTIONS:
                 raise TypeError(f"{name}: not a hyper-parameter of {type(self).__name__}")
         self.defaults: dict[str, Any] = {**hypers, **OPTIONS, **options}
-        self.param_groups: list[dict[str, Any]] = []
-        self.state: dict[int, dict[str, Any]] = {}
+        self._param_groups: list[dict[str, Any]] = []
+        self._state: dict[int, dict[str, Any]] = {}
         self._structure = _structure_of(params)
         for group in params if self._structure is Structure.groups else [{"params": params}]:
-            self.param_groups.append(self._group(group))
+            self._param_groups.append(self._group(group))
         if not self.param_groups:
             raise ValueError("params: expected at least one group, got an empty list")
         self._native = self._make_native(0)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups, one dict each; a hyper-parameter changed here holds from the next step on."""
+        return self._param_groups
+
+    @property
+    def state(self) -> dict[int, dict[str, Any]]:
+        """Per parameter, by its position: the step count and the state arrays, from its first step on."""
+        return self._state
 
     def step(self, grads: Any, grad_scale: float = 1.0) -> StepReport:
         """Updates all parameters once.
@@ -106,7 +112,7 @@ class Optimizer:
         """
         added = [*self.param_groups, self._group(group)]
         self._native = _core.Optimizer(self.rule, added, self.state, Structure.groups, self._native.taken)
-        self.param_groups = added
+        self._param_groups = added
         self._structure = Structure.groups
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,7 +159,7 @@ class Optimizer:
             state[position] = self._load_entry(entry, params[position], position)
         taken = state_dict.get("step", max((entry.get("step", 0) for entry in state.values()), default=0))
         native = _core.Optimizer(self.rule, groups, state, self._structure, taken)
-        self.param_groups, self.state, self._native = groups, state, native
+        self._param_groups, self._state, self._native = groups, state, native
 
     def _load_entry(self, entry: Mapping[str, Any], param: Array, position: int) -> dict[str, Any]:
         known = {*_core.rules()[self.rule]["states"], "ema"}
