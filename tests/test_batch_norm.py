@@ -1,5 +1,7 @@
 """Batch norm: the bits of the reference, float64, gradient checks, torch, errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,30 @@ def test_against_torch(shape, training, native, rng):
         np.testing.assert_allclose(actual[k], theirs, rtol=2e-6, atol=2e-6 * np.abs(theirs).max())
 
 
+def test_non_finite_running_mean(native):
+    """In evaluation the sums of the backward pass skip the padding also where the mean is infinite."""
+    x, dy = np.ones((1, 1, 1, 3), F), np.ones((1, 1, 1, 3), F)
+    results = []
+    for isa in ("numpy", native):
+        with fs.runtime.use_isa(isa):
+            _, saved = fs.batch_norm(x, None, None, np.array([-np.inf], F), np.ones(1, F), training=False)
+            results.append(fs.batch_norm_backward(dy, saved))
+    for mine, theirs in zip(*results, strict=True):
+        assert_same_bits(mine, theirs)
+
+
+@pytest.mark.parametrize("shape", [(64, 3), (4, 3, 5, 5)])
+def test_layer_uses_its_own_eps_and_momentum(shape, native, rng):
+    """Against torch's layer in float64, with values that are not the defaults."""
+    x = rng.standard_normal(shape).astype(F)
+    layer = fs.BatchNorm(3, eps=0.5, momentum=0.25)
+    peer = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(3, eps=0.5, momentum=0.25).double()
+    expected = peer(torch.from_numpy(x.astype(np.float64)))
+    np.testing.assert_allclose(layer.forward(x, training=True), expected.detach().numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.running_mean, peer.running_mean.numpy(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(layer.running_var, peer.running_var.numpy(), rtol=1e-5)
+
+
 def test_momentum_is_the_part_of_the_batch(rng):
     x = rng.standard_normal((50, 2)).astype(F)
     mean, var = np.full(2, 8.0, F), np.full(2, 8.0, F)
@@ -179,8 +205,12 @@ def test_object_trains_and_evaluates(rng):
     np.testing.assert_allclose(layer.forward(x, training=False), y, rtol=1e-2, atol=1e-5)
     layer.backward(x)
     assert layer.dweight.shape == layer.dbias.shape == (3,)
-    with pytest.raises(ValueError, match="num_features: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_features: expected a whole number >= 1, got 0"):
         fs.BatchNorm(0)
+    with pytest.raises(ValueError, match="eps: expected a finite number > 0, got nan"):
+        fs.BatchNorm(3, eps=float("nan"))
+    with pytest.raises(ValueError, match=r"x: expected 3 channels, got shape \(4, 5\)"):
+        layer.forward(np.ones((4, 5), F), training=True)
 
 
 def arguments(**changes):
@@ -223,6 +253,12 @@ READ_ONLY.flags.writeable = False
         ({"momentum": 1.5}, ValueError, r"momentum: expected a number in \[0, 1\], got 1\.5"),
         ({"momentum": float("nan")}, ValueError, "momentum: expected a number"),
         ({"eps": 0.0}, ValueError, r"eps: expected a finite number > 0, got 0\.0"),
+        ({"running_var": READ_ONLY}, ValueError, "running_var: expected a writable array"),
+        ({"out": np.frombuffer(bytes(48), F).reshape(4, 3)}, ValueError, "out: expected a writable array"),
+        ({"x": BASE[:12].reshape(4, 3), "running_mean": BASE[:3]}, ValueError, "running_mean: overlaps x"),
+        ({"weight": BASE[:3], "running_var": BASE[:3]}, ValueError, "running_var: overlaps weight"),
+        ({"training": None}, TypeError, "training: expected True or False, got None"),
+        ({"eps": "x"}, TypeError, "eps: expected a number, got str"),
         ({"eps": -1e-5}, ValueError, "eps: expected a finite number > 0, got -1e-05"),
         ({"out": np.zeros((3, 4), F)}, ValueError, r"out: expected shape \(4, 3\) as x has, got \(3, 4\)"),
         (
@@ -251,7 +287,32 @@ def test_forward_errors(changes, error, message, isa):
         (BASE[:12].reshape(4, 3), BASE[4:16].reshape(4, 3), ValueError, "out: overlaps dy in memory"),
     ],
 )
-def test_backward_errors(dy, out, error, message):
+@pytest.mark.parametrize("isa", ["numpy", fs.runtime.available_isas()[-1]])
+def test_backward_errors(dy, out, error, message, isa):
     _, saved = fs.batch_norm(**arguments())
-    with pytest.raises(error, match=message):
+    before = None if out is None else out.copy()
+    with fs.runtime.use_isa(isa), pytest.raises(error, match=message):
         fs.batch_norm_backward(dy, saved, out=out)
+    if out is not None:
+        np.testing.assert_array_equal(out, before)
+
+
+def test_backward_checks_what_was_saved():
+    base, weight = np.ones(24, F), np.ones(3, F)
+    _, saved = fs.batch_norm(**arguments(x=base[:12].reshape(4, 3), weight=weight))
+    dy = np.ones((4, 3), F)
+    with pytest.raises(ValueError, match=r"out: overlaps saved\.x"):
+        fs.batch_norm_backward(dy, saved, out=base[6:18].reshape(4, 3))
+    with pytest.raises(TypeError, match="saved: expected what batch_norm gave, got NoneType"):
+        fs.batch_norm_backward(dy, None)
+    with pytest.raises(ValueError, match=r"saved\.weight: expected shape \(3,\), got \(2,\)"):
+        fs.batch_norm_backward(dy, replace(saved, weight=weight[:2]))
+    strided = np.repeat(saved.mean, 2)[::2]
+    assert_same_bits(fs.batch_norm_backward(dy, replace(saved, mean=strided))[0], fs.batch_norm_backward(dy, saved)[0])
+
+
+def test_backward_out_must_not_be_the_weight():
+    base = np.ones(12, F)
+    _, saved = fs.batch_norm(**arguments(weight=base[:3]))
+    with pytest.raises(ValueError, match=r"out: overlaps saved\.weight"):
+        fs.batch_norm_backward(np.ones((4, 3), F), saved, out=base.reshape(4, 3))

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -46,6 +45,35 @@ class TestInfo:
 
 
 class TestTrain:
+    def test_default_run_is_good(self, capsys):
+        """The main job as the README gives it."""
+        record = json.loads(run(capsys, "train", "--json", "-")[1])
+        assert record["test_accuracy"] >= 0.975
+        assert record["kernels"]["compared_steps"] == record["kernels"]["steps_with_equal_bits"] >= 20
+
+    def test_options_reach_the_run(self, capsys):
+        def trained(*options):
+            return json.loads(run(capsys, "train", "--epochs", "1", "--hidden", "16", "--json", "-", *options)[1])
+
+        base = trained()
+        assert base["options"]["optimizer"] == "adamw"
+        assert base["parameters"] == 64 * 16 + 16 + 2 * 16 + 16 * 10 + 10
+        assert len(base["steps"]) == 23
+        assert trained("--seed", "1")["steps"] != base["steps"]
+        assert trained("--no-batch-norm")["parameters"] == base["parameters"] - 32
+        assert len(trained("--batch-size", "100")["steps"]) == 15
+        assert trained("--threads", "3")["threads"] == 3
+        assert trained("--optimizer", "sgd")["options"]["lr"] == 0.1
+        assert trained("--lr", "0.5")["options"]["lr"] == 0.5
+
+    def test_outputs_are_checked_before_the_work(self, capsys, tmp_path):
+        for option in ("--json", "--plot", "--checkpoint"):
+            target = str(tmp_path / "missing" / "run.png")
+            status, out, err = run(capsys, "train", "--epochs", "1", option, target)
+            assert status == 2
+            assert out == ""
+            assert f"{option}: cannot write" in err
+
     def test_everything_it_writes(self, capsys, tmp_path):
         files = {
             name: tmp_path / f"run.{suffix}"
@@ -73,6 +101,7 @@ class TestTrain:
             )
             record = json.loads(out)
             assert record["isa"] == isa
+            assert record["threads"] == 2
             losses.append(record["steps"])
         assert all(other == losses[0] for other in losses)
 
@@ -89,6 +118,9 @@ class TestTrain:
             )
         assert status == 0
         assert "the loss is not finite: the learning rate is too large" in out
+        with np.errstate(all="ignore"):
+            _, out, _ = run(capsys, "train", "--optimizer", "sgd", "--lr", "1e30", "--epochs", "1", "--json", "-")
+        assert json.loads(out, parse_constant=lambda name: pytest.fail(name))["epochs"][-1]["test_loss"] is None
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -99,7 +131,7 @@ class TestTrain:
             (["--batch-size", "1"], "--batch-size: no batch of at least two rows with 1"),
             (["--hidden", "8,x"], "expected a whole number >= 1, got 'x'"),
             (["--optimizer", "sgdd"], "invalid choice: 'sgdd'"),
-            (["--seed", "-1"], "--seed: expected a number >= 0, got -1"),
+            (["--seed", "-1"], "--seed: expected a number in [0, 2^32), got -1"),
             (["--plot", "run.txt"], "--plot: expected a name that ends in .png, .svg or .pdf, got 'run.txt'"),
         ],
     )
@@ -169,21 +201,15 @@ class TestBench:
             measure(subject, 5, 1.0)
         assert calls == []
 
-    def test_sides_take_turns(self):
+    def test_sides_take_turns(self, monkeypatch):
         order = []
-
-        def side(name):
-            def call():
-                order.append(name)
-                time.sleep(3e-3)
-
-            return call
-
-        timings = measure(Subject("s", side("a"), {"b": side("b")}, lambda: None), 6, 10.0)
-        # Three calls a side to find the number of calls; then one untimed and one timed.
-        timed = order[6:][1::2]
-        assert timed == ["a", "b", "b", "a"] * 3
-        assert timings["b"].lower_quartile <= timings["b"].median <= timings["b"].upper_quartile
+        # A clock by which every call takes a millisecond.
+        monkeypatch.setattr("fusedstep.bench.harness.perf_counter", lambda: 1e-3 * len(order))
+        sides = {name: (lambda name=name: order.append(name)) for name in "ab"}
+        timings = measure(Subject("s", sides["a"], {"b": sides["b"]}, lambda: None), 4, 10.0)
+        # Two calls make a sample of 2 ms; one more before it is not timed.
+        assert "".join(order[-24:]) == "aaabbbbbbaaa" * 2
+        assert [timings[name].median for name in ("fusedstep", "b")] == pytest.approx([1000, 1000])
 
     def test_ratio_is_theirs_over_ours(self):
         subject = Subject("s", lambda: None, {"peer": lambda: None}, lambda: None, {"peer": 2.0})

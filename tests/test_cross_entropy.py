@@ -87,6 +87,7 @@ def test_labels_of_any_integer(dtype):
         (np.zeros((2, 3), F), np.zeros(2), TypeError, "labels: expected an array of integers, got dtype float64"),
         (np.zeros((2, 3), F), [0, 1], TypeError, "labels: expected an array of integers, got list"),
         (np.zeros((2, 3), F), np.array([0, 3]), ValueError, r"labels\[1\]: expected a class in \[0, 3\), got 3"),
+        (np.zeros((2, 3), F), np.ma.array([0, 1]), TypeError, "labels: expected an array of integers"),
         (np.zeros((2, 3), F), np.array([-1, 0]), ValueError, r"labels\[0\]: expected a class in \[0, 3\), got -1"),
         (
             np.zeros((2, 3), F),
@@ -96,8 +97,9 @@ def test_labels_of_any_integer(dtype):
         ),
     ],
 )
-def test_errors(logits, labels, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize("isa", ["numpy", fs.runtime.available_isas()[-1]])
+def test_errors(logits, labels, error, message, isa):
+    with fs.runtime.use_isa(isa), pytest.raises(error, match=message):
         fs.softmax_cross_entropy(logits, labels)
 
 

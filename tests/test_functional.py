@@ -35,7 +35,7 @@ def test_lists_with_steps_of_their_own(rng):
     params = [np.ones(5, F), np.ones(7, F)]
     grads = [rng.standard_normal(5).astype(F), rng.standard_normal(7).astype(F)]
     m, v = ([np.zeros_like(p) for p in params] for _ in range(2))
-    ADAMW(params, grads, m, v, step=[1, 10])
+    ADAMW(params, grads, m, v, step=[1, np.int64(10)])
     for k, step in enumerate((1, 10)):
         alone = np.ones_like(params[k])
         ADAMW(alone, grads[k], np.zeros_like(alone), np.zeros_like(alone), step=step)
@@ -58,6 +58,7 @@ def test_signature_and_doc(rule):
         ({"step": 0}, ValueError, "step: expected a whole number >= 1, got 0"),
         ({"step": 1.0}, ValueError, r"step: expected a whole number >= 1, got 1\.0"),
         ({"lr": -1}, ValueError, "lr: expected"),
+        ({"lr": lambda taken: 0.1}, TypeError, "lr: expected a number, got function"),
         ({"learning_rate": 1}, TypeError, "learning_rate: not a hyper-parameter of adamw"),
         ({"exp_avg": np.zeros(2, F)}, ValueError, r"exp_avg: expected shape \(3,\) as param has, got \(2,\)"),
         ({"exp_avg": None}, ValueError, "exp_avg: expected an array with these hyper-parameters, got None"),

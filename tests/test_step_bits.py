@@ -55,18 +55,22 @@ def test_options(rule, options, grad_scale, dtype, native, threads, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", CASES)
-def test_random_shapes_and_hypers(rule, dtype, native, rng):
+def test_random_shapes_and_hypers(rule, dtype, native, threads, rng):
     """100 random problems, shapes of up to four axes in any order."""
-    for _ in range(100):
+    for k in range(100):
         hypers = {name: draw(rng) for name, draw in CASES[rule].random.items()}
-        shape = rng.integers(1, 9, rng.integers(0, 5))
+        hypers["maximize"] = bool(rng.integers(2))
+        hypers["ema_decay"] = [None, 0.9][rng.integers(2)]
+        if hypers.get("dampening") == 0.0 and hypers["momentum"] > 0:
+            hypers["nesterov"] = bool(rng.integers(2))
+        shape = rng.integers(1, 9, rng.integers(0, 5)) if k % 10 else rng.integers(90, 130, 2)
         order = rng.permutation(len(shape))
         param = rng.standard_normal(shape).astype(dtype) if len(shape) == 0 else None
         if param is None:
             param = rng.standard_normal(shape[order]).astype(dtype).transpose(np.argsort(order))
         scale = 10.0 ** rng.uniform(-6, 6)
         grads = [[np.asarray(scale * rng.standard_normal(param.shape), dtype)] for _ in range(3)]
-        compare(rule, hypers, [np.asarray(param)], grads)
+        compare(rule, hypers, [np.asarray(param)], grads, float(rng.choice([1.0, 7.0])))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -107,7 +111,7 @@ def test_threads_do_not_change_groups_of_many_steps(native, threads, rng):
 @pytest.mark.parametrize("rule", CASES)
 def test_late_steps(rule, rng):
     """Step counts past what float32, and 32 bits, can hold: the powers of the decay rates agree to the last bit."""
-    for step in (1, 2, 10, 999, 12_345, 10**6, 2**24 + 1, 2**40):
+    for step in (1, 2, 10, 150, 300, 501, 999, 12_345, 10**6, 2**24 + 1, 2**40):
         for _ in range(20):
             hypers = {name: draw(rng) for name, draw in CASES[rule].random.items()}
             results = []

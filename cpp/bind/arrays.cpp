@@ -11,8 +11,6 @@ const py::detail::PyArray_Proxy* proxy(py::handle array) { return py::detail::ar
 
 PyTypeObject* ndarray_type() { return py::detail::npy_api::get().PyArray_Type_; }
 
-bool is_masked(py::handle object) { return Py_TYPE(object.ptr()) != ndarray_type() && py::hasattr(object, "mask"); }
-
 std::int64_t count(const py::detail::PyArray_Proxy* a) {
   std::int64_t size = 1;
   for (int i = 0; i < a->nd; ++i) size *= a->dimensions[i];
@@ -37,6 +35,8 @@ void value_error(const Label& label, const std::string& message) {
 }
 
 bool is_array(py::handle object) { return PyObject_TypeCheck(object.ptr(), ndarray_type()) != 0; }
+
+bool is_masked(py::handle object) { return Py_TYPE(object.ptr()) != ndarray_type() && py::hasattr(object, "mask"); }
 
 std::string shape_text(py::handle array) { return py::str(array.attr("shape")); }
 std::string dtype_text(py::handle array) { return py::str(array.attr("dtype")); }
@@ -113,6 +113,11 @@ bool same_layout(py::handle first, py::handle second) {
     if (a->strides[i] != b->strides[i] && a->dimensions[i] != 1) return count(a) == 0;
   }
   return true;
+}
+
+py::object array_like(py::handle array, const char* how) {
+  static const py::handle numpy = py::module_::import("numpy").release();
+  return numpy.attr(how)(array, py::arg("subok") = false);
 }
 
 bool overlap(const Array& a, const Array& b) {

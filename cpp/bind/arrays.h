@@ -31,6 +31,7 @@ struct Array {
 [[noreturn]] void value_error(const Label& label, const std::string& message);
 
 bool is_array(py::handle object);
+bool is_masked(py::handle object);
 std::string shape_text(py::handle array);
 std::string dtype_text(py::handle array);
 std::string kind_text(py::handle object);
@@ -44,6 +45,9 @@ void require_same_dtype(py::handle array, const Label& label, py::handle other, 
 void require_same_shape(py::handle array, const Label& label, py::handle other, const Label& other_label);
 // Same shape assumed: do both put each element at the same offset?
 bool same_layout(py::handle a, py::handle b);
+
+// numpy.empty_like or numpy.zeros_like: the layout of `array`, and never its subclass.
+py::object array_like(py::handle array, const char* how);
 
 bool overlap(const Array& a, const Array& b);
 

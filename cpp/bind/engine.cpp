@@ -9,17 +9,9 @@
 namespace fusedstep::bind {
 namespace {
 
-double number(py::handle value, const char* name) {
-  if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
-  if (PyBool_Check(value.ptr()) || !PyNumber_Check(value.ptr())) {
-    type_error({name}, "expected a number, got " + kind_text(value));
-  }
-  const double number = PyFloat_AsDouble(value.ptr());
-  if (number == -1.0 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    type_error({name}, "expected a number, got " + kind_text(value));
-  }
-  return number;
+bool is_numpy_bool(py::handle value) {
+  static const py::handle numpy_bool = py::object(py::module_::import("numpy").attr("bool_")).release();
+  return Py_TYPE(value.ptr()) == reinterpret_cast<PyTypeObject*>(numpy_bool.ptr());
 }
 
 void check_domain(const Field& field, double value, py::handle given) {
@@ -42,18 +34,37 @@ void check_domain(const Field& field, double value, py::handle given) {
   }
 }
 
+}  // namespace
+
+py::handle get(py::handle dict, py::handle key) {
+  const py::handle value = PyDict_GetItemWithError(dict.ptr(), key.ptr());
+  if (!value && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
 bool flag(py::handle value, const char* name) {
   if (value.ptr() == Py_True) return true;
   if (value.ptr() == Py_False) return false;
+  if (is_numpy_bool(value)) return PyObject_IsTrue(value.ptr()) == 1;
   type_error({name}, "expected True or False, got " + std::string(py::repr(value)));
 }
 
-py::object make_like(const char* how, py::handle param) {
-  static const py::handle numpy = py::module_::import("numpy").release();
-  return numpy.attr(how)(param);
+double number(py::handle value, const char* name) {
+  if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
+  if (PyBool_Check(value.ptr()) || is_numpy_bool(value))
+    type_error({name}, "expected a number, got " + kind_text(value));
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (number == -1.0 && PyErr_Occurred() != nullptr) {
+    if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+      PyErr_Clear();
+      return HUGE_VAL;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+    PyErr_Clear();
+    type_error({name}, "expected a number, got " + kind_text(value));
+  }
+  return number;
 }
-
-}  // namespace
 
 Engine::Engine(const std::string& name, Naming naming)
     : rule_([&]() -> const runtime::Rule& {
@@ -71,14 +82,14 @@ Engine::Engine(const std::string& name, Naming naming)
   }
 }
 
-Settings Engine::read(py::handle group, std::int64_t taken) const {
+Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken) const {
   static const py::handle maximize_key = PyUnicode_InternFromString("maximize");
   static const py::handle ema_key = PyUnicode_InternFromString("ema_decay");
   Settings settings;
   double* out = settings.hypers;
   for (std::size_t k = 0; k < rule_.fields.size(); ++k) {
     const Field& field = rule_.fields[k];
-    const py::handle given = PyDict_GetItemWithError(group.ptr(), field_names_[k].ptr());
+    const auto given = py::reinterpret_borrow<py::object>(get(group, field_names_[k]));
     if (!given) value_error({field.name}, "missing");
     if (field.count > 1) {
       if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given)) {
@@ -95,8 +106,12 @@ Settings Engine::read(py::handle group, std::int64_t taken) const {
       }
     } else if (field.domain == Domain::flag) {
       *out++ = flag(given, field.name) ? 1.0 : 0.0;
-    } else if (out == settings.hypers + lr_ && PyCallable_Check(given.ptr()) != 0) {
-      const py::object scheduled = py::reinterpret_borrow<py::object>(given)(taken);
+    } else if (out == settings.hypers + lr_ && schedules != Schedules::refuse && PyCallable_Check(given.ptr()) != 0) {
+      if (schedules == Schedules::skip) {
+        *out++ = 0.0;
+        continue;
+      }
+      const py::object scheduled = given(taken);
       *out = number(scheduled, field.name);
       check_domain(field, *out++, scheduled);
     } else {
@@ -107,10 +122,8 @@ Settings Engine::read(py::handle group, std::int64_t taken) const {
   if (const char* reason = rule_.refuse(settings.hypers)) throw py::value_error(reason);
   settings.variant = rule_.variant(settings.hypers);
   settings.coupled_decay = rule_.coupled_decay(settings.hypers);
-  if (const py::handle given = PyDict_GetItemWithError(group.ptr(), maximize_key.ptr())) {
-    settings.maximize = flag(given, "maximize");
-  }
-  const py::handle given = PyDict_GetItemWithError(group.ptr(), ema_key.ptr());
+  if (const py::handle given = get(group, maximize_key)) settings.maximize = flag(given, "maximize");
+  const auto given = py::reinterpret_borrow<py::object>(get(group, ema_key));
   if (given && !given.is_none()) {
     settings.average = true;
     settings.ema_decay = number(given, "ema_decay");
@@ -155,7 +168,7 @@ void Engine::inspect_grad(Item& item, runtime::StepTensor& tensor) {
   require_same_dtype(item.grad, label, item.param, param_label(item));
   require_same_shape(item.grad, label, item.param, param_label(item));
   if (!same_layout(item.grad, item.param)) {
-    py::object copy = make_like("empty_like", item.param);
+    py::object copy = array_like(item.param, "empty_like");
     copy[py::ellipsis()] = item.grad;
     grad = inspect(copy, label);
     item.grad = std::move(copy);
@@ -224,11 +237,12 @@ void Engine::make_states(std::vector<Item>& items, const std::vector<Settings>& 
     const Settings& settings = groups[std::size_t(item.group)];
     for (int s = 0; s < states_of(settings); ++s) {
       if (item.state[s]) continue;
-      item.state[s] = make_like("zeros_like", item.param);
+      item.state[s] = array_like(item.param, "zeros_like");
       args.state[s] = py::detail::array_proxy(item.state[s].ptr())->data;
     }
     if (settings.average && !item.ema) {
-      item.ema = item.param.attr("copy")("K");
+      item.ema = array_like(item.param, "empty_like");
+      item.ema[py::ellipsis()] = item.param;
       args.ema = py::detail::array_proxy(item.ema.ptr())->data;
     }
   }
@@ -256,7 +270,8 @@ void Engine::set_coefficients(const std::vector<Item>& items, const std::vector<
 }
 
 void Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double grad_scale) {
-  if (!(std::isfinite(grad_scale) && grad_scale > 0.0)) {
+  // Its reciprocal must be a number in float32 too.
+  if (!(std::isfinite(grad_scale) && grad_scale > 0.0 && std::isfinite(float(1.0 / grad_scale)))) {
     value_error({"grad_scale"}, "expected a finite number > 0, got " + std::string(py::str(py::float_(grad_scale))));
   }
   const KernelTable* table = runtime::active_table();

@@ -34,12 +34,22 @@ struct Item {
 // How errors name an argument: params[2] and state[2]['exp_avg'], or param[2] and exp_avg[2].
 enum class Naming { optimizer, function };
 
+// What to do with an lr that is a function.
+enum class Schedules { ask, skip, refuse };
+
+// dict[key], null where it is missing.
+py::handle get(py::handle dict, py::handle key);
+// A Python bool or NumPy's; TypeError.
+bool flag(py::handle value, const char* name);
+// A Python number, no bool; TypeError.
+double number(py::handle value, const char* name);
+
 class Engine {
  public:
   Engine(const std::string& rule, Naming naming);
 
-  // Reads a dict of hyper-parameters and options, and checks them. A callable lr is asked for lr(taken).
-  Settings read(py::handle group, std::int64_t taken) const;
+  // Reads a dict of hyper-parameters and options, and checks them. A schedule is asked for lr(taken).
+  Settings read(py::handle group, Schedules schedules, std::int64_t taken) const;
   // Checks all items, then computes. States that were null are there afterwards.
   void run(std::vector<Item>& items, const std::vector<Settings>& groups, double grad_scale);
   // What a parameter must be, alone and beside the others.

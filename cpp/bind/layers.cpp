@@ -4,10 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
-#include <optional>
+#include <cstring>
 #include <vector>
 
-#include "bind/arrays.h"
+#include "bind/engine.h"
 #include "bind/module.h"
 #include "runtime/isa.h"
 
@@ -31,8 +31,6 @@ Shape batch_shape(py::handle x) {
 }
 
 float* floats(const Array& array) { return reinterpret_cast<float*>(array.data); }
-
-py::object empty_like(py::handle x) { return py::module_::import("numpy").attr("empty_like")(x); }
 
 struct Named {
   Array array;
@@ -58,7 +56,10 @@ py::object call_reference(const char* function, const py::dict& arguments) {
 
 // Gives (y, mean, inv_std), the statistics in float64.
 py::tuple batch_norm(py::object x, py::object weight, py::object bias, py::object running_mean, py::object running_var,
-                     bool training, double momentum, double eps, bool unbiased, py::object out) {
+                     py::handle training_given, py::handle momentum_given, py::handle eps_given,
+                     py::handle unbiased_given, py::object out) {
+  const bool training = flag(training_given, "training"), unbiased = flag(unbiased_given, "unbiased");
+  const double momentum = number(momentum_given, "momentum"), eps = number(eps_given, "eps");
   const Array x_array = inspect_contiguous_float32(x, {"x"}, false);
   const Shape s = batch_shape(x);
   std::vector<Named> read = {{x_array, {"x"}}}, written;
@@ -100,7 +101,7 @@ py::tuple batch_norm(py::object x, py::object weight, py::object bias, py::objec
   }
   refuse_overlaps(written, read);
 
-  if (!given_out) out = empty_like(x);
+  if (!given_out) out = array_like(x, "empty_like");
   py::array_t<double> mean(s.c), inv_std(s.c);
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
@@ -131,14 +132,21 @@ py::tuple batch_norm(py::object x, py::object weight, py::object bias, py::objec
   return py::make_tuple(out, mean, inv_std);
 }
 
+using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
 // Gives (dx, dweight, dbias). mean and inv_std are what batch_norm gave.
-py::tuple batch_norm_backward(py::object dy, py::object x, py::object weight, py::array_t<double> mean,
-                              py::array_t<double> inv_std, bool training, py::object out) {
+py::tuple batch_norm_backward(py::object dy, py::object x, py::object weight, Doubles mean, Doubles inv_std,
+                              bool training, py::object out) {
   const Array x_array = inspect_contiguous_float32(x, {"saved.x"}, false);
   const Array dy_array = inspect_contiguous_float32(dy, {"dy"}, false);
   require_same_shape(dy, {"dy"}, x, {"saved.x"});
   const Shape s = batch_shape(x);
-  const float* weights = weight.is_none() ? nullptr : floats(inspect_vector(weight, {"saved.weight"}, s.c, false));
+  std::vector<Named> read = {{x_array, {"saved.x"}}, {dy_array, {"dy"}}};
+  const float* weights = nullptr;
+  if (!weight.is_none()) {
+    read.push_back({inspect_vector(weight, {"saved.weight"}, s.c, false), {"saved.weight"}});
+    weights = floats(read.back().array);
+  }
   if (mean.size() != s.c || inv_std.size() != s.c) {
     value_error({"saved"}, "expected statistics of " + std::to_string(s.c) + " channels");
   }
@@ -146,9 +154,9 @@ py::tuple batch_norm_backward(py::object dy, py::object x, py::object weight, py
   if (given_out) {
     const Array array = inspect_contiguous_float32(out, {"out"}, true);
     require_same_shape(out, {"out"}, x, {"saved.x"});
-    refuse_overlaps({{array, {"out"}}}, {{x_array, {"saved.x"}}, {dy_array, {"dy"}}});
+    refuse_overlaps({{array, {"out"}}}, read);
   } else {
-    out = empty_like(x);
+    out = array_like(x, "empty_like");
   }
   py::array_t<float> dweight(s.c), dbias(s.c);
   const KernelTable* table = runtime::active_table();
@@ -186,7 +194,7 @@ py::tuple cross_entropy(py::object logits, py::object labels) {
   if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1) {
     value_error({"logits"}, "expected shape (N, C) with at least one row and one class, got " + shape_text(logits));
   }
-  if (!is_array(labels) ||
+  if (!is_array(labels) || is_masked(labels) ||
       std::string("iu").find(labels.attr("dtype").attr("kind").cast<char>()) == std::string::npos) {
     type_error({"labels"}, "expected an array of integers, got " +
                                (is_array(labels) ? "dtype " + dtype_text(labels) : kind_text(labels)));
@@ -195,21 +203,24 @@ py::tuple cross_entropy(py::object logits, py::object labels) {
     value_error({"labels"},
                 "expected shape (" + std::to_string(shape[0]) + ",) as logits has rows, got " + shape_text(labels));
   }
-  const auto classes = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>(labels);
-  for (std::int64_t row = 0; row < shape[0]; ++row) {
-    const std::int64_t label = classes.data()[row];
-    if (label < 0 || label >= shape[1]) {
-      value_error({"labels", row}, "expected a class in [0, " + std::to_string(shape[1]) + "), got " +
-                                       std::string(py::str(py::object(labels[py::int_(row)]))));
+  // Copied: what has been checked is what is used, whoever else writes to labels.
+  const auto converted = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>(labels);
+  std::vector<std::int64_t> classes(static_cast<std::size_t>(shape[0]));
+  std::memcpy(classes.data(), converted.data(), classes.size() * sizeof(std::int64_t));
+  for (std::size_t row = 0; row < classes.size(); ++row) {
+    if (classes[row] < 0 || classes[row] >= shape[1]) {
+      value_error({"labels", py::ssize_t(row)}, "expected a class in [0, " + std::to_string(shape[1]) + "), got " +
+                                                    std::string(py::str(py::object(labels[py::int_(row)]))));
     }
   }
-  py::object dlogits = empty_like(logits);
+  py::object dlogits = array_like(logits, "empty_like");
   const double scale = 1.0 / double(shape[0]);
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
-    const py::object loss =
-        call_reference("cross_entropy",
-                       py::dict(py::arg("logits") = logits, py::arg("labels") = classes, py::arg("dlogits") = dlogits));
+    const py::object loss = call_reference(
+        "cross_entropy",
+        py::dict(py::arg("logits") = logits, py::arg("labels") = py::array_t<std::int64_t>(shape[0], classes.data()),
+                 py::arg("dlogits") = dlogits));
     return py::make_tuple(loss, dlogits);
   }
   std::vector<double> losses(static_cast<std::size_t>(shape[0]));

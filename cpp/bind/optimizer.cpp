@@ -30,10 +30,17 @@ const Names& names() {
 
 py::object hold(py::handle object) { return py::reinterpret_borrow<py::object>(object); }
 
-py::handle get(py::handle dict, py::handle key) {
-  const py::handle value = PyDict_GetItemWithError(dict.ptr(), key.ptr());
-  if (!value && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return value;
+// Enough for any run, and exact as a double.
+constexpr std::int64_t kMaxSteps = std::int64_t{1} << 53;
+
+std::int64_t whole_number(py::handle value, const Label& label, std::int64_t least) {
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  const long long number = index ? PyLong_AsLongLong(index.ptr()) : -1;
+  PyErr_Clear();
+  if (number < least || number >= kMaxSteps) {
+    value_error(label, "expected a whole number >= " + std::to_string(least) + ", got " + std::string(py::repr(value)));
+  }
+  return number;
 }
 
 bool is_sequence(py::handle object) { return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr()); }
@@ -43,40 +50,36 @@ enum class Structure { array, list, dict, groups };
 
 class Optimizer {
  public:
-  Optimizer(const std::string& rule, py::list groups, py::dict state, Structure structure, std::int64_t taken)
-      : engine_(rule, Naming::optimizer),
-        groups_(std::move(groups)),
-        state_(std::move(state)),
-        structure_(structure),
-        taken_(taken) {
+  Optimizer(const std::string& rule, Structure structure, std::int64_t taken)
+      : engine_(rule, Naming::optimizer), structure_(structure), taken_(taken) {
+    if (taken < 0 || taken > kMaxSteps) value_error({"step"}, "expected a count >= 0, got " + std::to_string(taken));
     for (const char* name : engine_.rule().states) {
       state_names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name)));
     }
-    check();
   }
 
   std::int64_t taken() const { return taken_; }
-  void set_taken(std::int64_t taken) { taken_ = taken; }
 
-  // Hyper-parameters, options and parameters, as a step would find them.
-  void check() {
-    const Turn turn(*this);
-    read_groups();
+  // Hyper-parameters, options and parameters, as a step would find them; schedules are not asked.
+  void check(py::list groups) {
+    const Turn turn(*this, std::move(groups), py::dict());
+    read_groups(Schedules::skip);
     check_groups();
     std::vector<py::handle> params;
-    for (const py::handle group : groups_) {
+    for (const py::handle group : py::reinterpret_borrow<py::list>(groups_)) {
       for (const py::handle param : get(group, names().params)) params.push_back(param);
     }
     engine_.check_params(params);
   }
 
-  py::object step(py::handle grads, double grad_scale) {
-    const Turn turn(*this);
-    read_groups();
+  py::object step(py::list groups, py::dict state, py::handle grads, py::handle grad_scale) {
+    const Turn turn(*this, std::move(groups), std::move(state));
+    const double scale = number(grad_scale, "grad_scale");
+    read_groups(Schedules::ask);
     check_groups();
     flatten(grads);
     collect_items();
-    engine_.run(items_, settings_, grad_scale);
+    engine_.run(items_, settings_, scale);
     commit();
     ++taken_;
     return report();
@@ -86,12 +89,17 @@ class Optimizer {
   // One call at a time: the workspace is shared, and a schedule, or another thread while this one computes, may call.
   class Turn {
    public:
-    explicit Turn(Optimizer& optimizer) : optimizer_(optimizer) {
+    Turn(Optimizer& optimizer, py::list groups, py::dict state) : optimizer_(optimizer) {
       if (optimizer_.busy_) throw std::runtime_error("step: this optimizer is in the middle of a step");
       optimizer_.busy_ = true;
+      optimizer_.groups_ = std::move(groups);
+      optimizer_.state_ = std::move(state);
     }
     ~Turn() {
       optimizer_.items_.clear();
+      // Held only meanwhile: the garbage collector cannot see what a native object holds.
+      optimizer_.groups_ = {};
+      optimizer_.state_ = {};
       optimizer_.busy_ = false;
     }
 
@@ -100,12 +108,12 @@ class Optimizer {
   };
 
   // May call schedules, which are Python's and may do anything: nothing is held across it.
-  void read_groups() {
+  void read_groups(Schedules schedules) {
     settings_.clear();
     for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups_.ptr()); ++g) {
       const py::object group = hold(PyList_GET_ITEM(groups_.ptr(), g));
       if (!PyDict_Check(group.ptr())) type_error({"param_groups", g}, "expected a dict, got " + kind_text(group));
-      settings_.push_back(engine_.read(group, taken_));
+      settings_.push_back(engine_.read(group, schedules, taken_));
     }
   }
 
@@ -189,7 +197,7 @@ class Optimizer {
         break;
       case Structure::groups: {
         py::ssize_t all = 0;
-        for (const py::handle group : groups_) all += params_in(group);
+        for (const py::handle group : py::reinterpret_borrow<py::list>(groups_)) all += params_in(group);
         bool nested = false;
         if (is_sequence(grads) && PySequence_Fast_GET_SIZE(grads.ptr()) == PyList_GET_SIZE(groups_.ptr())) {
           for (const py::handle part : grads) nested = nested || is_sequence(part) || PyDict_Check(part.ptr());
@@ -206,6 +214,13 @@ class Optimizer {
   }
 
   void collect_items() {
+    std::size_t all = 0;
+    for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups_.ptr()); ++g) {
+      all += std::size_t(params_in(PyList_GET_ITEM(groups_.ptr(), g)));
+    }
+    if (grads_.size() != all) {
+      value_error({"grads"}, "expected " + std::to_string(all) + " arrays, got " + std::to_string(grads_.size()));
+    }
     items_.clear();
     py::ssize_t index = 0;
     for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups_.ptr()); ++g) {
@@ -239,13 +254,7 @@ class Optimizer {
 
   std::int64_t taken_by(py::handle state, py::ssize_t index) const {
     const py::handle step = get(state, names().step);
-    if (!step) return 0;
-    const long long taken = PyLong_Check(step.ptr()) ? PyLong_AsLongLong(step.ptr()) : -1;
-    if (taken < 0) {
-      PyErr_Clear();
-      value_error({"state", index, "step"}, "expected a whole number >= 0, got " + std::string(py::repr(step)));
-    }
-    return taken;
+    return step ? whole_number(step, {"state", index, "step"}, 0) : 0;
   }
 
   void commit() {
@@ -283,8 +292,7 @@ class Optimizer {
   }
 
   Engine engine_;
-  py::list groups_;
-  py::dict state_;
+  py::object groups_, state_;
   Structure structure_;
   std::int64_t taken_;
   bool busy_ = false;
@@ -297,7 +305,7 @@ class Optimizer {
 
 // fusedstep.functional: one array of each kind, or equal-length lists of them.
 void apply(const std::string& rule, py::handle params, py::handle grads, const py::tuple& states, py::handle step,
-           const py::dict& hypers, double grad_scale) {
+           const py::dict& hypers, py::handle grad_scale) {
   Engine engine(rule, Naming::function);
   const bool listed = is_sequence(params);
   const std::size_t count = listed ? py::len(params) : 1;
@@ -309,7 +317,7 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
     }
     return py::handle(PySequence_Fast_GET_ITEM(given.ptr(), py::ssize_t(k)));
   };
-  const std::vector<Settings> settings = {engine.read(hypers, 0)};
+  const std::vector<Settings> settings = {engine.read(hypers, Schedules::refuse, 0)};
   const auto& state_names = engine.rule().states;
   std::vector<Item> items(count);
   for (std::size_t k = 0; k < count; ++k) {
@@ -323,16 +331,11 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
       if (item.state[s].is_none())
         value_error({name, item.index}, "expected an array with these hyper-parameters, got None");
     }
-    const py::handle at = is_sequence(step) ? pick(step, "step", k) : step;
-    if (!PyLong_Check(at.ptr()) || PyLong_AsLongLong(at.ptr()) < 1) {
-      PyErr_Clear();
-      value_error({"step", is_sequence(step) ? item.index : -1},
-                  "expected a whole number >= 1, got " + std::string(py::repr(at)));
-    }
-    item.step = PyLong_AsLongLong(at.ptr());
+    item.step = is_sequence(step) ? whole_number(pick(step, "step", k), {"step", item.index}, 1)
+                                  : whole_number(step, {"step"}, 1);
     item.first = item.step == 1;
   }
-  engine.run(items, settings, grad_scale);
+  engine.run(items, settings, number(grad_scale, "grad_scale"));
 }
 
 }  // namespace
@@ -345,11 +348,14 @@ void register_optimizer(py::module_& m) {
       .value("groups", Structure::groups);
   m.attr("StepReport") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(report_type()));
   py::class_<Optimizer>(m, "Optimizer")
-      .def(py::init<const std::string&, py::list, py::dict, Structure, std::int64_t>())
+      .def(py::init<const std::string&, Structure, std::int64_t>())
       .def("step", &Optimizer::step)
       .def("check", &Optimizer::check)
-      .def_property("taken", &Optimizer::taken, &Optimizer::set_taken);
+      .def_property_readonly("taken", &Optimizer::taken);
   m.def("apply", &apply);
+  m.def("variant", [](const std::string& rule, const py::dict& hypers) {
+    return Engine(rule, Naming::function).read(hypers, Schedules::skip, 0).variant;
+  });
 }
 
 }  // namespace fusedstep::bind

@@ -80,7 +80,7 @@ inline void batch_norm_planes_backward(const BatchNormBackwardArgs& a, std::int6
         fetch(x + pitch + i);
         const Wide g = load_wide(dy + i, n);
         sum_dy.half[half] += g;
-        sum_dy_d.half[half] += g * (load_wide(x + i, n) - mean);
+        sum_dy_d.half[half] += g * first(load_wide(x + i, n) - mean, n);
       });
     }
     const double total_dy = sum_dy.total(), total_dy_d = sum_dy_d.total();

@@ -66,13 +66,6 @@ FUSEDSTEP_INLINE void end_stream() {
 #endif
 }
 
-FUSEDSTEP_INLINE Doubles low(Floats v) {
-  return __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), Doubles);
-}
-FUSEDSTEP_INLINE Doubles high(Floats v) {
-  return __builtin_convertvector(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), Doubles);
-}
-
 // Sixteen floats as doubles.
 struct Wide {
   Doubles low, high;

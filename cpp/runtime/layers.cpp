@@ -29,12 +29,12 @@ void batch_norm(const KernelTable& table, BatchNormArgs args, bool planes) {
   if (args.training) {
     const std::int64_t blocks = stats_blocks(args.n);
     std::vector<double> workspace(static_cast<std::size_t>(2 * args.c * blocks));
-    parallel_for(blocks, threads, bytes, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(blocks, threads, bytes / 2, [&](std::int64_t begin, std::int64_t end) {
       table.batch_norm_rows_moments(args, workspace.data(), begin, end);
     });
     table.batch_norm_rows_statistics(args, workspace.data());
   }
-  parallel_for(args.n, threads, bytes,
+  parallel_for(args.n, threads, bytes / 2,
                [&](std::int64_t begin, std::int64_t end) { table.batch_norm_rows_apply(args, begin, end); });
 }
 
@@ -50,11 +50,11 @@ void batch_norm_backward(const KernelTable& table, BatchNormBackwardArgs args, b
   }
   const std::int64_t blocks = stats_blocks(args.n);
   std::vector<double> workspace(static_cast<std::size_t>(2 * args.c * blocks));
-  parallel_for(blocks, threads, bytes, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(blocks, threads, bytes / 2, [&](std::int64_t begin, std::int64_t end) {
     table.batch_norm_rows_sums(args, workspace.data(), begin, end);
   });
   table.batch_norm_rows_total(args, workspace.data());
-  parallel_for(args.n, threads, bytes, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(args.n, threads, bytes / 2, [&](std::int64_t begin, std::int64_t end) {
     table.batch_norm_rows_gradient(args, workspace.data(), begin, end);
   });
 }

@@ -38,10 +38,11 @@ void run_step(const std::vector<StepTensor>& tensors) {
     }
   }
   // Equal shares of cost, contiguous: a thread meets the same memory in every step.
-  parallel_for(threads, threads, bytes, [&](std::int64_t first, std::int64_t last) {
+  const auto shares = std::min<std::int64_t>(threads, std::int64_t(chunks.size()));
+  parallel_for(shares, threads, bytes, [&](std::int64_t first, std::int64_t last) {
     const auto starts_before = [](const Chunk& chunk, std::int64_t limit) { return chunk.cost_before < limit; };
-    auto chunk = std::lower_bound(chunks.begin(), chunks.end(), cost * first / threads, starts_before);
-    const auto stop = std::lower_bound(chunk, chunks.end(), cost * last / threads, starts_before);
+    auto chunk = std::lower_bound(chunks.begin(), chunks.end(), cost * first / shares, starts_before);
+    const auto stop = std::lower_bound(chunk, chunks.end(), cost * last / shares, starts_before);
     for (; chunk != stop; ++chunk) chunk->tensor->kernel(chunk->tensor->args, chunk->begin, chunk->end);
   });
 }

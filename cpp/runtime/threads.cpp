@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -28,16 +29,23 @@ constexpr int kMaxDoublings = 6;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-void learn(int team, std::int64_t bytes, double own, double wait) {
-  const double saved = own * (team - 1);
-  seconds_per_byte = own * team / double(bytes);
-  if (wait <= saved + 5e-6) {
+// `own` is the time of the calling thread for its share of the items, the smallest; the longest takes `longest` times
+// that.
+void learn(std::int64_t items, int team, std::int64_t bytes, double own, double wait) {
+  const double shares = double(items) / double(items / team);
+  const double longest = double((items + team - 1) / team) / double(items / team);
+  seconds_per_byte = own * shares / double(bytes);
+  const double lost = wait - own * (longest - 1.0), saved = own * (shares - longest);
+  if (lost <= saved + 5e-6) {
     failures = 0;
     return;
   }
-  debt = wait * double(1 << failures);
+  // Not more than a second: a process that was stopped in a region has not been waiting.
+  debt = std::min(1.0, lost * double(1 << failures));
   if (failures < kMaxDoublings) ++failures;
 }
+
+constexpr int kMaxThreads = 4096;
 
 int usable_processors() {
   cpu_set_t set;
@@ -53,7 +61,7 @@ int read_count(const char* name) {
   const long count = std::strtol(text, &end, 10);
   while (*end == ' ') ++end;
   const bool number = end != text && (*end == '\0' || *end == ',');
-  return number && count > 0 && count <= 4096 ? int(count) : -1;
+  return number && count > 0 && count <= kMaxThreads ? int(count) : -1;
 }
 
 int first_choice() {
@@ -77,7 +85,10 @@ int num_threads() {
 }
 
 void set_num_threads(int threads) {
-  if (threads < 1) throw std::invalid_argument("num_threads: expected at least 1, got " + std::to_string(threads));
+  if (threads < 1 || threads > kMaxThreads) {
+    throw std::invalid_argument("num_threads: expected 1 to " + std::to_string(kMaxThreads) + ", got " +
+                                std::to_string(threads));
+  }
   if (threads > 1 && forked) {
     throw std::runtime_error(
         "num_threads: this process was forked from one that had loaded fusedstep; OpenMP's threads do not survive "
@@ -103,7 +114,8 @@ int threads_for(std::int64_t bytes) {
   return 1;
 }
 
-void parallel_region(int threads, std::int64_t bytes, void (*body)(const void*, int, int), const void* context) {
+void parallel_region(int threads, std::int64_t items, std::int64_t bytes, void (*body)(const void*, int, int),
+                     const void* context) {
   if (forked) return body(context, 0, 1);
   const double start = now();
   double own_end = start;
@@ -116,7 +128,7 @@ void parallel_region(int threads, std::int64_t bytes, void (*body)(const void*, 
       team = omp_get_num_threads();
     }
   }
-  if (team > 1 && bytes > 0) learn(team, bytes, own_end - start, now() - own_end);
+  if (team > 1 && !forced) learn(items, team, bytes, own_end - start, now() - own_end);
 }
 
 }  // namespace fusedstep::runtime

@@ -25,9 +25,9 @@ void force_parallel(bool forced);
 // The threads to use for work that moves so many bytes.
 int threads_for(std::int64_t bytes);
 
-// Runs body(context, thread, threads) on each thread of a team.
-void parallel_region(int threads, std::int64_t bytes, void (*body)(const void* context, int thread, int team),
-                     const void* context);
+// Runs body(context, thread, team) on each thread of a team that shares out so many items.
+void parallel_region(int threads, std::int64_t items, std::int64_t bytes,
+                     void (*body)(const void* context, int thread, int team), const void* context);
 
 // Calls body(begin, end) on contiguous parts of [0, items), one a thread, and waits for all. The parts depend on the
 // number of threads; what is computed must not.
@@ -44,7 +44,7 @@ void parallel_for(std::int64_t items, int threads, std::int64_t bytes, const Bod
   };
   const Context context = {body, items};
   parallel_region(
-      threads, bytes,
+      threads, items, bytes,
       [](const void* opaque, int thread, int team) {
         const auto& c = *static_cast<const Context*>(opaque);
         c.body(c.items * thread / team, c.items * (thread + 1) / team);

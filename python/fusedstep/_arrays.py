@@ -16,11 +16,11 @@ def as_array(value: object, name: str) -> NDArray[Any]:
     try:
         if hasattr(source, "__array__"):
             array, again = source.__array__(), source.__array__()
-            if not isinstance(array, np.ndarray) or (array.size > 0 and not np.may_share_memory(array, again)):
-                raise TypeError(f"{name}: {kind} cannot be used without a copy")
-            return array
+            if array.size > 0 and not np.may_share_memory(array, again):
+                raise ValueError("each look at it is a new array")
+            return np.asarray(array)
         if hasattr(source, "__dlpack__"):
             return np.from_dlpack(source)
-    except (BufferError, RuntimeError, ValueError) as error:
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name}: {kind} cannot be used without a copy ({error})") from error
     raise TypeError(f"{name}: expected an array, got {kind}")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arrays import as_array
 from fusedstep.optimizers import Optimizer
 
 FORMAT = 1
@@ -54,7 +55,7 @@ def save_checkpoint(
 
     Raises:
         ModuleNotFoundError: The extra `fusedstep[checkpoint]` is not installed.
-        TypeError: Metadata that JSON cannot hold.
+        TypeError: Metadata that JSON cannot hold; a name that is no string; a parameter that is no array.
 
     Examples:
         >>> import tempfile, os, numpy as np, fusedstep as fs
@@ -70,8 +71,12 @@ def save_checkpoint(
     """
     serialize = _safetensors().save
     named = params if isinstance(params, Mapping) else {str(k): param for k, param in enumerate(params)}
-    # safetensors would write the memory of an array in another order of axes as it stands.
-    tensors = {f"param/{name}": np.ascontiguousarray(param) for name, param in named.items()}
+    tensors: dict[str, Array] = {}
+    for name, param in named.items():
+        if not isinstance(name, str):
+            raise TypeError(f"params: expected names that are strings, got {name!r}")
+        # safetensors would write the memory of an array in another order of axes as it stands.
+        tensors[f"param/{name}"] = _contiguous(as_array(param, f"params[{name!r}]"))
     header: dict[str, Any] = {"format": FORMAT, "version": _core.version, "metadata": metadata, "optimizer": None}
     if optimizer is not None:
         header["optimizer"] = _flatten_state(optimizer.state_dict(), tensors)
@@ -124,11 +129,16 @@ def _flatten_state(state_dict: dict[str, Any], tensors: dict[str, Array]) -> dic
         state[str(k)] = {}
         for name, value in entry.items():
             if isinstance(value, np.ndarray):
-                tensors[f"state/{k}/{name}"] = np.ascontiguousarray(value)
+                tensors[f"state/{k}/{name}"] = _contiguous(value)
                 value = None
             state[str(k)][name] = value
     groups = [{k: v for k, v in group.items() if not callable(v)} for group in state_dict["param_groups"]]
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _contiguous(array: Array) -> Array:
+    # numpy.ascontiguousarray would make a 0-d array 1-d.
+    return np.asarray(array, order="C")
 
 
 def _write_whole(path: Path, content: bytes) -> None:

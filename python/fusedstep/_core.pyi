@@ -1,14 +1,16 @@
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 version: str
 
-class StepReport(NamedTuple):
-    step: int
-    lr: float | tuple[float, ...]
+class StepReport(tuple[Any, ...]):
+    @property
+    def step(self) -> int: ...
+    @property
+    def lr(self) -> float | tuple[float, ...]: ...
 
 class Structure(Enum):
     array = ...
@@ -17,17 +19,13 @@ class Structure(Enum):
     groups = ...
 
 class Optimizer:
-    taken: int
-    def __init__(
-        self,
-        rule: str,
-        groups: list[dict[str, Any]],
-        state: dict[int, dict[str, Any]],
-        structure: Structure,
-        taken: int,
-    ) -> None: ...
-    def step(self, grads: object, grad_scale: float) -> StepReport: ...
-    def check(self) -> None: ...
+    def __init__(self, rule: str, structure: Structure, taken: int) -> None: ...
+    @property
+    def taken(self) -> int: ...
+    def step(
+        self, groups: list[dict[str, Any]], state: dict[int, dict[str, Any]], grads: object, grad_scale: float
+    ) -> StepReport: ...
+    def check(self, groups: list[dict[str, Any]]) -> None: ...
 
 def apply(
     rule: str,
@@ -38,6 +36,7 @@ def apply(
     hypers: dict[str, Any],
     grad_scale: float,
 ) -> None: ...
+def variant(rule: str, hypers: dict[str, Any]) -> int: ...
 def batch_norm(
     x: NDArray[np.float32],
     weight: NDArray[np.float32] | None,

@@ -111,6 +111,8 @@ def batch_norm_backward(
         >>> print(dx.ravel().round(3), dweight.round(3), dbias)
         [ 0.229 -0.344  0.115] [-1.069] [1.]
     """
+    if not isinstance(saved, BatchNormSaved):
+        raise TypeError(f"saved: expected what batch_norm gave, got {type(saved).__name__}")
     return _core.batch_norm_backward(dy, saved.x, saved.weight, saved.mean, saved.inv_std, saved.training, out)
 
 
@@ -131,7 +133,7 @@ class BatchNorm:
         dbias: Gradient of bias, likewise.
 
     Raises:
-        ValueError: `num_features` is less than 1.
+        ValueError: `num_features` is less than 1; eps or momentum out of range.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -143,8 +145,12 @@ class BatchNorm:
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        if num_features < 1:
-            raise ValueError(f"num_features: expected at least 1, got {num_features}")
+        if not isinstance(num_features, int) or num_features < 1:
+            raise ValueError(f"num_features: expected a whole number >= 1, got {num_features!r}")
+        if not (eps > 0 and np.isfinite(eps)):
+            raise ValueError(f"eps: expected a finite number > 0, got {eps!r}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum: expected a number in [0, 1], got {momentum!r}")
         self.eps = eps
         self.momentum = momentum
         self.weight = np.ones(num_features, np.float32)
@@ -156,7 +162,14 @@ class BatchNorm:
         self._saved: BatchNormSaved | None = None
 
     def forward(self, x: FloatArray, *, training: bool, out: FloatArray | None = None) -> FloatArray:
-        """`batch_norm` of x; keeps what `backward` needs."""
+        """`batch_norm` of x; keeps what `backward` needs.
+
+        Raises:
+            TypeError: See `batch_norm`.
+            ValueError: See `batch_norm`; x has another number of channels.
+        """
+        if np.ndim(x) >= 2 and np.shape(x)[1] != len(self.weight):
+            raise ValueError(f"x: expected {len(self.weight)} channels, got shape {np.shape(x)}")
         y, self._saved = batch_norm(
             x,
             self.weight,

@@ -8,11 +8,14 @@ Examples:
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from operator import index
 
 from fusedstep import _core
 
 __all__ = ["available_isas", "isa", "num_threads", "set_isa", "set_num_threads", "threads", "use_isa"]
+
+MAX_THREADS = 4096
 
 
 def isa() -> str:
@@ -35,8 +38,11 @@ def set_isa(name: str) -> None:
     """Computes with the instruction set `name` from now on, in the whole process.
 
     Raises:
+        TypeError: The name is no string.
         ValueError: The name is unknown, or this processor lacks the set; the message lists the valid ones.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"isa: expected a name, got {type(name).__name__}")
     _core.set_isa(name)
 
 
@@ -67,10 +73,17 @@ def set_num_threads(threads: int) -> None:
     """Sets the number of threads, in the whole process.
 
     Raises:
-        ValueError: `threads` is less than 1.
+        TypeError: `threads` is not a whole number.
+        ValueError: `threads` is less than 1 or more than 4,096.
         RuntimeError: More than one, in a forked process.
     """
-    _core.set_num_threads(threads)
+    try:
+        number = index(threads)
+    except TypeError:
+        raise TypeError(f"num_threads: expected a whole number, got {threads!r}") from None
+    if not 1 <= number <= MAX_THREADS:
+        raise ValueError(f"num_threads: expected 1 to {MAX_THREADS}, got {number}")
+    _core.set_num_threads(number)
 
 
 @contextmanager
@@ -81,4 +94,6 @@ def threads(number: int) -> Iterator[None]:
     try:
         yield
     finally:
-        set_num_threads(before)
+        # A child that was forked meanwhile has one thread, and keeps it.
+        with suppress(RuntimeError):
+            set_num_threads(before)

@@ -1,6 +1,7 @@
 """The command line: `fusedstep info | train | bench`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        print(f"fusedstep {options.command}: error: not enough memory for that size", file=sys.stderr)
+        return 2
     except (MissingExtraError, ValueError, OSError) as error:
         print(f"fusedstep {options.command}: error: {error}", file=sys.stderr)
         return 2

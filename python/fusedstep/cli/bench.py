@@ -5,7 +5,15 @@ import sys
 from typing import Any
 
 from fusedstep import _core, runtime
-from fusedstep.cli.common import add_runtime_options, positive_int, require, use_runtime, write_json
+from fusedstep.cli.common import (
+    add_runtime_options,
+    check_writable,
+    positive_int,
+    positive_seconds,
+    require,
+    use_runtime,
+    write_json,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -19,7 +27,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="beginnings of names (default: all)")
     parser.add_argument("--list", action="store_true", help="list the subjects")
     parser.add_argument("--rounds", type=positive_int, default=51, metavar="N", help="rounds per subject (default: 51)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="at most so long per subject (default: 20)")
+    parser.add_argument(
+        "--seconds", type=positive_seconds, default=20.0, help="at most so long per subject (default: 20)"
+    )
     add_runtime_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures ('-': to standard output)")
     parser.set_defaults(run=run)
@@ -33,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(subjects.subjects()))
         return 0
     require("rich", "bench")
+    if options.json is not None and options.json != "-":
+        check_writable("--json", options.json)
     from rich.console import Console
     from rich.table import Table
 

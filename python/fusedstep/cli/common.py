@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import json
+import math
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -40,6 +42,17 @@ def use_runtime(options: argparse.Namespace) -> ExitStack:
         return stack.pop_all()
 
 
+def positive_seconds(text: str) -> float:
+    """An argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"expected a finite number > 0, got {text!r}")
+    return value
+
+
 def positive_int(text: str) -> int:
     """An argparse type."""
     try:
@@ -51,10 +64,25 @@ def positive_int(text: str) -> int:
     return value
 
 
+def check_writable(option: str, path: str) -> None:
+    """Refuses a path that cannot be written, before the work that would be lost."""
+    target = Path(path)
+    if not path or target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise ValueError(f"{option}: cannot write {path!r}")
+
+
 def write_json(content: dict[str, Any], target: str) -> None:
-    """Writes to a file, or to standard output for '-'."""
-    text = json.dumps(content, indent=2) + "\n"
+    """Writes to a file, or to standard output for '-'. A number that is not finite, which JSON has not, is null."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
     else:
         Path(target).write_text(text, encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusedstep import _core, runtime
 from fusedstep._checkpoint import save_checkpoint
-from fusedstep.cli.common import MissingExtraError, add_runtime_options, positive_int, require, use_runtime, write_json
+from fusedstep.cli.common import add_runtime_options, check_writable, positive_int, require, use_runtime, write_json
 from fusedstep.optimizers import REGISTRY
 
 if TYPE_CHECKING:
@@ -60,8 +60,12 @@ def run(options: argparse.Namespace) -> int:
         require("matplotlib", "train")
         if not options.plot.lower().endswith((".png", ".svg", ".pdf")):
             raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {options.plot!r}")
-    if options.seed < 0:
-        raise ValueError(f"--seed: expected a number >= 0, got {options.seed}")
+    for option in ("json", "plot", "checkpoint"):
+        path = getattr(options, option)
+        if path is not None and not (option == "json" and path == "-"):
+            check_writable(f"--{option}", path)
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed: expected a number in [0, 2^32), got {options.seed}")
     with use_runtime(options):
         record, model, optimizer = train(options)
     out = sys.stderr if options.json == "-" else sys.stdout
@@ -224,8 +228,8 @@ class Progress:
         self.bar = Bar(
             TextColumn("epoch"),
             MofNCompleteColumn(),
-            BarColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=10),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.description}"),
             console=console,
             disable=not self.live,
@@ -245,7 +249,8 @@ class Progress:
             f"train loss {epoch['train_loss']:.4f} accuracy {epoch['train_accuracy']:.2%}"
             f" · test loss {epoch['test_loss']:.4f} accuracy {epoch['test_accuracy']:.2%}"
         )
-        self.bar.update(self.task, completed=epoch["epoch"], description=text)
+        short = f"loss {epoch['train_loss']:.4f} · test {epoch['test_loss']:.4f} {epoch['test_accuracy']:.2%}"
+        self.bar.update(self.task, completed=epoch["epoch"], description=short)
         if not self.live:
             print(f"epoch {epoch['epoch']}/{self.epochs}  {text}", file=self.stream, flush=True)
 
@@ -287,12 +292,12 @@ def plot(record: dict[str, Any], path: str) -> None:
     left.plot(np.arange(1, len(record["steps"]) + 1) / per_epoch, record["steps"], color="0.8", lw=0.6, label="batch")
     # Colours of Okabe and Ito, told apart with any colour vision; lines differ in style too.
     for name, colour, style in (("train", "#0072B2", "-"), ("test", "#D55E00", "--")):
-        left.plot(epochs, [entry[f"{name}_loss"] for entry in record["epochs"]], color=colour, ls=style, label=name)
-        accuracy = [100 * entry[f"{name}_accuracy"] for entry in record["epochs"]]
-        right.plot(epochs, accuracy, color=colour, ls=style, label=name)
+        look = {"color": colour, "ls": style, "label": name, "marker": "o" if len(epochs) < 3 else None}
+        left.plot(epochs, [entry[f"{name}_loss"] for entry in record["epochs"]], **look)
+        right.plot(epochs, [100 * entry[f"{name}_accuracy"] for entry in record["epochs"]], **look)
     left.set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log", title="Loss")
     right.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy")
-    if record["test_accuracy"] is not None:
+    if record["test_accuracy"] is not None and math.isfinite(record["epochs"][-1]["test_loss"]):
         right.annotate(
             f"test {record['test_accuracy']:.2%}",
             (epochs[-1], 100 * record["test_accuracy"]),
@@ -314,6 +319,3 @@ def plot(record: dict[str, Any], path: str) -> None:
 
 def _sizes(text: str) -> list[int]:
     return [positive_int(part) for part in text.split(",")]
-
-
-__all__ = ["MissingExtraError", "add_parser", "plot", "run", "summary", "train"]

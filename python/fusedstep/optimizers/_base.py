@@ -59,11 +59,14 @@ class Optimizer:
             self._param_groups.append(self._group(group))
         if not self.param_groups:
             raise ValueError("params: expected at least one group, got an empty list")
-        self._native = self._make_native(0)
+        self._native = self._make_native(self._param_groups, 0)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups, one dict each; a hyper-parameter changed here holds from the next step on."""
+        """The groups, one dict each; a hyper-parameter changed here holds from the next step on.
+
+        State belongs to a parameter's position: groups and parameters are added (`add_param_group`), never removed.
+        """
         return self._param_groups
 
     @property
@@ -88,7 +91,7 @@ class Optimizer:
             ValueError: A wrong shape, number of arrays, or hyper-parameter; arrays that overlap.
                 Whatever is raised, nothing has been written.
         """
-        return self._native.step(grads, grad_scale)
+        return self._native.step(self._param_groups, self._state, grads, grad_scale)
 
     @property
     def ema(self) -> Any:
@@ -110,10 +113,10 @@ class Optimizer:
             TypeError: See the constructor.
             ValueError: See the constructor.
         """
-        added = [*self.param_groups, self._group(group)]
-        self._native = _core.Optimizer(self.rule, added, self.state, Structure.groups, self._native.taken)
-        self._param_groups = added
-        self._structure = Structure.groups
+        added = self._group(group)
+        native = self._make_native([*self._param_groups, added], self._native.taken, Structure.groups)
+        self._param_groups.append(added)
+        self._structure, self._native = Structure.groups, native
 
     def state_dict(self) -> dict[str, Any]:
         """The state, laid out as PyTorch lays out its own: `state` by position and `param_groups` with positions.
@@ -139,6 +142,9 @@ class Optimizer:
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
             TypeError: An array of another dtype.
         """
+        for key in ("state", "param_groups"):
+            if key not in state_dict:
+                raise ValueError(f"state_dict: no {key!r}")
         if state_dict.get("rule", self.rule) != self.rule:
             raise ValueError(f"state_dict: expected a state of {self.rule!r}, got one of {state_dict['rule']!r}")
         saved_groups = state_dict["param_groups"]
@@ -157,8 +163,9 @@ class Optimizer:
             if not 0 <= position < len(params):
                 raise ValueError(f"state_dict: expected positions below {len(params)}, got {position}")
             state[position] = self._load_entry(entry, params[position], position)
-        taken = state_dict.get("step", max((entry.get("step", 0) for entry in state.values()), default=0))
-        native = _core.Optimizer(self.rule, groups, state, self._structure, taken)
+        furthest = max((entry.get("step", 0) for entry in state.values()), default=0)
+        taken = _whole_number(state_dict.get("step", furthest), "state_dict['step']")
+        native = self._make_native(groups, taken)
         self._param_groups, self._state, self._native = groups, state, native
 
     def _load_entry(self, entry: Mapping[str, Any], param: Array, position: int) -> dict[str, Any]:
@@ -167,9 +174,7 @@ class Optimizer:
         for name, value in entry.items():
             label = f"state_dict['state'][{position}][{name!r}]"
             if name == "step":
-                if float(value) != int(value) or value < 0:
-                    raise ValueError(f"{label}: expected a whole number >= 0, got {value!r}")
-                loaded[name] = int(value)
+                loaded[name] = _whole_number(value, label)
             elif name not in known:
                 raise ValueError(f"{label}: not a state of {self.rule!r}, which has {sorted(known)}")
             elif value is not None:
@@ -180,6 +185,10 @@ class Optimizer:
                     raise ValueError(f"{label}: expected shape {param.shape}, got {source.shape}")
                 loaded[name] = np.empty_like(param)
                 loaded[name][...] = source
+        given = [name for name in _core.rules()[self.rule]["states"] if name in loaded]
+        missing = [name for name in _core.rules()[self.rule]["states"] if name not in loaded]
+        if given and missing:
+            raise ValueError(f"state_dict['state'][{position}]: has {given} but not {missing}")
         return loaded
 
     def _group(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,8 +207,12 @@ class Optimizer:
         group["params"] = [as_array(param, f"params[{k}]") for k, param in enumerate(params)]
         return group
 
-    def _make_native(self, taken: int) -> _core.Optimizer:
-        return _core.Optimizer(self.rule, self.param_groups, self.state, self._structure, taken)
+    def _make_native(
+        self, groups: list[dict[str, Any]], taken: int, structure: Structure | None = None
+    ) -> _core.Optimizer:
+        native = _core.Optimizer(self.rule, self._structure if structure is None else structure, taken)
+        native.check(groups)
+        return native
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_native": self._native.taken, "_structure": self._structure.name}
@@ -207,7 +220,7 @@ class Optimizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._structure = getattr(Structure, state["_structure"])
-        self._native = self._make_native(state["_native"])
+        self._native = self._make_native(self._param_groups, state["_native"])
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
@@ -216,6 +229,17 @@ class Optimizer:
             hypers = ", ".join(f"{name}={group[name]!r}" for name in self.defaults)
             lines.append(f"    {len(group['params'])} arrays of {count:,} parameters: {hypers}")
         return "\n".join([*lines, ")"])
+
+
+def _whole_number(value: Any, label: str) -> int:
+    """A step count; PyTorch keeps them in tensors of floats."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not number.is_integer() or not 0 <= number < 2**53:
+        raise ValueError(f"{label}: expected a whole number >= 0, got {value!r}")
+    return int(number)
 
 
 def _structure_of(params: Any) -> Structure:

@@ -33,6 +33,7 @@ def batch_norm(
     inv_std: Array,
 ) -> None:
     """y = weight · (x − mean) / √(var + eps) + bias; mean and inv_std receive the statistics that were used."""
+    x = np.asarray(x)
     with np.errstate(all="ignore"):
         if training:
             count, mean[:], m2 = moments(x)
@@ -64,6 +65,7 @@ def batch_norm_backward(
     dbias: Array,
 ) -> None:
     """dx = scale · (dy − mean(dy) − d · mean(dy · d) / (var + eps)), d = x − mean; in evaluation dx = scale · dy."""
+    x, dy = np.asarray(x), np.asarray(dy)
     with np.errstate(all="ignore"):
         count = float(x.size // x.shape[1])
         d = centred(x, mean)
@@ -82,6 +84,7 @@ def batch_norm_backward(
 
 def cross_entropy(logits: Array, labels: Array, dlogits: Array) -> float:
     """The mean of −log softmax(logits)[label]; dlogits receives (softmax − onehot) / rows."""
+    logits = np.asarray(logits)
     rows = np.arange(len(labels))
     with np.errstate(all="ignore"):
         top = np.fmax.reduce(logits, axis=1, initial=-np.inf)[:, None]

@@ -1,6 +1,6 @@
 """Powers of the decay rates."""
 
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 
 
 def integer_power(base: float, n: int) -> float:
@@ -11,6 +11,5 @@ def integer_power(base: float, n: int) -> float:
     """
     if n * (1.0 - base) > 50.0:
         return 0.0
-    with localcontext() as context:
-        context.prec = 50
+    with localcontext(Context(prec=50)):
         return float(Decimal(base) ** n)
