@@ -68,6 +68,17 @@ def test_wide_code_stays_in_its_namespace(symbols, functions):
             assert set_of(name) == "avx512", f"{name} uses zmm"
 
 
+def test_our_own_functions_are_in_a_known_namespace(symbols):
+    """A header of rules/ or kernels/ that forgets FUSEDSTEP_SET defines one function for all sets.
+
+    Of such a function the linker keeps one copy, harmless or not; `.ci/run` looks at the objects themselves too.
+    """
+    ours = [name for _, kind, name in symbols if kind in "tTwW" and re.match(r"(\w+ )*fusedstep::", name)]
+    allowed = r"fusedstep::(%s)::" % "|".join([*SETS, "host", "runtime", "bind"])  # noqa: UP031
+    assert len(ours) > 100
+    assert [name for name in ours if not re.search(allowed, name)] == []
+
+
 def test_each_set_has_the_same_functions(symbols):
     """What a set lacks it would borrow from another."""
     by_set = {}
