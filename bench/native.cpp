@@ -61,7 +61,8 @@ template <class T>
 void step(State& state, const runtime::Rule& rule, std::vector<double> hypers, std::int64_t n, int threads) {
   use_threads(threads);
   const int variant = rule.variant(hypers.data());
-  const int states = rule.states_used[std::size_t(variant)];
+  const unsigned keeps = rule.keeps[std::size_t(variant)];
+  const int states = __builtin_popcount(keeps);
   const Dtype dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
   std::vector<Array<T>> arrays;
   for (int k = 0; k < 2 + states; ++k) arrays.emplace_back(n);
@@ -70,7 +71,10 @@ void step(State& state, const runtime::Rule& rule, std::vector<double> hypers, s
   StepArgs args = {};
   args.param = arrays[0].get();
   args.grad = arrays[1].get();
-  for (int k = 0; k < states; ++k) args.state[k] = arrays[std::size_t(2 + k)].get();
+  std::size_t next = 2;
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (keeps >> k & 1) args.state[k] = arrays[next++].get();
+  }
   args.coefficients = coefficients;
   args.grad_factor = 1.0;
   const std::int64_t bytes = std::int64_t(sizeof(T)) * (3 + 2 * states);
@@ -115,8 +119,8 @@ void register_steps(int threads) {
   for (const runtime::Rule& rule : runtime::rules()) {
     for (const std::vector<double>& hypers : variants(rule)) {
       const int variant = rule.variant(hypers.data());
-      const int arrays = 1 + rule.states_used[std::size_t(variant)];
-      const std::string suffix = rule.states_used.size() > 1 ? ":" + std::to_string(variant) : "";
+      const int arrays = 1 + __builtin_popcount(rule.keeps[std::size_t(variant)]);
+      const std::string suffix = rule.keeps.size() > 1 ? ":" + std::to_string(variant) : "";
       for (std::int64_t n = 1 << 10; n <= 1 << 26; n *= 4) {
         const std::string single = name_of(rule.name + suffix + "/float32", n, threads);
         const std::string twice = name_of(rule.name + suffix + "/float64", n, threads);

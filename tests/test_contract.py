@@ -86,7 +86,7 @@ class TestEveryRule:
         used = {
             _core.variant(rule, REGISTRY[rule](np.ones(1), **hypers).param_groups[0]) for hypers in CASES[rule].valid
         }
-        assert used == set(range(len(RULES[rule]["states_used"])))
+        assert used == set(range(len(RULES[rule]["variants"])))
         assert set(CASES[rule].random) <= set(RULES[rule]["hypers"])
         named = {message.split(":")[0] for _, _, message in CASES[rule].errors}
         assert set(RULES[rule]["hypers"]) <= named

@@ -89,7 +89,7 @@ def test_each_set_has_the_same_functions(symbols):
     steps = {owner: {name for name in names if " step<" in name} for owner, names in by_set.items()}
     assert steps
     assert len({frozenset(names) for names in steps.values()}) == 1
-    assert len(next(iter(steps.values()))) == 2 * sum(len(rule["states_used"]) for rule in _core.rules().values())
+    assert len(next(iter(steps.values()))) == 2 * sum(len(rule["variants"]) for rule in _core.rules().values())
 
 
 @x86
@@ -103,7 +103,7 @@ def test_loops_are_packed(dtype, suffix, isa, register, functions):
     """
     prefix = f"void fusedstep::{isa}::step<"
     steps = {name: body for name, body in functions.items() if name.startswith(prefix) and f", {dtype}>(" in name}
-    assert len(steps) == sum(len(rule["states_used"]) for rule in _core.rules().values())
+    assert len(steps) == sum(len(rule["variants"]) for rule in _core.rules().values())
     divided = 0
     for name, body in steps.items():
         assert re.search(rf"vmul{suffix}\s.*%{register}\d", body), name

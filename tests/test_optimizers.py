@@ -262,7 +262,7 @@ class TestState:
             (lambda s: s["state"][0].update(exp_avg=ones(3)), ValueError, r"\(2,\), got \(3,\)"),
             (lambda s: s["state"][0].update(exp_avg=ones(2, dtype=np.float64)), TypeError, "float32, got float64"),
             (lambda s: s["state"][0].update(momentum_buffer=ones(2)), ValueError, "not a state of 'adam'"),
-            (lambda s: s["state"][0].pop("exp_avg_sq"), ValueError, r"has \['exp_avg'\] but not \['exp_avg_sq'\]"),
+            (lambda s: s["state"][0].pop("exp_avg_sq"), ValueError, r"has \['exp_avg'\], expected one of"),
             (lambda s: s["state"][1].update(step="x"), ValueError, "whole number >= 0, got 'x'"),
             (lambda s: s["state"][1].update(step=-1), ValueError, "whole number >= 0, got -1"),
             (lambda s: s["state"].update({7: {}}), ValueError, "positions below 2, got 7"),

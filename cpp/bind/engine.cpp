@@ -235,8 +235,8 @@ void Engine::make_states(std::vector<Item>& items, const std::vector<Settings>& 
     Item& item = items[k];
     StepArgs& args = tensors_[k].args;
     const Settings& settings = groups[std::size_t(item.group)];
-    for (int s = 0; s < states_of(settings); ++s) {
-      if (item.state[s]) continue;
+    for (int s = 0; s < states(); ++s) {
+      if (item.state[s] || !keeps(settings, s)) continue;
       item.state[s] = array_like(item.param, "zeros_like");
       args.state[s] = py::detail::array_proxy(item.state[s].ptr())->data;
     }
@@ -282,18 +282,18 @@ void Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, 
   for (std::size_t k = 0; k < items.size(); ++k) {
     Item& item = items[k];
     const Settings& settings = groups[std::size_t(item.group)];
-    const int states = states_of(settings);
+    const int kept = __builtin_popcount(rule_.keeps[std::size_t(settings.variant)]);
     runtime::StepTensor& tensor = tensors_[k];
     inspect_param(item, tensor);
     inspect_grad(item, tensor);
-    for (int s = 0; s < states; ++s) {
+    for (int s = 0; s < states(); ++s) {
       if (item.state[s]) tensor.args.state[s] = inspect_state(item, item.state[s], rule_.states[std::size_t(s)]);
     }
     tensor.args.ema = settings.average && item.ema ? inspect_state(item, item.ema, "ema") : nullptr;
     tensor.args.grad_factor = (settings.maximize ? -1.0 : 1.0) / grad_scale;
     tensor.args.decay = settings.coupled_decay;
     tensor.args.ema_decay = settings.ema_decay;
-    tensor.bytes_per_element = (tensor.dtype == Dtype::float32 ? 4 : 8) * (3 + 2 * states + 2 * settings.average);
+    tensor.bytes_per_element = (tensor.dtype == Dtype::float32 ? 4 : 8) * (3 + 2 * kept + 2 * settings.average);
     if (table != nullptr) tensor.kernel = table->step[rule_.index][int(tensor.dtype)][settings.variant];
   }
   refuse_overlaps();
@@ -322,10 +322,12 @@ void Engine::run_reference(const std::vector<Item>& items, const std::vector<Set
         hypers[field.name] = *value++;
       }
     }
-    py::list states;
-    for (int s = 0; s < states_of(settings); ++s) states.append(item.state[s]);
+    py::dict kept;
+    for (int s = 0; s < states(); ++s) {
+      if (keeps(settings, s)) kept[rule_.states[std::size_t(s)]] = item.state[s];
+    }
     const StepArgs& args = tensors_[k].args;
-    tensors.append(py::make_tuple(item.param, item.grad, states, settings.average ? item.ema : py::object(py::none()),
+    tensors.append(py::make_tuple(item.param, item.grad, kept, settings.average ? item.ema : py::object(py::none()),
                                   hypers, item.step, item.first, args.grad_factor, args.decay, args.ema_decay));
   }
   py::module_::import("fusedstep.reference.step").attr("run")(rule_.name, tensors);

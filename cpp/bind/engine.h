@@ -56,7 +56,9 @@ class Engine {
   void check_params(const std::vector<py::handle>& params);
 
   const runtime::Rule& rule() const { return rule_; }
-  int states_of(const Settings& settings) const { return rule_.states_used[settings.variant]; }
+  int states() const { return int(rule_.states.size()); }
+  // Whether these hyper-parameters keep the s-th state.
+  bool keeps(const Settings& settings, int s) const { return rule_.keeps[std::size_t(settings.variant)] >> s & 1; }
   double lr_of(const Settings& settings) const { return settings.hypers[lr_]; }
 
  private:

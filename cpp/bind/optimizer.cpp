@@ -225,7 +225,6 @@ class Optimizer {
     py::ssize_t index = 0;
     for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups_.ptr()); ++g) {
       const Settings& settings = settings_[std::size_t(g)];
-      const int states = engine_.states_of(settings);
       const py::handle params = get(PyList_GET_ITEM(groups_.ptr(), g), names().params);
       for (py::ssize_t k = 0; k < PyList_GET_SIZE(params.ptr()); ++k, ++index) {
         const py::handle grad = grads_[std::size_t(index)];
@@ -240,7 +239,8 @@ class Optimizer {
         item.step = 1;
         if (state) {
           if (!PyDict_Check(state.ptr())) type_error({"state", index}, "expected a dict, got " + kind_text(state));
-          for (int s = 0; s < states; ++s) {
+          for (int s = 0; s < engine_.states(); ++s) {
+            if (!engine_.keeps(settings, s)) continue;
             item.state[s] = hold(get(state, state_names_[std::size_t(s)]));
             item.first = item.first || !item.state[s];
           }
@@ -272,7 +272,9 @@ class Optimizer {
       }
       put(state, names().step, py::int_(item.step));
       if (item.first) {
-        for (int s = 0; s < engine_.states_of(settings); ++s) put(state, state_names_[std::size_t(s)], item.state[s]);
+        for (int s = 0; s < engine_.states(); ++s) {
+          if (engine_.keeps(settings, s)) put(state, state_names_[std::size_t(s)], item.state[s]);
+        }
       }
       if (settings.average) put(state, names().ema, item.ema);
     }
@@ -325,7 +327,8 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
     item.index = listed ? py::ssize_t(k) : -1;
     item.param = hold(pick(params, "param", k));
     item.grad = hold(pick(grads, "grad", k));
-    for (int s = 0; s < engine.states_of(settings[0]); ++s) {
+    for (int s = 0; s < engine.states(); ++s) {
+      if (!engine.keeps(settings[0], s)) continue;
       const char* name = state_names[std::size_t(s)];
       item.state[s] = hold(pick(states[std::size_t(s)], name, k));
       if (item.state[s].is_none())

@@ -13,9 +13,17 @@ py::dict describe_rules() {
   py::dict all;
   for (const runtime::Rule& rule : runtime::rules()) {
     py::dict hypers;
+    py::list variants;
+    for (const unsigned keeps : rule.keeps) {
+      py::list kept;
+      for (std::size_t s = 0; s < rule.states.size(); ++s) {
+        if (keeps >> s & 1) kept.append(rule.states[s]);
+      }
+      variants.append(kept);
+    }
     for (const Field& field : rule.fields) hypers[field.name] = field.count;
-    all[rule.name] = py::dict(py::arg("hypers") = hypers, py::arg("states") = py::cast(rule.states),
-                              py::arg("states_used") = py::cast(rule.states_used));
+    all[rule.name] =
+        py::dict(py::arg("hypers") = hypers, py::arg("states") = py::cast(rule.states), py::arg("variants") = variants);
   }
   return all;
 }

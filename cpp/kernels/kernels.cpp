@@ -18,8 +18,7 @@ constexpr void fill_variants(StepKernel* row, std::integer_sequence<int, V...>) 
 
 template <class Rule>
 constexpr void fill_rule(StepKernel (*rows)[kMaxVariants]) {
-  constexpr auto variants =
-      std::make_integer_sequence<int, int(sizeof(Rule::states_used) / sizeof(Rule::states_used[0]))>();
+  constexpr auto variants = std::make_integer_sequence<int, int(sizeof(Rule::keeps) / sizeof(Rule::keeps[0]))>();
   fill_variants<Rule, float>(rows[int(Dtype::float32)], variants);
   fill_variants<Rule, double>(rows[int(Dtype::float64)], variants);
 }

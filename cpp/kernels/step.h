@@ -26,7 +26,7 @@ inline void update_elements(const typename Rule::template Coefficients<T>& c, co
 template <class Rule, int V, class T>
 void step(const StepArgs& a, std::int64_t begin, std::int64_t end) {
   using Array = Codec<T, T>;
-  constexpr int states = Rule::states_used[V];
+  constexpr int states = __builtin_popcount(Rule::keeps[V]);
   constexpr auto each_state = std::make_integer_sequence<int, states>();
   const auto c = *static_cast<const typename Rule::template Coefficients<T>*>(a.coefficients);
 
@@ -37,12 +37,18 @@ void step(const StepArgs& a, std::int64_t begin, std::int64_t end) {
     const std::int64_t n = end - at < block ? end - at : block;
     T* p = Array::load(a.param, at, n, nullptr);
     T* s[states + 1];
-    for (int k = 0; k < states; ++k) s[k] = Array::load(a.state[k], at, n, nullptr);
+    int kept = 0;
+    for (int k = 0; k < kMaxStates; ++k) {
+      if (Rule::keeps[V] >> k & 1) s[kept++] = Array::load(a.state[k], at, n, nullptr);
+    }
     const T* g = gradient_stage(a, Array::load(a.grad, at, n, nullptr), p, n, g_scratch);
 
     update_elements<Rule, V>(c, g, p, s, n, each_state);
 
-    for (int k = 0; k < states; ++k) Array::store(a.state[k], at, n, s[k]);
+    kept = 0;
+    for (int k = 0; k < kMaxStates; ++k) {
+      if (Rule::keeps[V] >> k & 1) Array::store(a.state[k], at, n, s[kept++]);
+    }
     Array::store(a.param, at, n, p);
     if (a.ema != nullptr) {
       T* ema = Array::load(a.ema, at, n, nullptr);

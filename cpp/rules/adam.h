@@ -18,7 +18,7 @@ struct Adam {
                                      {"eps", Domain::non_negative, 1},
                                      {"weight_decay", Domain::non_negative, 1}};
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
-  static constexpr int states_used[] = {2};
+  static constexpr unsigned keeps[] = {0b11};
   static int variant(const Hypers&) { return 0; }
   static const char* refuse(const Hypers&) { return nullptr; }
 

@@ -20,7 +20,7 @@ struct Sgd {
   static constexpr const char* states[] = {"momentum_buffer"};
 
   enum Variant { plain, momentum, nesterov };
-  static constexpr int states_used[] = {0, 1, 1};
+  static constexpr unsigned keeps[] = {0b0, 0b1, 0b1};
   static int variant(const Hypers& h) { return h.momentum == 0 ? plain : h.nesterov != 0 ? nesterov : momentum; }
 
   static const char* refuse(const Hypers& h) {

@@ -2,6 +2,7 @@
 #include "runtime/registry.h"
 
 #include <cstring>
+#include <iterator>
 #include <type_traits>
 
 #include "rules/list.h"
@@ -34,7 +35,8 @@ Rule describe(int index) {
   rule.index = index;
   rule.fields.assign(std::begin(R::fields), std::end(R::fields));
   rule.states.assign(std::begin(R::states), std::end(R::states));
-  rule.states_used.assign(std::begin(R::states_used), std::end(R::states_used));
+  static_assert(std::size(R::states) <= kMaxStates && std::size(R::keeps) <= kMaxVariants);
+  rule.keeps.assign(std::begin(R::keeps), std::end(R::keeps));
   rule.variant = [](const double* h) { return int(R::variant(unpack<R>(h))); };
   rule.refuse = [](const double* h) { return R::refuse(unpack<R>(h)); };
   rule.coupled_decay = [](const double* h) { return R::coupled_decay(unpack<R>(h)); };

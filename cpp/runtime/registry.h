@@ -13,7 +13,7 @@ struct Rule {
   int index;  // of the kernel table's row
   std::vector<Field> fields;
   std::vector<const char*> states;
-  std::vector<int> states_used;  // by variant
+  std::vector<unsigned> keeps;  // by variant, bit k: it has the k-th state
 
   // Hyper-parameters are doubles in the order of the fields, tuples flattened.
   int (*variant)(const double* hypers);

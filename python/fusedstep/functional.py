@@ -27,7 +27,7 @@ def _make(optimizer: type[Optimizer]) -> Callable[..., None]:
     rule = optimizer.rule
     description = _core.rules()[rule]
     states: list[str] = description["states"]
-    optional = min(description["states_used"]) < len(states)
+    optional = {name for name in states if any(name not in kept for kept in description["variants"])}
     named = [p for p in inspect.signature(optimizer).parameters.values() if p.name not in ("params", "options")]
     named += [inspect.Parameter("maximize", inspect.Parameter.KEYWORD_ONLY, default=OPTIONS["maximize"])]
     defaults = {p.name: p.default for p in named}
@@ -47,7 +47,7 @@ def _make(optimizer: type[Optimizer]) -> Callable[..., None]:
     positional = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("param", "grad")]
     positional += [
         inspect.Parameter(
-            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None if optional else inspect.Parameter.empty
+            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None if name in optional else inspect.Parameter.empty
         )
         for name in states
     ]

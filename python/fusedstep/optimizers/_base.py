@@ -185,10 +185,10 @@ class Optimizer:
                     raise ValueError(f"{label}: expected shape {param.shape}, got {source.shape}")
                 loaded[name] = np.empty_like(param)
                 loaded[name][...] = source
-        given = [name for name in _core.rules()[self.rule]["states"] if name in loaded]
-        missing = [name for name in _core.rules()[self.rule]["states"] if name not in loaded]
-        if given and missing:
-            raise ValueError(f"state_dict['state'][{position}]: has {given} but not {missing}")
+        variants = _core.rules()[self.rule]["variants"]
+        kept = [name for name in _core.rules()[self.rule]["states"] if name in loaded]
+        if kept and kept not in variants:
+            raise ValueError(f"state_dict['state'][{position}]: has {kept}, expected one of {variants}")
         return loaded
 
     def _group(self, given: Mapping[str, Any]) -> dict[str, Any]:

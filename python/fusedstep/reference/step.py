@@ -19,7 +19,7 @@ def run(rule: str, tensors: list[tuple[Any, ...]]) -> None:
         prepared = [prepare(optimizer, *tensor) for tensor in tensors]
         for h, c, p, grad, states, ema, grad_factor, decay, ema_decay in prepared:
             g = gradient_stage(grad, p, grad_factor, decay)
-            optimizer.update(h, c, g, p, *states)
+            optimizer.update(h, c, g, p, **states)
             if ema is not None:
                 dtype = p.dtype.type
                 ema[...] = dtype(ema_decay) * ema + dtype(1.0 - ema_decay) * p
@@ -29,7 +29,7 @@ def prepare(
     optimizer: Any,
     p: Array,
     grad: Array,
-    states: list[Array],
+    states: dict[str, Array],
     ema: Array | None,
     hypers: dict[str, Any],
     step: int,
@@ -42,7 +42,7 @@ def prepare(
     h = SimpleNamespace(**hypers)
     coefficients = optimizer.coefficients(h, step, first)
     c = SimpleNamespace(**{name: p.dtype.type(value) for name, value in coefficients.items()})
-    plain = [np.asarray(state) for state in states]
+    plain = {name: np.asarray(state) for name, state in states.items()}
     average = None if ema is None else np.asarray(ema)
     return h, c, np.asarray(p), np.asarray(grad), plain, average, grad_factor, decay, ema_decay
 
