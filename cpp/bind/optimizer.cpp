@@ -1,4 +1,7 @@
 // The native half of an optimizer and of the functions of fusedstep.functional: from Python's structures to items.
+#include <map>
+#include <memory>
+
 #include "bind/engine.h"
 #include "bind/module.h"
 
@@ -305,10 +308,36 @@ class Optimizer {
   std::vector<Item> items_;
 };
 
+// An engine for one call of a function, kept for the next: nested and concurrent calls get others. The GIL guards it.
+class Lease {
+ public:
+  explicit Lease(const std::string& rule) : idle_(idle()[rule]) {
+    if (idle_.empty()) {
+      engine_ = std::make_unique<Engine>(rule, Naming::function);
+    } else {
+      engine_ = std::move(idle_.back());
+      idle_.pop_back();
+    }
+  }
+  ~Lease() { idle_.push_back(std::move(engine_)); }
+  Engine& operator*() const { return *engine_; }
+
+ private:
+  using Idle = std::vector<std::unique_ptr<Engine>>;
+  // Never destroyed: Python may be gone by then.
+  static std::map<std::string, Idle>& idle() {
+    static auto* all = new std::map<std::string, Idle>;
+    return *all;
+  }
+  Idle& idle_;
+  std::unique_ptr<Engine> engine_;
+};
+
 // fusedstep.functional: one array of each kind, or equal-length lists of them.
 void apply(const std::string& rule, py::handle params, py::handle grads, const py::tuple& states, py::handle step,
            const py::dict& hypers, py::handle grad_scale) {
-  Engine engine(rule, Naming::function);
+  const Lease lease(rule);
+  Engine& engine = *lease;
   const bool listed = is_sequence(params);
   const std::size_t count = listed ? py::len(params) : 1;
   const auto pick = [&](py::handle given, const char* name, std::size_t k) {
