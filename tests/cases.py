@@ -98,6 +98,32 @@ CASES = {
         torch="AdamW",
         random=ADAM_RANDOM,
     ),
+    "rmsprop": Case(
+        valid=[
+            {},
+            {"lr": 0.1, "alpha": 0.9, "weight_decay": 0.1, "momentum": 0.9},
+            {"lr": 0.1, "alpha": 0.5, "centered": True, "maximize": True},
+            {"lr": 0.1, "eps": 1e-3, "momentum": 0.5, "centered": True},
+        ],
+        errors=[
+            *LR,
+            *DECAY,
+            *OPTIONS,
+            ({"alpha": 1.0}, ValueError, r"alpha: expected a number in \[0, 1\), got 1\.0"),
+            ({"eps": -1e-8}, ValueError, "eps: expected a finite number >= 0, got -1e-08"),
+            ({"momentum": float("inf")}, ValueError, "momentum: expected a finite number >= 0, got inf"),
+            ({"centered": 1}, TypeError, "centered: expected True or False, got 1"),
+        ],
+        torch="RMSprop",
+        random={
+            "lr": log_uniform(1e-6, 1.0),
+            "alpha": lambda rng: float(rng.uniform(0, 0.9999)),
+            "eps": log_uniform(1e-12, 1e-2),
+            "weight_decay": lambda rng: float(rng.choice([0.0, 1e-4, 0.3])),
+            "momentum": lambda rng: float(rng.choice([0.0, 0.5, 0.99])),
+            "centered": lambda rng: bool(rng.integers(2)),
+        },
+    ),
 }
 
 VALID = [(rule, hypers) for rule, case in CASES.items() for hypers in case.valid]

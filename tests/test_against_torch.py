@@ -1,4 +1,4 @@
-"""Every rule that torch has, against torch in float64."""
+"""Every rule that torch has, against torch in float64, its defaults included."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_thirty_steps(rule, hypers, native, rng):
     params = [rng.standard_normal(s) for s in shapes]
     peers = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in params]
     optimizer = REGISTRY[rule](params, **hypers)
-    peer = getattr(torch.optim, CASES[rule].torch)(peers, **{"lr": 1e-3, **hypers})
+    peer = getattr(torch.optim, CASES[rule].torch)(peers, **hypers)
     for _ in range(30):
         grads = []
         for matrix, param in zip(matrices, peers, strict=True):
@@ -40,7 +40,7 @@ def test_state_names(rule, hypers, rng):
     peer_param = torch.nn.Parameter(torch.from_numpy(param.copy()))
     peer_param.grad = torch.from_numpy(grad.copy())
     optimizer = REGISTRY[rule](param, **hypers)
-    peer = getattr(torch.optim, CASES[rule].torch)([peer_param], **{"lr": 1e-3, **hypers})
+    peer = getattr(torch.optim, CASES[rule].torch)([peer_param], **hypers)
     optimizer.step(grad)
     peer.step()
     theirs = {k: v.numpy() for k, v in peer.state[peer_param].items() if k != "step" and v is not None}

@@ -83,7 +83,7 @@ class Engine {
   const Naming naming_;
   std::vector<py::object> field_names_;
   int lr_ = 0;
-  // Reused from step to step, so that a step allocates nothing.
+  // Reused from step to step.
   std::vector<runtime::StepTensor> tensors_;
   std::vector<unsigned char> coefficients_;
   std::vector<Span> written_, read_, seen_, sorted_;

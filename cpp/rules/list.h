@@ -3,10 +3,11 @@
 
 #include "rules/adam.h"
 #include "rules/adamw.h"
+#include "rules/rmsprop.h"
 #include "rules/sgd.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-using Rules = RuleList<Sgd, Adam, AdamW>;
+using Rules = RuleList<Sgd, Adam, AdamW, RmsProp>;
 
 }  // namespace fusedstep::FUSEDSTEP_SET

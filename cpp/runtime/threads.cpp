@@ -18,7 +18,7 @@ std::atomic<int> chosen{0};
 std::atomic<bool> forked{false};
 std::atomic<bool> forced{false};
 
-// Below this even a team that waits, spinning, costs more than it saves (about a microsecond on two threads).
+// Below this even a team that waits, spinning, costs more than it saves (about two microseconds on two threads).
 constexpr std::int64_t kSerialBytes = 256 * 1024;
 
 // What regions have been worth, in seconds. Threads of the caller's may race here: at worst a guess is off.

@@ -10,7 +10,7 @@ from fusedstep._core import StepReport
 from fusedstep._core import version as __version__
 from fusedstep._losses import softmax_cross_entropy
 from fusedstep._normalization import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
-from fusedstep.optimizers import SGD, Adam, AdamW, Optimizer, Options
+from fusedstep.optimizers import SGD, Adam, AdamW, Optimizer, Options, RMSprop
 
 __all__ = [
     "SGD",
@@ -21,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "Optimizer",
     "Options",
+    "RMSprop",
     "StepReport",
     "__version__",
     "batch_norm",

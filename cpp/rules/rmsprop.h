@@ -1,0 +1,77 @@
+// Tieleman and Hinton, "Lecture 6.5: RMSProp", Coursera 2012; centred after Graves, "Generating Sequences With
+// Recurrent Neural Networks", 2013, equations 38 to 41.
+#pragma once
+
+#include "rules/maths.h"
+#include "rules/rule.h"
+
+namespace fusedstep::FUSEDSTEP_SET {
+
+struct RmsProp {
+  static constexpr const char* name = "rmsprop";
+
+  struct Hypers {
+    double lr, alpha, eps, weight_decay, momentum, centered;
+  };
+  static constexpr Field fields[] = {{"lr", Domain::non_negative, 1},       {"alpha", Domain::unit_interval, 1},
+                                     {"eps", Domain::non_negative, 1},      {"weight_decay", Domain::non_negative, 1},
+                                     {"momentum", Domain::non_negative, 1}, {"centered", Domain::flag, 1}};
+  static constexpr const char* states[] = {"square_avg", "momentum_buffer", "grad_avg"};
+
+  enum Variant { plain, momentum, centered, centered_momentum };
+  static constexpr unsigned keeps[] = {0b001, 0b011, 0b101, 0b111};
+  static int variant(const Hypers& h) {
+    return (h.momentum != 0 ? momentum : plain) + (h.centered != 0 ? centered : plain);
+  }
+  static const char* refuse(const Hypers&) { return nullptr; }
+
+  static double coupled_decay(const Hypers& h) { return h.weight_decay; }
+
+  template <class T>
+  struct Coefficients {
+    T lr, alpha, rest, eps, momentum;
+  };
+  template <class T>
+  static Coefficients<T> coefficients(const Hypers& h, Moment) {
+    return {T(h.lr), T(h.alpha), T(1.0 - h.alpha), T(h.eps), T(h.momentum)};
+  }
+
+  // g / (sigma + eps)
+  template <class T>
+  static T scaled(const Coefficients<T>& c, T g, T& square_avg) {
+    square_avg = c.alpha * square_avg + c.rest * (g * g);
+    return g / (square_root(square_avg) + c.eps);
+  }
+  template <class T>
+  static T scaled(const Coefficients<T>& c, T g, T& square_avg, T& grad_avg) {
+    square_avg = c.alpha * square_avg + c.rest * (g * g);
+    grad_avg = c.alpha * grad_avg + c.rest * g;
+    // A constant gradient has no variance, and rounding may leave less than none.
+    const T variance = square_avg - grad_avg * grad_avg;
+    return g / (square_root(variance < T(0) ? T(0) : variance) + c.eps);
+  }
+  template <class T>
+  static void move(const Coefficients<T>& c, T direction, T& p, T& momentum_buffer) {
+    momentum_buffer = c.momentum * momentum_buffer + direction;
+    p = p - c.lr * momentum_buffer;
+  }
+
+  template <int V, class T>
+  static void update(const Coefficients<T>& c, T g, T& p, T& square_avg) {
+    p = p - c.lr * scaled(c, g, square_avg);
+  }
+  template <int V, class T>
+  static void update(const Coefficients<T>& c, T g, T& p, T& square_avg, T& other) {
+    if constexpr (V == momentum) {
+      move(c, scaled(c, g, square_avg), p, other);
+    } else {
+      p = p - c.lr * scaled(c, g, square_avg, other);
+    }
+  }
+  template <int V, class T>
+  static void update(const Coefficients<T>& c, T g, T& p, T& square_avg, T& momentum_buffer, T& grad_avg) {
+    move(c, scaled(c, g, square_avg, grad_avg), p, momentum_buffer);
+  }
+};
+
+}  // namespace fusedstep::FUSEDSTEP_SET
