@@ -40,6 +40,11 @@ void learn(std::int64_t items, int team, std::int64_t bytes, double own, double 
     failures = 0;
     return;
   }
+  // A short wait may be chance, such as an interrupt: it counts from the second in a row.
+  if (failures == 0 && lost < 200e-6) {
+    failures = 1;
+    return;
+  }
   // Not more than a second: a process that was stopped in a region has not been waiting.
   debt = std::min(1.0, lost * double(1 << failures));
   if (failures < kMaxDoublings) ++failures;
