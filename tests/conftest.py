@@ -5,6 +5,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import _core
+from fusedstep.optimizers import REGISTRY
 
 NATIVE = [name for name in fs.runtime.available_isas() if name != "numpy"]
 
@@ -25,6 +26,12 @@ def threads(request):
             yield request.param
     finally:
         _core.force_parallel(False)
+
+
+@pytest.fixture(params=sorted(REGISTRY))
+def optimizer_class(request):
+    """Every optimizer."""
+    return REGISTRY[request.param]
 
 
 @pytest.fixture

@@ -46,3 +46,7 @@ def assert_same_bits(actual, expected, what=""):
     words = {4: np.uint32, 8: np.uint64}[actual.itemsize]
     same = (actual.view(words) == expected.view(words)) | (np.isnan(actual) & np.isnan(expected))
     assert same.all(), f"{what}: {np.count_nonzero(~same)} of {same.size} differ, first at {np.argmin(same.ravel())}"
+
+
+def ones(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)

@@ -4,21 +4,9 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from cases import CASES
-from fusedstep.optimizers import REGISTRY
-from helpers import assert_same_bits
+from helpers import assert_same_bits, ones
 
-RULES = sorted(CASES)
 F = np.float32
-
-
-def ones(*shape, dtype=F):
-    return np.ones(shape, dtype)
-
-
-@pytest.fixture(params=RULES)
-def optimizer_class(request):
-    return REGISTRY[request.param]
 
 
 class TestStructures:

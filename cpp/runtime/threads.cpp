@@ -89,7 +89,7 @@ int num_threads() {
   return chosen;
 }
 
-void set_num_threads(int threads) {
+void set_num_threads(std::int64_t threads) {
   if (threads < 1 || threads > kMaxThreads) {
     throw std::invalid_argument("num_threads: expected 1 to " + std::to_string(kMaxThreads) + ", got " +
                                 std::to_string(threads));
@@ -100,7 +100,7 @@ void set_num_threads(int threads) {
         "that, "
         "so it computes on 1 thread (start it with 'spawn' or 'forkserver' for more)");
   }
-  chosen = threads;
+  chosen = int(threads);
 }
 
 void watch_forks() {

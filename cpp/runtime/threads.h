@@ -8,7 +8,7 @@ namespace fusedstep::runtime {
 // FUSEDSTEP_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use. Throws
 // std::invalid_argument for a FUSEDSTEP_NUM_THREADS that is no positive number.
 int num_threads();
-void set_num_threads(int threads);
+void set_num_threads(std::int64_t threads);
 
 // OpenMP's threads outlive no fork, and a region that waits for them hangs. Whether any library of the process has
 // started them cannot be asked, so from this call on every forked child computes on one thread.

@@ -15,8 +15,6 @@ from fusedstep import _core
 
 __all__ = ["available_isas", "isa", "num_threads", "set_isa", "set_num_threads", "threads", "use_isa"]
 
-MAX_THREADS = 4096
-
 
 def isa() -> str:
     """The instruction set in use.
@@ -81,8 +79,6 @@ def set_num_threads(threads: int) -> None:
         number = index(threads)
     except TypeError:
         raise TypeError(f"num_threads: expected a whole number, got {threads!r}") from None
-    if not 1 <= number <= MAX_THREADS:
-        raise ValueError(f"num_threads: expected 1 to {MAX_THREADS}, got {number}")
     _core.set_num_threads(number)
 
 
