@@ -2,6 +2,9 @@
 
 import numpy as np
 
+import fusedstep as fs
+from fusedstep import _core
+
 BLOCK, CHUNK = 1024, 8192
 LENGTHS = [
     0,
@@ -50,3 +53,33 @@ def assert_same_bits(actual, expected, what=""):
 
 def ones(*shape, dtype=np.float32):
     return np.ones(shape, dtype)
+
+
+def every_native_setting():
+    """Every native instruction set on 1, 2 and 3 threads, active while its name is out; small work is parallel too."""
+    _core.force_parallel(True)
+    try:
+        for isa in fs.runtime.available_isas():
+            if isa == "numpy":
+                continue
+            for count in (1, 2, 3):
+                with fs.runtime.use_isa(isa), fs.runtime.threads(count):
+                    yield f"{isa}, {count} threads"
+    finally:
+        _core.force_parallel(False)
+
+
+def gradient_for(rule, param, rng, offset=0, scale=1.0):
+    """A random gradient of the kind that the rule takes; row-sparse ones repeat rows."""
+    if _core.rules()[rule]["dense"]:
+        values = np.asarray(scale * rng.standard_normal(param.shape), param.dtype)
+        return misaligned(values, offset) if offset else values
+    rows = param.shape[0]
+    indices = rng.integers(0, rows, rows // 2 + 1) if rows else np.empty(0, np.int64)
+    values = np.asarray(scale * rng.standard_normal((len(indices), *param.shape[1:])), param.dtype)
+    return fs.RowSparse(indices, values, param.shape)
+
+
+def reshaped_for(rule, array):
+    """The array as a parameter that the rule takes."""
+    return array.reshape(-1, 1) if rule == "muon" and array.ndim != 2 else array

@@ -1,53 +1,221 @@
-"""Every rule that torch has, against torch in float64, its defaults included."""
+"""Every rule that torch has, against torch in float64, its defaults included; the others against the papers."""
+
+import copy
+import inspect
+import itertools
 
 import numpy as np
 import pytest
 import torch
 
+import fusedstep as fs
+import oracles
 from cases import CASES
+from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
 
 PROBLEMS = [(rule, hypers) for rule, case in CASES.items() if case.torch for hypers in case.valid]
+# Torch has no such hyper-parameter.
+PROBLEMS = [(rule, hypers) for rule, hypers in PROBLEMS if "accumulator" not in hypers]
+FLAGS = ("amsgrad", "nesterov", "centered", "decoupled_weight_decay", "maximize")
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    """Torch keeps some scalars of its states in the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Problem:
+    """Random least squares, one per tensor; the gradient for `rule` at parameters in NumPy."""
+
+    def __init__(self, rule, rng):
+        self.rule = rule
+        self.shapes = [(7, 3), (3, 5)] if rule == "muon" else [(7,), (3, 5), (2, 3, 4)]
+        self.matrices = [rng.standard_normal((np.prod(s), np.prod(s))) / np.sqrt(np.prod(s)) for s in self.shapes]
+        self.params = [rng.standard_normal(s) for s in self.shapes]
+
+    def grads(self, params):
+        return [
+            (matrix.T @ (matrix @ p.ravel() - 1.0)).reshape(p.shape)
+            for matrix, p in zip(self.matrices, params, strict=True)
+        ]
+
+    def rows(self, step):
+        """Some rows of each tensor, none twice."""
+        return [np.flatnonzero((np.arange(s[0]) + step) % 3) for s in self.shapes]
+
+
+def torch_optimizer(rule, params, hypers):
+    return getattr(torch.optim, CASES[rule].torch)(params, **hypers)
+
+
+def step_both(problem, optimizer, peer, peers, step):
+    """The gradients at torch's parameters, for both."""
+    grads = problem.grads([param.detach().numpy() for param in peers])
+    sparse = not _core.rules()[problem.rule]["dense"]
+    mine = []
+    for param, grad, rows in zip(peers, grads, problem.rows(step), strict=True):
+        if sparse:
+            param.grad = torch.sparse_coo_tensor(rows[None], grad[rows], grad.shape, check_invariants=True)
+            mine.append(fs.RowSparse(rows, grad[rows], grad.shape))
+        else:
+            param.grad = torch.from_numpy(grad.copy())
+            mine.append(grad)
+    optimizer.step(mine)
+    peer.step()
+
+
+def assert_close(problem, params, peers):
+    tolerance = CASES[problem.rule].tolerance
+    for mine, theirs in zip(params, peers, strict=True):
+        theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
+        assert np.abs(mine - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+def train_both(rule, hypers, rng):
+    problem = Problem(rule, rng)
+    peers = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in problem.params]
+    optimizer, peer = REGISTRY[rule](problem.params, **hypers), torch_optimizer(rule, peers, hypers)
+    for step in range(30):
+        step_both(problem, optimizer, peer, peers, step)
+    assert_close(problem, problem.params, peers)
 
 
 @pytest.mark.parametrize(("rule", "hypers"), PROBLEMS)
 def test_thirty_steps(rule, hypers, native, rng):
-    """Thirty steps of a random least-squares problem per tensor: relative difference at most 1e-12."""
-    shapes = [(7,), (3, 5), (2, 3, 4)]
-    matrices = [rng.standard_normal((np.prod(s), np.prod(s))) / np.sqrt(np.prod(s)) for s in shapes]
-    params = [rng.standard_normal(s) for s in shapes]
-    peers = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in params]
-    optimizer = REGISTRY[rule](params, **hypers)
-    peer = getattr(torch.optim, CASES[rule].torch)(peers, **hypers)
-    for _ in range(30):
-        grads = []
-        for matrix, param in zip(matrices, peers, strict=True):
-            flat = param.detach().numpy().ravel()
-            grads.append((matrix.T @ (matrix @ flat - 1.0)).reshape(param.shape))
-        for param, grad in zip(peers, grads, strict=True):
-            param.grad = torch.from_numpy(grad.copy())
-        optimizer.step(grads)
-        peer.step()
-    for mine, theirs in zip(params, peers, strict=True):
-        theirs = theirs.detach().numpy()
-        assert np.abs(mine - theirs).max() <= 1e-12 * np.abs(theirs).max()
+    train_both(rule, hypers, rng)
+
+
+@pytest.mark.parametrize("rule", [rule for rule, case in CASES.items() if case.torch])
+def test_every_boolean_option(rule, rng):
+    """All combinations of them, with a weight decay to decouple."""
+    hypers = _core.rules()[rule]["hypers"]
+    parameters = inspect.signature(getattr(torch.optim, CASES[rule].torch)).parameters
+    flags = [flag for flag in FLAGS if flag in parameters]
+    base = {"lr": 0.01} | ({"weight_decay": 0.1} if "weight_decay" in hypers else {})
+    base |= {"momentum": 0.9} if "momentum" in hypers else {}
+    for values in itertools.product([False, True], repeat=len(flags)):
+        train_both(rule, {**base, **dict(zip(flags, values, strict=True))}, rng)
 
 
 @pytest.mark.parametrize(("rule", "hypers"), PROBLEMS)
 def test_state_names(rule, hypers, rng):
-    """The state arrays are torch's, by name and value."""
-    param, grad = rng.standard_normal((2, 10))
-    peer_param = torch.nn.Parameter(torch.from_numpy(param.copy()))
-    peer_param.grad = torch.from_numpy(grad.copy())
-    optimizer = REGISTRY[rule](param, **hypers)
-    peer = getattr(torch.optim, CASES[rule].torch)([peer_param], **hypers)
-    optimizer.step(grad)
-    peer.step()
-    theirs = {k: v.numpy() for k, v in peer.state[peer_param].items() if k != "step" and v is not None}
-    mine = {k: v for k, v in optimizer.state[0].items() if k != "step"}
-    assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        np.testing.assert_allclose(value, theirs[name], rtol=1e-13)
+    """The state is torch's, by name and value."""
+    problem = Problem(rule, rng)
+    peers = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in problem.params]
+    optimizer, peer = REGISTRY[rule](problem.params, **hypers), torch_optimizer(rule, peers, hypers)
+    for step in range(3):
+        step_both(problem, optimizer, peer, peers, step)
+    for k, param in enumerate(peers):
+        theirs = {name: value for name, value in peer.state[param].items() if name != "step" and value is not None}
+        mine = {name: value for name, value in optimizer.state[k].items() if name != "step"}
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            np.testing.assert_allclose(value, theirs[name].numpy(), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize(("rule", "hypers"), PROBLEMS)
+def test_state_of_torch_loads_and_the_way_back(rule, hypers, rng):
+    """Ten steps there, then ten on both sides from that state; and ten here, then ten on both sides."""
+    hypers = {"lr": 0.02, **hypers}
+    problem = Problem(rule, rng)
+    peers = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in problem.params]
+    warm = REGISTRY[rule]([p.copy() for p in problem.params], **hypers)
+    peer = torch_optimizer(rule, peers, hypers)
+    for step in range(10):
+        step_both(problem, warm, peer, peers, step)
+
+    params = [param.detach().numpy().copy() for param in peers]
+    optimizer = REGISTRY[rule](params)
+    optimizer.load_state_dict(peer.state_dict())
+    for step in range(10, 20):
+        step_both(problem, optimizer, peer, peers, step)
+    assert_close(problem, params, peers)
+
+    # The parameters of this one are torch's, so that its state is in tensors.
+    shared = [torch.nn.Parameter(param.detach().clone()) for param in peers]
+    mine = REGISTRY[rule](shared)
+    mine.load_state_dict(optimizer.state_dict())
+    fresh = [torch.nn.Parameter(param.detach().clone()) for param in peers]
+    back = torch_optimizer(rule, fresh, {})
+    back.load_state_dict(copy.deepcopy(mine.state_dict()))
+    for step in range(20, 30):
+        step_both(problem, mine, back, fresh, step)
+    assert_close(problem, [param.detach().numpy() for param in shared], fresh)
+
+
+def test_states_of_other_optimizers_are_refused(rng):
+    """Each pair of torch's: by the names of the states, or by the hyper-parameters of the groups."""
+    rules = [rule for rule, case in CASES.items() if case.torch and _core.rules()[rule]["dense"] and rule != "muon"]
+    for rule in rules:
+        param = torch.nn.Parameter(torch.zeros(3))
+        param.grad = torch.ones(3)
+        peer = torch_optimizer(rule, [param], {})
+        peer.step()
+        for other in rules:
+            optimizer = REGISTRY[other](np.zeros(3))
+            before = repr(optimizer.state_dict())
+            if other == rule or (rule, other) == ("adamw", "adam"):  # Adam decouples by a flag, which is loaded
+                optimizer.load_state_dict(peer.state_dict())
+                continue
+            with pytest.raises(ValueError, match="state_dict"):
+                optimizer.load_state_dict(peer.state_dict())
+            assert repr(optimizer.state_dict()) == before
+
+
+def oracle_problems():
+    """The rules that torch does not have, and what it does not have of the others."""
+    for rule, case in CASES.items():
+        if rule not in oracles.ORACLES:
+            continue
+        cautious = [False, True] if _core.rules()[rule]["cautious"] else [False]
+        for hypers in case.valid:
+            if "maximize" in hypers:
+                hypers = {name: value for name, value in hypers.items() if name != "maximize"}
+            for flag in cautious:
+                yield rule, hypers | ({"cautious": True} if flag else {})
+
+
+@pytest.mark.parametrize(("rule", "hypers"), list(oracle_problems()))
+def test_papers(rule, hypers, native, rng):
+    """Thirty steps of the equations as published, written independently."""
+    problem = Problem(rule, rng)
+    recorded = []
+
+    def grads(step, params):
+        recorded.append(problem.grads(params))
+        return recorded[-1]
+
+    expected = oracles.ORACLES[rule](problem.params, grads, 30, **hypers)
+    optimizer = REGISTRY[rule](problem.params, **hypers)
+    for step_grads in recorded:
+        optimizer.step(step_grads)
+    assert_close(problem, problem.params, expected)
+
+
+def test_schedule_free_averages(rng):
+    """Evaluation weights, and the way back to those of training."""
+    problem = Problem("schedule_free_adamw", rng)
+    hypers = {"lr": 0.1, "weight_decay": 0.1, "warmup_steps": 5}
+    expected = oracles.schedule_free_adamw_eval(
+        problem.params, lambda step, params: problem.grads(params), 30, **hypers
+    )
+    optimizer = fs.ScheduleFreeAdamW(problem.params, **hypers)
+    for _ in range(30):
+        optimizer.step(problem.grads(problem.params))
+    trained = [param.copy() for param in problem.params]
+    optimizer.eval()
+    optimizer.eval()
+    assert_close(problem, problem.params, expected)
+    with pytest.raises(RuntimeError, match="call train"):
+        optimizer.step(problem.grads(problem.params))
+    optimizer.train()
+    optimizer.train()
+    for mine, before in zip(problem.params, trained, strict=True):
+        np.testing.assert_allclose(mine, before, rtol=1e-13)
 
 
 def test_torch_tensors_are_updated_in_place():

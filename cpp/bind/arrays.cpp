@@ -115,6 +115,20 @@ bool same_layout(py::handle first, py::handle second) {
   return true;
 }
 
+int axes_of(py::handle array) { return proxy(array)->nd; }
+
+bool is_contiguous(py::handle array) {
+  return (proxy(array)->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0;
+}
+
+py::tuple reduced_shape(py::handle array, Shape shape) {
+  const auto* a = proxy(array);
+  py::tuple lengths{std::size_t(a->nd)};
+  const int reduced = shape == Shape::rows ? a->nd - 1 : a->nd - 2;
+  for (int i = 0; i < a->nd; ++i) lengths[std::size_t(i)] = i == reduced ? 1 : a->dimensions[i];
+  return lengths;
+}
+
 py::object array_like(py::handle array, const char* how) {
   static const py::handle numpy = py::module_::import("numpy").release();
   return numpy.attr(how)(array, py::arg("subok") = false);
@@ -127,7 +141,7 @@ bool overlap(const Array& a, const Array& b) {
 Array inspect_contiguous_float32(py::handle object, const Label& label, bool written) {
   const Array array = inspect(object, label);
   if (array.dtype != Dtype::float32) type_error(label, "expected float32, got dtype " + dtype_text(object));
-  if ((proxy(object)->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) == 0) {
+  if (!is_contiguous(object)) {
     value_error(label, "expected a C-contiguous array, got shape " + shape_text(object) + " with strides " +
                            std::string(py::str(object.attr("strides"))));
   }

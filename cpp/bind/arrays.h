@@ -46,6 +46,11 @@ void require_same_shape(py::handle array, const Label& label, py::handle other, 
 // Same shape assumed: do both put each element at the same offset?
 bool same_layout(py::handle a, py::handle b);
 
+int axes_of(py::handle array);
+bool is_contiguous(py::handle array);
+// The shape with one column, or with one row.
+py::tuple reduced_shape(py::handle array, Shape shape);
+
 // numpy.empty_like or numpy.zeros_like: the layout of `array`, and never its subclass.
 py::object array_like(py::handle array, const char* how);
 

@@ -14,25 +14,50 @@ bool is_numpy_bool(py::handle value) {
   return Py_TYPE(value.ptr()) == reinterpret_cast<PyTypeObject*>(numpy_bool.ptr());
 }
 
-void check_domain(const Field& field, double value, py::handle given) {
-  const char* expected = nullptr;
+const char* expected_of(const Field& field, double value) {
+  const bool finite = std::isfinite(value);
   switch (field.domain) {
     case Domain::non_negative:
-      if (!(value >= 0.0 && std::isfinite(value))) expected = "a finite number >= 0";
-      break;
+      return value >= 0.0 && finite ? nullptr : "finite number >= 0";
+    case Domain::positive:
+      return value > 0.0 && finite ? nullptr : "finite number > 0";
     case Domain::unit_interval:
-      if (!(value >= 0.0 && value < 1.0)) expected = field.count > 1 ? "numbers in [0, 1)" : "a number in [0, 1)";
-      break;
+      return value >= 0.0 && value < 1.0 ? nullptr : "number in [0, 1)";
     case Domain::finite:
-      if (!std::isfinite(value)) expected = "a finite number";
-      break;
+      return finite ? nullptr : "finite number";
+    case Domain::growth:
+      return value >= 1.0 ? nullptr : "number >= 1";
+    case Domain::whole:
+      return value >= 0.0 && finite && value == std::floor(value) ? nullptr : "whole number >= 0";
     case Domain::flag:
+    case Domain::choice:
       break;
   }
-  if (expected != nullptr) {
-    value_error({field.name}, std::string("expected ") + expected + ", got " + std::string(py::repr(given)));
-  }
+  return nullptr;
 }
+
+void check_domain(const Field& field, double value, py::handle given) {
+  const char* expected = expected_of(field, value);
+  if (expected == nullptr) return;
+  std::string text = expected;
+  if (field.count > 1) text.insert(text.find("number") + 6, "s");
+  value_error({field.name}, "expected " + std::string(field.count > 1 ? "" : "a ") + text +
+                                (field.optional ? ", or None" : "") + ", got " + std::string(py::repr(given)));
+}
+
+double choice(const Field& field, py::handle given) {
+  std::string known;
+  for (int k = 0; field.choices[k] != nullptr; ++k) {
+    if (py::isinstance<py::str>(given) && given.cast<std::string>() == field.choices[k]) return k;
+    known += (k > 0 ? " or '" : "'") + std::string(field.choices[k]) + "'";
+  }
+  const std::string message =
+      "expected " + known + (field.optional ? ", or None" : "") + ", got " + std::string(py::repr(given));
+  if (!py::isinstance<py::str>(given)) type_error({field.name}, message);
+  value_error({field.name}, message);
+}
+
+constexpr double kNone = NAN;
 
 }  // namespace
 
@@ -82,9 +107,26 @@ Engine::Engine(const std::string& name, Naming naming)
   }
 }
 
+void Engine::read_field(const Field& field, py::handle given, double* out) const {
+  if (field.optional && given.is_none()) {
+    *out = kNone;
+  } else if (field.domain == Domain::flag) {
+    *out = flag(given, field.name) ? 1.0 : 0.0;
+  } else if (field.domain == Domain::choice) {
+    *out = choice(field, given);
+  } else {
+    *out = number(given, field.name);
+    check_domain(field, *out, given);
+  }
+}
+
 Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken) const {
   static const py::handle maximize_key = PyUnicode_InternFromString("maximize");
   static const py::handle ema_key = PyUnicode_InternFromString("ema_decay");
+  static const py::handle cautious_key = PyUnicode_InternFromString("cautious");
+  static const py::handle norm_key = PyUnicode_InternFromString("max_grad_norm");
+  static const py::handle skip_key = PyUnicode_InternFromString("skip_nonfinite");
+  static const py::handle telemetry_key = PyUnicode_InternFromString("telemetry");
   Settings settings;
   double* out = settings.hypers;
   for (std::size_t k = 0; k < rule_.fields.size(); ++k) {
@@ -92,44 +134,66 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
     const auto given = py::reinterpret_borrow<py::object>(get(group, field_names_[k]));
     if (!given) value_error({field.name}, "missing");
     if (field.count > 1) {
+      const std::string expected = "expected " + std::to_string(field.count) + " numbers, got ";
       if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given)) {
-        type_error({field.name}, "expected " + std::to_string(field.count) + " numbers, got " + kind_text(given));
+        type_error({field.name}, expected + kind_text(given));
       }
       const auto values = py::reinterpret_borrow<py::sequence>(given);
       if (py::len(values) != std::size_t(field.count)) {
-        value_error({field.name},
-                    "expected " + std::to_string(field.count) + " numbers, got " + std::to_string(py::len(values)));
+        value_error({field.name}, expected + std::to_string(py::len(values)));
       }
       for (int i = 0; i < field.count; ++i) {
-        *out = number(py::object(values[i]), field.name);
+        const py::object value = values[i];
+        if (field.optional && value.is_none()) {
+          *out++ = kNone;
+          continue;
+        }
+        *out = number(value, field.name);
         check_domain(field, *out++, given);
       }
-    } else if (field.domain == Domain::flag) {
-      *out++ = flag(given, field.name) ? 1.0 : 0.0;
     } else if (out == settings.hypers + lr_ && schedules != Schedules::refuse && PyCallable_Check(given.ptr()) != 0) {
       if (schedules == Schedules::skip) {
         *out++ = 0.0;
         continue;
       }
       const py::object scheduled = given(taken);
-      *out = number(scheduled, field.name);
-      check_domain(field, *out++, scheduled);
+      read_field(field, scheduled, out++);
     } else {
-      *out = number(given, field.name);
-      check_domain(field, *out++, given);
+      read_field(field, given, out++);
     }
   }
   if (const char* reason = rule_.refuse(settings.hypers)) throw py::value_error(reason);
   settings.variant = rule_.variant(settings.hypers);
   settings.coupled_decay = rule_.coupled_decay(settings.hypers);
   if (const py::handle given = get(group, maximize_key)) settings.maximize = flag(given, "maximize");
-  const auto given = py::reinterpret_borrow<py::object>(get(group, ema_key));
-  if (given && !given.is_none()) {
+  const auto average = py::reinterpret_borrow<py::object>(get(group, ema_key));
+  if (average && !average.is_none()) {
     settings.average = true;
-    settings.ema_decay = number(given, "ema_decay");
-    check_domain({"ema_decay", Domain::unit_interval, 1}, settings.ema_decay, given);
+    settings.ema_decay = number(average, "ema_decay");
+    check_domain({"ema_decay", Domain::unit_interval}, settings.ema_decay, average);
   }
+  if (const py::handle given = get(group, cautious_key)) {
+    settings.cautious = flag(given, "cautious");
+    if (settings.cautious && !rule_.cautious) {
+      throw py::value_error("cautious: does not apply to " + std::string(rule_.name));
+    }
+  }
+  const auto norm = py::reinterpret_borrow<py::object>(get(group, norm_key));
+  if (norm && !norm.is_none()) {
+    settings.whole.clip = true;
+    settings.whole.max_grad_norm = number(norm, "max_grad_norm");
+    if (!(settings.whole.max_grad_norm > 0.0)) {
+      value_error({"max_grad_norm"}, "expected a number > 0, or None, got " + std::string(py::repr(norm)));
+    }
+  }
+  if (const py::handle given = get(group, skip_key)) settings.whole.skip_nonfinite = flag(given, "skip_nonfinite");
+  if (const py::handle given = get(group, telemetry_key)) settings.whole.telemetry = flag(given, "telemetry");
   return settings;
+}
+
+int Engine::variant_for(const Settings& settings, py::handle param) const {
+  const int variant = is_array(param) ? rule_.variant_of(settings.hypers, axes_of(param)) : -1;
+  return variant < 0 ? settings.variant : variant;
 }
 
 Label Engine::param_label(const Item& item) const {
@@ -146,8 +210,25 @@ Label Engine::state_label(const Item& item, const char* name) const {
 // Runs other libraries' code, which may do anything: before any pointer is taken.
 void Engine::view_grads(std::vector<Item>& items) const {
   static const py::handle arrays = py::module_::import("fusedstep._arrays").release();
+  static const py::handle row_sparse = py::object(py::module_::import("fusedstep._sparse").attr("RowSparse")).release();
   for (Item& item : items) {
-    if (!is_array(item.grad)) item.grad = arrays.attr("as_array")(item.grad, grad_label(item).text());
+    if (is_array(item.grad)) {
+      if (!rule_.dense) {
+        type_error(grad_label(item), "expected a fusedstep.RowSparse gradient, got " + kind_text(item.grad));
+      }
+    } else if (py::isinstance(item.grad, row_sparse)) {
+      if (!rule_.sparse) type_error(grad_label(item), std::string(rule_.name) + " takes no row-sparse gradient");
+      const std::string got = py::str(item.grad.attr("shape"));
+      if (is_array(item.param) && got != shape_text(item.param)) {
+        value_error(grad_label(item), "expected shape " + shape_text(item.param) + " as " + param_label(item).text() +
+                                          " has, got " + got);
+      }
+      const py::tuple parts = item.grad.attr("coalesced")(grad_label(item).text());
+      item.rows = parts[0];
+      item.grad = parts[1];
+    } else {
+      item.grad = arrays.attr("as_array")(item.grad, grad_label(item).text());
+    }
   }
 }
 
@@ -156,6 +237,9 @@ void Engine::inspect_param(const Item& item, runtime::StepTensor& tensor) {
   const Array param = inspect(item.param, label);
   require_dense(item.param, label);
   require_writable(item.param, label);
+  if (const char* reason = rule_.refuse_axes(axes_of(item.param))) {
+    value_error(label, std::string(reason) + ", got shape " + shape_text(item.param));
+  }
   written_.push_back({param, label});
   tensor.args.param = param.data;
   tensor.size = param.size;
@@ -177,15 +261,64 @@ void Engine::inspect_grad(Item& item, runtime::StepTensor& tensor) {
   tensor.args.grad = grad.data;
 }
 
-char* Engine::inspect_state(const Item& item, py::handle object, const char* name) {
+void Engine::inspect_rows(const Item& item, const Settings& settings, runtime::StepTensor& tensor) {
+  const Label label = grad_label(item);
+  if (const char* reason = rule_.refuse_sparse(settings.hypers)) {
+    value_error(label, "with a row-sparse gradient " + std::string(reason));
+  }
+  if (settings.average) {
+    value_error(label, "ema_decay does not apply to a row-sparse gradient: it would move rows that have none");
+  }
+  const Array grad = inspect(item.grad, label);
+  require_same_dtype(item.grad, label, item.param, param_label(item));
+  if (!is_contiguous(item.param)) value_error(param_label(item), "expected rows in one piece: a C-contiguous array");
+  tensor.args.grad = grad.data;
+  tensor.rows = reinterpret_cast<const std::int64_t*>(py::detail::array_proxy(item.rows.ptr())->data);
+  tensor.row_count = std::int64_t(py::len(item.rows));
+  tensor.row_size = tensor.row_count == 0 ? 0 : grad.size / tensor.row_count;
+}
+
+char* Engine::inspect_state(const Item& item, py::handle object, const char* name, Shape shape) {
   const Label label = state_label(item, name);
   const Array array = inspect(object, label);
   require_same_dtype(object, label, item.param, param_label(item));
-  require_same_shape(object, label, item.param, param_label(item));
-  if (!same_layout(object, item.param)) value_error(label, "expected the memory layout of " + param_label(item).text());
+  if (shape == Shape::same) {
+    require_same_shape(object, label, item.param, param_label(item));
+    if (!same_layout(object, item.param)) value_error(label, "expected the memory layout of " + param_label(item).text());
+  } else {
+    const std::string expected = py::str(reduced_shape(item.param, shape));
+    if (shape_text(object) != expected) value_error(label, "expected shape " + expected + ", got " + shape_text(object));
+    require_dense(object, label);
+  }
   require_writable(object, label);
   written_.push_back({array, label});
   return array.data;
+}
+
+void Engine::inspect_item(Item& item, const Settings& settings, double grad_scale) {
+  tensors_.push_back({});
+  runtime::StepTensor& tensor = tensors_.back();
+  StepArgs& args = tensor.args;
+  inspect_param(item, tensor);
+  if (item.rows) {
+    inspect_rows(item, settings, tensor);
+  } else {
+    inspect_grad(item, tensor);
+  }
+  args.first_moment = -1;
+  for (int s = 0; s < states(); ++s) {
+    if (!keeps(item, s)) continue;
+    if (s == rule_.first_moment) args.first_moment = args.states;
+    args.state[args.states++] =
+        item.state[s]
+            ? inspect_state(item, item.state[s], rule_.states[std::size_t(s)], rule_.shapes[std::size_t(s)])
+            : nullptr;
+  }
+  args.ema = settings.average && item.ema ? inspect_state(item, item.ema, "ema", Shape::same) : nullptr;
+  args.grad_factor = (settings.maximize ? -1.0 : 1.0) / grad_scale;
+  args.decay = settings.coupled_decay;
+  args.ema_decay = settings.ema_decay;
+  tensor.bytes_per_element = (tensor.dtype == Dtype::float32 ? 4 : 8) * (3 + 2 * args.states + 2 * settings.average);
 }
 
 // The arrays that are written must overlap neither each other nor a gradient. They are sorted once, for as long as they
@@ -221,7 +354,7 @@ void Engine::check_params(const std::vector<py::handle>& params) {
   written_.clear();
   read_.clear();
   for (std::size_t k = 0; k < params.size(); ++k) {
-    runtime::StepTensor unused;
+    runtime::StepTensor unused = {};
     Item item;
     item.index = py::ssize_t(k);
     item.param = py::reinterpret_borrow<py::object>(params[k]);
@@ -230,15 +363,36 @@ void Engine::check_params(const std::vector<py::handle>& params) {
   refuse_overlaps();
 }
 
+py::object Engine::initial_state(const Item& item, const Settings& settings, int s) const {
+  const Shape shape = rule_.shapes[std::size_t(s)];
+  if (shape != Shape::same) {
+    static const py::handle zeros = py::object(py::module_::import("numpy").attr("zeros")).release();
+    return zeros(reduced_shape(item.param, shape), item.param.attr("dtype"));
+  }
+  if (rule_.copies >> s & 1) {
+    py::object copy = array_like(item.param, "empty_like");
+    copy[py::ellipsis()] = item.param;
+    return copy;
+  }
+  py::object made = array_like(item.param, "zeros_like");
+  const double value = rule_.initial(settings.hypers, s);
+  if (value != 0.0) made[py::ellipsis()] = value;
+  return made;
+}
+
 void Engine::make_states(std::vector<Item>& items, const std::vector<Settings>& groups) {
   for (std::size_t k = 0; k < items.size(); ++k) {
     Item& item = items[k];
     StepArgs& args = tensors_[k].args;
     const Settings& settings = groups[std::size_t(item.group)];
+    int kept = 0;
     for (int s = 0; s < states(); ++s) {
-      if (item.state[s] || !keeps(settings, s)) continue;
-      item.state[s] = array_like(item.param, "zeros_like");
-      args.state[s] = py::detail::array_proxy(item.state[s].ptr())->data;
+      if (!keeps(item, s)) continue;
+      if (!item.state[s]) {
+        item.state[s] = initial_state(item, settings, s);
+        args.state[kept] = py::detail::array_proxy(item.state[s].ptr())->data;
+      }
+      ++kept;
     }
     if (settings.average && !item.ema) {
       item.ema = array_like(item.param, "empty_like");
@@ -248,89 +402,230 @@ void Engine::make_states(std::vector<Item>& items, const std::vector<Settings>& 
   }
 }
 
-void Engine::set_coefficients(const std::vector<Item>& items, const std::vector<Settings>& groups) {
-  if (coefficients_.size() < items.size() * kMaxCoefficientBytes) {
-    coefficients_.resize(items.size() * kMaxCoefficientBytes);
-  }
+void Engine::set_coefficients(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
+  const std::size_t bytes = items.size() * kMaxCoefficientBytes;
+  if (coefficients_.size() < bytes) coefficients_.resize(bytes);
   for (std::size_t k = 0; k < items.size(); ++k) {
-    const Item& item = items[k];
+    Item& item = items[k];
     runtime::StepTensor& tensor = tensors_[k];
+    unsigned char* out = coefficients_.data() + k * kMaxCoefficientBytes;
+    tensor.args.coefficients = out;
     if (k > 0) {
       const Item& last = items[k - 1];
       if (item.group == last.group && item.step == last.step && item.first == last.first &&
-          tensor.dtype == tensors_[k - 1].dtype) {
-        tensor.args.coefficients = tensors_[k - 1].args.coefficients;
+          tensor.dtype == tensors_[k - 1].dtype &&
+          std::equal(item.scalars, item.scalars + scalars(), last.scalars)) {
+        std::copy(last.advanced, last.advanced + kMaxScalars, item.advanced);
+        // What settles from a tensor's own sums is not shared.
+        if (rule_.sums == 0) {
+          tensor.args.coefficients = tensors_[k - 1].args.coefficients;
+        } else {
+          std::memcpy(out, out - kMaxCoefficientBytes, kMaxCoefficientBytes);
+        }
         continue;
       }
     }
-    unsigned char* out = coefficients_.data() + k * kMaxCoefficientBytes;
-    rule_.coefficients(groups[std::size_t(item.group)].hypers, {item.step, item.first}, tensor.dtype, out);
-    tensor.args.coefficients = out;
+    std::copy(item.scalars, item.scalars + kMaxScalars, item.advanced);
+    rule_.coefficients(groups[std::size_t(item.group)].hypers, {item.step, item.first}, tensor.dtype,
+                       rule_.shared_scalars ? shared : item.advanced, out);
   }
 }
 
-void Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double grad_scale) {
+// The sums that a rule, or a cautious mask, needs before the update, and what follows from them.
+void Engine::measure(const std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
+  bool needed = false;
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const bool cautious = groups[std::size_t(items[k].group)].cautious;
+    StepArgs& args = tensors_[k].args;
+    args.measure = table_->measure[rule_.index][int(tensors_[k].dtype)][items[k].variant][cautious];
+    args.measures = cautious ? 1 : rule_.sums;
+    needed = needed || args.measures > 0;
+  }
+  if (!needed) return;
+  {
+    const py::gil_scoped_release released;
+    step_.run(table_->measure_sums, sums_);
+  }
+  double totals[kMaxMeasures] = {};
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const Settings& settings = groups[std::size_t(items[k].group)];
+    double* sums = &sums_[k * kStepSums];
+    if (settings.cautious) tensors_[k].args.scale = double(tensors_[k].size) / (sums[0] + 1.0);
+    if (!rule_.shares) continue;
+    rule_.weigh(settings.hypers, {items[k].step, items[k].first}, shared, sums);
+    for (int s = 0; s < rule_.sums; ++s) totals[s] += sums[s];
+  }
+  if (rule_.shares) rule_.share(groups[0].hypers, totals, shared);
+  if (rule_.sums == 0) return;
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    rule_.settle(groups[std::size_t(items[k].group)].hypers, tensors_[k].dtype, &sums_[k * kStepSums], shared,
+                 coefficients_.data() + k * kMaxCoefficientBytes);
+  }
+}
+
+// From sums_: kGradSquares and kNonFinite of each item.
+void Engine::total_gradient(double grad_scale) {
+  double squares = 0.0, nonfinite = 0.0;
+  for (std::size_t k = 0; k < sums_.size(); k += kStepSums) {
+    squares += sums_[k + kGradSquares];
+    nonfinite += sums_[k + kNonFinite];
+  }
+  outcome_.has_norm = true;
+  outcome_.grad_norm = std::sqrt(squares) / grad_scale;
+  outcome_.nonfinite = nonfinite;
+}
+
+void Engine::measure_gradient(const std::vector<Item>& items, double grad_scale) {
+  if (table_ != nullptr) {
+    const py::gil_scoped_release released;
+    step_.run(table_->gradient_sums, sums_);
+  } else {
+    py::list grads;
+    for (const Item& item : items) grads.append(py::make_tuple(item.grad, bool(item.rows)));
+    const py::list all = py::module_::import("fusedstep.reference.step").attr("gradient_sums")(grads);
+    sums_.assign(items.size() * kStepSums, 0.0);
+    for (std::size_t k = 0; k < items.size(); ++k) {
+      const py::tuple sums = all[k];
+      sums_[k * kStepSums + kGradSquares] = sums[0].cast<double>();
+      sums_[k * kStepSums + kNonFinite] = sums[1].cast<double>();
+    }
+  }
+  total_gradient(grad_scale);
+}
+
+const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared,
+                           double grad_scale) {
   // Its reciprocal must be a number in float32 too.
   if (!(std::isfinite(grad_scale) && grad_scale > 0.0 && std::isfinite(float(1.0 / grad_scale)))) {
     value_error({"grad_scale"}, "expected a finite number > 0, got " + std::string(py::str(py::float_(grad_scale))));
   }
-  const KernelTable* table = runtime::active_table();
+  table_ = rule_.native ? runtime::active_table() : nullptr;
   view_grads(items);
   written_.clear();
   read_.clear();
-  tensors_.resize(items.size());
-  for (std::size_t k = 0; k < items.size(); ++k) {
-    Item& item = items[k];
-    const Settings& settings = groups[std::size_t(item.group)];
-    const int kept = __builtin_popcount(rule_.keeps[std::size_t(settings.variant)]);
-    runtime::StepTensor& tensor = tensors_[k];
-    inspect_param(item, tensor);
-    inspect_grad(item, tensor);
-    for (int s = 0; s < states(); ++s) {
-      if (item.state[s]) tensor.args.state[s] = inspect_state(item, item.state[s], rule_.states[std::size_t(s)]);
-    }
-    tensor.args.ema = settings.average && item.ema ? inspect_state(item, item.ema, "ema") : nullptr;
-    tensor.args.grad_factor = (settings.maximize ? -1.0 : 1.0) / grad_scale;
-    tensor.args.decay = settings.coupled_decay;
-    tensor.args.ema_decay = settings.ema_decay;
-    tensor.bytes_per_element = (tensor.dtype == Dtype::float32 ? 4 : 8) * (3 + 2 * kept + 2 * settings.average);
-    if (table != nullptr) tensor.kernel = table->step[rule_.index][int(tensor.dtype)][settings.variant];
-  }
+  tensors_.clear();
+  tensors_.reserve(items.size());
+  for (Item& item : items) inspect_item(item, groups[std::size_t(item.group)], grad_scale);
   refuse_overlaps();
+
+  outcome_.skipped = outcome_.has_norm = false;
+  outcome_.clip_coefficient = 1.0;
+  outcome_.sums.clear();
+  step_.cut(tensors_);
+  const WholeStep& whole = groups[0].whole;
+  if (whole.clip || whole.skip_nonfinite) {
+    measure_gradient(items, grad_scale);
+    if (whole.skip_nonfinite && outcome_.nonfinite > 0.0) {
+      outcome_.skipped = true;
+      return outcome_;
+    }
+    if (whole.clip) {
+      // PyTorch's bound; the sum with 1e-6 keeps it from dividing by 0. NaN stays NaN.
+      const double coefficient = whole.max_grad_norm / (outcome_.grad_norm + 1e-6);
+      outcome_.clip_coefficient = coefficient > 1.0 ? 1.0 : coefficient;
+      for (runtime::StepTensor& tensor : tensors_) tensor.args.grad_factor *= outcome_.clip_coefficient;
+    }
+  }
   make_states(items, groups);
-  if (table == nullptr) return run_reference(items, groups);
-  set_coefficients(items, groups);
-  const py::gil_scoped_release released;
-  runtime::run_step(tensors_);
+  if (table_ == nullptr) {
+    run_reference(items, groups, shared);
+  } else {
+    run_native(items, groups, shared);
+  }
+  if (whole.telemetry) {
+    outcome_.sums = sums_;
+    if (!outcome_.has_norm) total_gradient(grad_scale);
+  }
+  return outcome_;
 }
 
-void Engine::run_reference(const std::vector<Item>& items, const std::vector<Settings>& groups) const {
+void Engine::run_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
+  set_coefficients(items, groups, shared);
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const bool cautious = groups[std::size_t(items[k].group)].cautious;
+    tensors_[k].args.update = table_->update[rule_.index][int(tensors_[k].dtype)][items[k].variant][cautious];
+  }
+  measure(items, groups, shared);
+  const py::gil_scoped_release released;
+  if (groups[0].whole.telemetry) {
+    step_.run(table_->step, sums_);
+  } else {
+    step_.run(table_->step);
+  }
+}
+
+void Engine::run_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
   py::list tensors;
   for (std::size_t k = 0; k < items.size(); ++k) {
     const Item& item = items[k];
     const Settings& settings = groups[std::size_t(item.group)];
     py::dict hypers;
     const double* value = settings.hypers;
+    const auto next = [&](const Field& field) -> py::object {
+      const double x = *value++;
+      if (field.optional && x != x) return py::none();
+      if (field.domain == Domain::flag) return py::bool_(x != 0.0);
+      if (field.domain == Domain::choice) return py::str(field.choices[int(x)]);
+      return py::float_(x);
+    };
     for (const Field& field : rule_.fields) {
       if (field.count > 1) {
         py::tuple values{std::size_t(field.count)};
-        for (int i = 0; i < field.count; ++i) values[std::size_t(i)] = *value++;
+        for (int i = 0; i < field.count; ++i) values[std::size_t(i)] = next(field);
         hypers[field.name] = values;
-      } else if (field.domain == Domain::flag) {
-        hypers[field.name] = *value++ != 0.0;
       } else {
-        hypers[field.name] = *value++;
+        hypers[field.name] = next(field);
       }
     }
-    py::dict kept;
+    py::dict kept, scalars;
     for (int s = 0; s < states(); ++s) {
-      if (keeps(settings, s)) kept[rule_.states[std::size_t(s)]] = item.state[s];
+      if (keeps(item, s)) kept[rule_.states[std::size_t(s)]] = item.state[s];
+    }
+    if (!rule_.shared_scalars) {
+      for (std::size_t s = 0; s < rule_.scalars.size(); ++s) scalars[rule_.scalars[s]] = item.scalars[s];
     }
     const StepArgs& args = tensors_[k].args;
-    tensors.append(py::make_tuple(item.param, item.grad, kept, settings.average ? item.ema : py::object(py::none()),
-                                  hypers, item.step, item.first, args.grad_factor, args.decay, args.ema_decay));
+    py::dict tensor;
+    tensor["param"] = item.param;
+    tensor["grad"] = item.grad;
+    tensor["rows"] = item.rows ? item.rows : py::object(py::none());
+    tensor["states"] = kept;
+    tensor["ema"] = settings.average ? item.ema : py::object(py::none());
+    tensor["hypers"] = hypers;
+    tensor["step"] = item.step;
+    tensor["first"] = item.first;
+    tensor["scalars"] = scalars;
+    tensor["cautious"] = settings.cautious;
+    tensor["grad_factor"] = args.grad_factor;
+    tensor["decay"] = args.decay;
+    tensor["ema_decay"] = args.ema_decay;
+    tensor["first_moment"] =
+        args.first_moment < 0 ? py::object(py::none()) : py::object(py::str(rule_.states[std::size_t(rule_.first_moment)]));
+    tensors.append(tensor);
   }
-  py::module_::import("fusedstep.reference.step").attr("run")(rule_.name, tensors);
+  py::dict common;
+  if (rule_.shared_scalars) {
+    for (std::size_t s = 0; s < rule_.scalars.size(); ++s) common[rule_.scalars[s]] = shared[s];
+  }
+  // Gives the sums of telemetry by tensor, and leaves the scalars advanced.
+  const py::list sums = py::module_::import("fusedstep.reference.step")
+                            .attr("run")(rule_.name, tensors, common, groups[0].whole.telemetry);
+  for (std::size_t s = 0; s < rule_.scalars.size(); ++s) {
+    const char* name = rule_.scalars[s];
+    if (rule_.shared_scalars) {
+      shared[s] = common[name].cast<double>();
+    } else {
+      for (std::size_t k = 0; k < items.size(); ++k) {
+        items[k].advanced[s] = tensors[k]["scalars"][name].cast<double>();
+      }
+    }
+  }
+  if (!groups[0].whole.telemetry) return;
+  sums_.assign(items.size() * kStepSums, 0.0);
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const py::tuple of_tensor = sums[k];
+    for (std::size_t s = 0; s < kStepSums; ++s) sums_[k * kStepSums + s] = of_tensor[s].cast<double>();
+  }
 }
 
 }  // namespace fusedstep::bind

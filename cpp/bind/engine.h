@@ -1,6 +1,7 @@
 // A step of one rule over many tensors: everything is read and checked, then everything is computed.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -10,25 +11,49 @@
 
 namespace fusedstep::bind {
 
+// Options of a whole step: all groups agree on them.
+struct WholeStep {
+  double max_grad_norm = HUGE_VAL;
+  bool clip = false;
+  bool skip_nonfinite = false;
+  bool telemetry = false;
+};
+
 // A group's hyper-parameters as this step found them.
 struct Settings {
   double hypers[kMaxHypers] = {};
   int variant = 0;
   double coupled_decay = 0.0;
   bool maximize = false;
+  bool cautious = false;
   bool average = false;
   double ema_decay = 0.0;
+  WholeStep whole;
 };
 
-// One parameter that has a gradient this time. Null states are made, as zeros, when all checks have passed.
+// One parameter that has a gradient this time. Null states are made when all checks have passed.
 struct Item {
   int group = 0;
   py::ssize_t index = 0;
+  int variant = 0;
   py::object param, grad;  // held: other threads may drop theirs while the step runs
+  py::object rows;         // of the parameter, where the gradient is row-sparse
   py::object state[kMaxStates];
   py::object ema;
   std::int64_t step = 0;
   bool first = false;
+  double scalars[kMaxScalars] = {};   // before the step
+  double advanced[kMaxScalars] = {};  // after it
+};
+
+// What a step did.
+struct Outcome {
+  bool skipped = false;
+  bool has_norm = false;  // grad_norm and nonfinite are known
+  double grad_norm = 0.0;
+  double nonfinite = 0.0;
+  double clip_coefficient = 1.0;
+  std::vector<double> sums;  // with telemetry: kStepSums an item
 };
 
 // How errors name an argument: params[2] and state[2]['exp_avg'], or param[2] and exp_avg[2].
@@ -50,15 +75,17 @@ class Engine {
 
   // Reads a dict of hyper-parameters and options, and checks them. A schedule is asked for lr(taken).
   Settings read(py::handle group, Schedules schedules, std::int64_t taken) const;
-  // Checks all items, then computes. States that were null are there afterwards.
-  void run(std::vector<Item>& items, const std::vector<Settings>& groups, double grad_scale);
+  // Checks all items, then computes. States that were null are there afterwards, unless the step was skipped.
+  // `shared` are the rule's shared scalars, which move on.
+  const Outcome& run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale);
   // What a parameter must be, alone and beside the others.
   void check_params(const std::vector<py::handle>& params);
 
   const runtime::Rule& rule() const { return rule_; }
   int states() const { return int(rule_.states.size()); }
-  // Whether these hyper-parameters keep the s-th state.
-  bool keeps(const Settings& settings, int s) const { return rule_.keeps[std::size_t(settings.variant)] >> s & 1; }
+  int scalars() const { return int(rule_.scalars.size()); }
+  int variant_for(const Settings& settings, py::handle param) const;
+  bool keeps(const Item& item, int s) const { return rule_.keeps[std::size_t(item.variant)] >> s & 1; }
   double lr_of(const Settings& settings) const { return settings.hypers[lr_]; }
 
  private:
@@ -70,21 +97,33 @@ class Engine {
   Label param_label(const Item& item) const;
   Label grad_label(const Item& item) const;
   Label state_label(const Item& item, const char* name) const;
+  void read_field(const Field& field, py::handle given, double* out) const;
   void view_grads(std::vector<Item>& items) const;
   void inspect_param(const Item& item, runtime::StepTensor& tensor);
   void inspect_grad(Item& item, runtime::StepTensor& tensor);
-  char* inspect_state(const Item& item, py::handle array, const char* name);
+  void inspect_rows(const Item& item, const Settings& settings, runtime::StepTensor& tensor);
+  char* inspect_state(const Item& item, py::handle array, const char* name, Shape shape);
+  void inspect_item(Item& item, const Settings& settings, double grad_scale);
   void refuse_overlaps();
+  py::object initial_state(const Item& item, const Settings& settings, int s) const;
   void make_states(std::vector<Item>& items, const std::vector<Settings>& groups);
-  void set_coefficients(const std::vector<Item>& items, const std::vector<Settings>& groups);
-  void run_reference(const std::vector<Item>& items, const std::vector<Settings>& groups) const;
+  void set_coefficients(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
+  void measure(const std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
+  void measure_gradient(const std::vector<Item>& items, double grad_scale);
+  void total_gradient(double grad_scale);
+  void run_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
+  void run_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
 
   const runtime::Rule& rule_;
   const Naming naming_;
   std::vector<py::object> field_names_;
   int lr_ = 0;
   // Reused from step to step.
+  const KernelTable* table_ = nullptr;  // null: the reference
   std::vector<runtime::StepTensor> tensors_;
+  runtime::Step step_;
+  std::vector<double> sums_;
+  Outcome outcome_;
   std::vector<unsigned char> coefficients_;
   std::vector<Span> written_, read_, seen_, sorted_;
 };

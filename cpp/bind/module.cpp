@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m) {
   fusedstep::bind::register_optimizer(m);
   fusedstep::bind::register_layers(m);
   fusedstep::bind::register_roofs(m);
+  fusedstep::bind::register_vectors(m);
 }

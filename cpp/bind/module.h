@@ -8,5 +8,6 @@ void register_runtime(pybind11::module_& m);
 void register_optimizer(pybind11::module_& m);
 void register_layers(pybind11::module_& m);
 void register_roofs(pybind11::module_& m);
+void register_vectors(pybind11::module_& m);
 
 }  // namespace fusedstep::bind

@@ -1,4 +1,5 @@
 // The native half of an optimizer and of the functions of fusedstep.functional: from Python's structures to items.
+#include <cmath>
 #include <map>
 #include <memory>
 
@@ -8,16 +9,68 @@
 namespace fusedstep::bind {
 namespace {
 
+PyTypeObject* make_type(PyStructSequence_Desc& description) {
+  PyTypeObject* type = PyStructSequence_NewType(&description);
+  if (type == nullptr) throw py::error_already_set();
+  return type;
+}
+
+constexpr const char* kNormDoc = "norm of the gradient, after division by grad_scale and before clipping; None where "
+                                 "nothing asked for it";
+
 PyTypeObject* report_type() {
   static PyStructSequence_Field fields[] = {
       {"step", "steps taken, this one included"},
       {"lr", "learning rate of this step; a tuple of one per group where there are several groups"},
+      {"grad_norm", kNormDoc},
+      {"clip_coefficient", "what max_grad_norm multiplied the gradients by; None without it"},
+      {"skipped", "whether skip_nonfinite left this step out"},
+      {"update_norm", "telemetry: norm of the change of the parameters"},
+      {"param_norm", "telemetry: norm of the parameters before the step"},
+      {"update_ratio", "telemetry: update_norm / param_norm; None where that is 0 / 0"},
+      {"grad_momentum_cosine", "telemetry: cosine of the angle between the gradient and the updated average of the "
+                               "gradients; None where the optimizer keeps none, or either is 0"},
+      {"nonfinite", "elements of the gradients that are infinite or NaN; None where nothing asked for it"},
+      {"tensors", "telemetry: a TensorReport per parameter, None for one without gradient"},
       {nullptr, nullptr}};
-  static PyStructSequence_Desc description = {"fusedstep.StepReport", "What a step did.", fields, 2};
-  static PyTypeObject* type = PyStructSequence_NewType(&description);
-  if (type == nullptr) throw py::error_already_set();
+  static PyStructSequence_Desc description = {"fusedstep.StepReport", "What a step did.", fields, 11};
+  static PyTypeObject* type = make_type(description);
   return type;
 }
+
+PyTypeObject* tensor_report_type() {
+  static PyStructSequence_Field fields[] = {{"grad_norm", "norm of its gradient, after division by grad_scale"},
+                                            {"update_norm", "norm of its change"},
+                                            {"param_norm", "its norm before the step"},
+                                            {"update_ratio", "update_norm / param_norm"},
+                                            {"grad_momentum_cosine", "see StepReport"},
+                                            {"nonfinite", "elements of its gradient that are infinite or NaN"},
+                                            {nullptr, nullptr}};
+  static PyStructSequence_Desc description = {"fusedstep.TensorReport", "Telemetry of one parameter.", fields, 6};
+  static PyTypeObject* type = make_type(description);
+  return type;
+}
+
+py::object hold(py::handle object) { return py::reinterpret_borrow<py::object>(object); }
+
+// What telemetry makes of the sums of one parameter, or of all.
+struct Measured {
+  double grad_norm, update_norm, param_norm;
+  py::object update_ratio, cosine;
+  double nonfinite;
+
+  Measured(const double* sums, double grad_scale, double moment_sign)
+      : grad_norm(std::sqrt(sums[kGradSquares]) / grad_scale),
+        update_norm(std::sqrt(sums[kUpdateSquares])),
+        param_norm(std::sqrt(sums[kParamSquares])),
+        update_ratio(py::none()),
+        cosine(py::none()),
+        nonfinite(sums[kNonFinite]) {
+    if (param_norm > 0.0) update_ratio = py::float_(update_norm / param_norm);
+    const double norms = std::sqrt(sums[kGradSquares]) * std::sqrt(sums[kMomentSquares]);
+    if (norms > 0.0) cosine = py::float_(moment_sign * sums[kGradMoment] / norms);
+  }
+};
 
 struct Names {
   py::handle params = PyUnicode_InternFromString("params");
@@ -30,8 +83,6 @@ const Names& names() {
   static const Names all;
   return all;
 }
-
-py::object hold(py::handle object) { return py::reinterpret_borrow<py::object>(object); }
 
 // Enough for any run, and exact as a double.
 constexpr std::int64_t kMaxSteps = std::int64_t{1} << 53;
@@ -56,9 +107,11 @@ class Optimizer {
   Optimizer(const std::string& rule, Structure structure, std::int64_t taken)
       : engine_(rule, Naming::optimizer), structure_(structure), taken_(taken) {
     if (taken < 0 || taken > kMaxSteps) value_error({"step"}, "expected a count >= 0, got " + std::to_string(taken));
-    for (const char* name : engine_.rule().states) {
-      state_names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name)));
-    }
+    const auto intern = [](const char* name) {
+      return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
+    };
+    for (const char* name : engine_.rule().states) state_names_.push_back(intern(name));
+    for (const char* name : engine_.rule().scalars) scalar_names_.push_back(intern(name));
   }
 
   std::int64_t taken() const { return taken_; }
@@ -82,10 +135,13 @@ class Optimizer {
     check_groups();
     flatten(grads);
     collect_items();
-    engine_.run(items_, settings_, scale);
-    commit();
-    ++taken_;
-    return report();
+    read_shared();
+    const Outcome& outcome = engine_.run(items_, settings_, shared_, scale);
+    if (!outcome.skipped) {
+      commit();
+      ++taken_;
+    }
+    return report(outcome, scale);
   }
 
  private:
@@ -117,7 +173,16 @@ class Optimizer {
       const py::object group = hold(PyList_GET_ITEM(groups_.ptr(), g));
       if (!PyDict_Check(group.ptr())) type_error({"param_groups", g}, "expected a dict, got " + kind_text(group));
       settings_.push_back(engine_.read(group, schedules, taken_));
+      agree(settings_[0].whole, settings_.back().whole);
     }
+  }
+
+  static void agree(const WholeStep& a, const WholeStep& b) {
+    const char* differs = nullptr;
+    if (a.clip != b.clip || (a.clip && a.max_grad_norm != b.max_grad_norm)) differs = "max_grad_norm";
+    if (a.skip_nonfinite != b.skip_nonfinite) differs = "skip_nonfinite";
+    if (a.telemetry != b.telemetry) differs = "telemetry";
+    if (differs != nullptr) value_error({differs}, "holds for the whole step: expected the same in all groups");
   }
 
   // Groups are plain Python objects: what a user made of them since is seen here.
@@ -238,20 +303,48 @@ class Optimizer {
         item.param = hold(PyList_GET_ITEM(params.ptr(), k));
         item.grad = hold(grad);
         const py::handle state = get(state_, py::int_(index));
+        item.variant = engine_.variant_for(settings, item.param);
         item.first = !state;
         item.step = 1;
+        for (int s = 0; s < own_scalars(); ++s) {
+          item.scalars[s] = engine_.rule().initial_scalar(settings.hypers, s);
+        }
         if (state) {
           if (!PyDict_Check(state.ptr())) type_error({"state", index}, "expected a dict, got " + kind_text(state));
           for (int s = 0; s < engine_.states(); ++s) {
-            if (!engine_.keeps(settings, s)) continue;
+            if (!engine_.keeps(item, s)) continue;
             item.state[s] = hold(get(state, state_names_[std::size_t(s)]));
             item.first = item.first || !item.state[s];
+          }
+          for (int s = 0; s < own_scalars(); ++s) {
+            const py::handle given = get(state, scalar_names_[std::size_t(s)]);
+            if (given) item.scalars[s] = scalar(given, {"state", index, engine_.rule().scalars[std::size_t(s)]});
           }
           if (settings.average) item.ema = hold(get(state, names().ema));
           item.step = taken_by(state, index) + 1;
         }
         items_.push_back(item);
       }
+    }
+  }
+
+  // Scalars that a parameter keeps itself.
+  int own_scalars() const { return engine_.rule().shared_scalars ? 0 : engine_.scalars(); }
+
+  // May be infinite or NaN, as what the gradients made of the parameters may.
+  static double scalar(py::handle value, const Label& label) {
+    if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
+    return number(value, label.text().c_str());
+  }
+
+  // They stand in the groups, the same in all; the first one's hold.
+  void read_shared() {
+    if (!engine_.rule().shared_scalars) return;
+    for (int s = 0; s < engine_.scalars(); ++s) {
+      const py::handle given = get(PyList_GET_ITEM(groups_.ptr(), 0), scalar_names_[std::size_t(s)]);
+      shared_[s] = given && !given.is_none()
+                       ? scalar(given, {"param_groups", 0, engine_.rule().scalars[std::size_t(s)]})
+                       : engine_.rule().initial_scalar(settings_[0].hypers, s);
     }
   }
 
@@ -276,24 +369,76 @@ class Optimizer {
       put(state, names().step, py::int_(item.step));
       if (item.first) {
         for (int s = 0; s < engine_.states(); ++s) {
-          if (engine_.keeps(settings, s)) put(state, state_names_[std::size_t(s)], item.state[s]);
+          if (engine_.keeps(item, s)) put(state, state_names_[std::size_t(s)], item.state[s]);
         }
+      }
+      for (int s = 0; s < own_scalars(); ++s) {
+        put(state, scalar_names_[std::size_t(s)], py::float_(item.advanced[s]));
       }
       if (settings.average) put(state, names().ema, item.ema);
     }
+    if (!engine_.rule().shared_scalars) return;
+    for (const py::handle group : py::reinterpret_borrow<py::list>(groups_)) {
+      for (int s = 0; s < engine_.scalars(); ++s) put(group, scalar_names_[std::size_t(s)], py::float_(shared_[s]));
+    }
   }
 
-  py::object report() const {
-    auto report = py::reinterpret_steal<py::object>(PyStructSequence_New(report_type()));
-    PyStructSequence_SetItem(report.ptr(), 0, PyLong_FromLongLong(taken_));
-    if (settings_.size() == 1) {
-      PyStructSequence_SetItem(report.ptr(), 1, PyFloat_FromDouble(engine_.lr_of(settings_[0])));
-    } else {
+  double cosine_sign(const Item& item) const {
+    return engine_.rule().moment_sign * (settings_[std::size_t(item.group)].maximize ? -1.0 : 1.0);
+  }
+
+  py::object report(const Outcome& outcome, double grad_scale) const {
+    py::object lr = py::float_(engine_.lr_of(settings_[0]));
+    if (settings_.size() > 1) {
       py::tuple rates(settings_.size());
       for (std::size_t g = 0; g < settings_.size(); ++g) rates[g] = engine_.lr_of(settings_[g]);
-      PyStructSequence_SetItem(report.ptr(), 1, rates.release().ptr());
+      lr = rates;
     }
+    const py::none none;
+    const auto known = [&](bool is, double value) { return is ? py::object(py::float_(value)) : py::object(none); };
+    const bool clips = settings_[0].whole.clip;
+    py::object fields[] = {py::int_(taken_),
+                           lr,
+                           known(outcome.has_norm, outcome.grad_norm),
+                           known(clips && !outcome.skipped, outcome.clip_coefficient),
+                           py::bool_(outcome.skipped),
+                           none,
+                           none,
+                           none,
+                           none,
+                           outcome.has_norm ? py::object(py::int_(std::int64_t(outcome.nonfinite))) : py::object(none),
+                           none};
+    if (!outcome.sums.empty()) report_tensors(outcome, grad_scale, fields + 5);
+    auto report = py::reinterpret_steal<py::object>(PyStructSequence_New(report_type()));
+    for (int k = 0; k < 11; ++k) PyStructSequence_SetItem(report.ptr(), k, fields[k].release().ptr());
     return report;
+  }
+
+  // From update_norm on.
+  void report_tensors(const Outcome& outcome, double grad_scale, py::object* fields) const {
+    py::tuple tensors(grads_.size());
+    for (std::size_t k = 0; k < grads_.size(); ++k) tensors[k] = py::none();
+    double all[kStepSums] = {};
+    for (std::size_t k = 0; k < items_.size(); ++k) {
+      const double* sums = &outcome.sums[k * kStepSums];
+      for (int s = 0; s < kStepSums; ++s) all[s] += s == kGradMoment ? cosine_sign(items_[k]) * sums[s] : sums[s];
+      const Measured one(sums, grad_scale, cosine_sign(items_[k]));
+      auto tensor = py::reinterpret_steal<py::object>(PyStructSequence_New(tensor_report_type()));
+      py::object values[] = {py::float_(one.grad_norm),
+                             py::float_(one.update_norm),
+                             py::float_(one.param_norm),
+                             one.update_ratio,
+                             one.cosine,
+                             py::int_(std::int64_t(one.nonfinite))};
+      for (int v = 0; v < 6; ++v) PyStructSequence_SetItem(tensor.ptr(), v, values[v].release().ptr());
+      tensors[std::size_t(items_[k].index)] = tensor;
+    }
+    const Measured whole(all, grad_scale, 1.0);
+    fields[0] = py::float_(whole.update_norm);
+    fields[1] = py::float_(whole.param_norm);
+    fields[2] = whole.update_ratio;
+    fields[3] = whole.cosine;
+    fields[5] = tensors;
   }
 
   Engine engine_;
@@ -301,7 +446,8 @@ class Optimizer {
   Structure structure_;
   std::int64_t taken_;
   bool busy_ = false;
-  std::vector<py::object> state_names_;
+  std::vector<py::object> state_names_, scalar_names_;
+  double shared_[kMaxScalars] = {};
   // Reused from step to step.
   std::vector<Settings> settings_;
   std::vector<py::handle> grads_;
@@ -333,7 +479,18 @@ class Lease {
   std::unique_ptr<Engine> engine_;
 };
 
-// fusedstep.functional: one array of each kind, or equal-length lists of them.
+// Scalars of a rule, as functions take them: arrays of one float64, which move on in place.
+double* scalar_of(py::handle array, const Label& label) {
+  const Array inspected = inspect(array, label);
+  if (inspected.dtype != Dtype::float64 || inspected.size != 1) {
+    value_error(label, "expected a float64 array of one element, got shape " + shape_text(array) + " of " +
+                           dtype_text(array));
+  }
+  require_writable(array, label);
+  return reinterpret_cast<double*>(inspected.data);
+}
+
+// fusedstep.functional: one array of each kind, or equal-length lists of them. `states` holds the scalars behind them.
 void apply(const std::string& rule, py::handle params, py::handle grads, const py::tuple& states, py::handle step,
            const py::dict& hypers, py::handle grad_scale) {
   const Lease lease(rule);
@@ -349,25 +506,47 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
     return py::handle(PySequence_Fast_GET_ITEM(given.ptr(), py::ssize_t(k)));
   };
   const std::vector<Settings> settings = {engine.read(hypers, Schedules::refuse, 0)};
-  const auto& state_names = engine.rule().states;
+  const runtime::Rule& r = engine.rule();
+  const std::size_t first_scalar = r.states.size();
   std::vector<Item> items(count);
   for (std::size_t k = 0; k < count; ++k) {
     Item& item = items[k];
     item.index = listed ? py::ssize_t(k) : -1;
     item.param = hold(pick(params, "param", k));
     item.grad = hold(pick(grads, "grad", k));
+    item.variant = engine.variant_for(settings[0], item.param);
     for (int s = 0; s < engine.states(); ++s) {
-      if (!engine.keeps(settings[0], s)) continue;
-      const char* name = state_names[std::size_t(s)];
+      if (!engine.keeps(item, s)) continue;
+      const char* name = r.states[std::size_t(s)];
       item.state[s] = hold(pick(states[std::size_t(s)], name, k));
       if (item.state[s].is_none())
         value_error({name, item.index}, "expected an array with these hyper-parameters, got None");
+    }
+    if (!r.shared_scalars) {
+      for (std::size_t s = 0; s < r.scalars.size(); ++s) {
+        item.scalars[s] = *scalar_of(pick(states[first_scalar + s], r.scalars[s], k), {r.scalars[s], item.index});
+      }
     }
     item.step = is_sequence(step) ? whole_number(pick(step, "step", k), {"step", item.index}, 1)
                                   : whole_number(step, {"step"}, 1);
     item.first = item.step == 1;
   }
-  engine.run(items, settings, number(grad_scale, "grad_scale"));
+  double shared[kMaxScalars] = {};
+  if (r.shared_scalars) {
+    for (std::size_t s = 0; s < r.scalars.size(); ++s) {
+      shared[s] = *scalar_of(states[first_scalar + s], {r.scalars[s]});
+    }
+  }
+  engine.run(items, settings, shared, number(grad_scale, "grad_scale"));
+  for (std::size_t s = 0; s < r.scalars.size(); ++s) {
+    if (r.shared_scalars) {
+      *scalar_of(states[first_scalar + s], {r.scalars[s]}) = shared[s];
+    } else {
+      for (std::size_t k = 0; k < count; ++k) {
+        *scalar_of(pick(states[first_scalar + s], r.scalars[s], k), {r.scalars[s]}) = items[k].advanced[s];
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -379,6 +558,7 @@ void register_optimizer(py::module_& m) {
       .value("dict", Structure::dict)
       .value("groups", Structure::groups);
   m.attr("StepReport") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(report_type()));
+  m.attr("TensorReport") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(tensor_report_type()));
   py::class_<Optimizer>(m, "Optimizer")
       .def(py::init<const std::string&, Structure, std::int64_t>())
       .def("step", &Optimizer::step)

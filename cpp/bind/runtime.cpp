@@ -22,8 +22,21 @@ py::dict describe_rules() {
       variants.append(kept);
     }
     for (const Field& field : rule.fields) hypers[field.name] = field.count;
-    all[rule.name] =
-        py::dict(py::arg("hypers") = hypers, py::arg("states") = py::cast(rule.states), py::arg("variants") = variants);
+    py::list shapes;
+    for (const Shape shape : rule.shapes) {
+      shapes.append(shape == Shape::same ? "same" : shape == Shape::rows ? "rows" : "columns");
+    }
+    py::list copies;
+    for (std::size_t s = 0; s < rule.states.size(); ++s) {
+      if (rule.copies >> s & 1) copies.append(rule.states[s]);
+    }
+    all[rule.name] = py::dict(
+        py::arg("hypers") = hypers, py::arg("states") = py::cast(rule.states), py::arg("variants") = variants,
+        py::arg("shapes") = shapes, py::arg("copies") = copies, py::arg("scalars") = py::cast(rule.scalars),
+        py::arg("shared_scalars") = rule.shared_scalars, py::arg("cautious") = rule.cautious,
+        py::arg("sparse") = rule.sparse, py::arg("dense") = rule.dense, py::arg("native") = rule.native,
+        py::arg("first_moment") =
+            rule.first_moment < 0 ? py::object(py::none()) : py::object(py::str(rule.states[std::size_t(rule.first_moment)])));
   }
   return all;
 }

@@ -3,6 +3,7 @@
 #include "kernels/batch_norm_rows.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/roof.h"
+#include "kernels/rule_loops.h"
 #include "kernels/step.h"
 #include "rules/list.h"
 
@@ -12,21 +13,39 @@
 namespace fusedstep::FUSEDSTEP_SET {
 
 template <class Rule, class T, int... V>
-constexpr void fill_variants(StepKernel* row, std::integer_sequence<int, V...>) {
-  ((row[V] = step<Rule, V, T>), ...);
+constexpr void fill_variants(KernelTable& table, int rule, Dtype dtype, std::integer_sequence<int, V...>) {
+  auto& update = table.update[rule][int(dtype)];
+  auto& measure = table.measure[rule][int(dtype)];
+  ((update[V][0] = update_loop<Rule, V, false, T>), ...);
+  if constexpr (Rule::sums > 0) ((measure[V][0] = measure_loop<Rule, V, false, T>), ...);
+  if constexpr (Rule::cautious) {
+    ((update[V][1] = update_loop<Rule, V, true, T>), ...);
+    ((measure[V][1] = measure_loop<Rule, V, true, T>), ...);
+  }
 }
 
 template <class Rule>
-constexpr void fill_rule(StepKernel (*rows)[kMaxVariants]) {
-  constexpr auto variants = std::make_integer_sequence<int, int(sizeof(Rule::keeps) / sizeof(Rule::keeps[0]))>();
-  fill_variants<Rule, float>(rows[int(Dtype::float32)], variants);
-  fill_variants<Rule, double>(rows[int(Dtype::float64)], variants);
+constexpr void fill_rule(KernelTable& table, int index) {
+  if constexpr (Rule::native) {
+    constexpr auto variants = std::make_integer_sequence<int, int(sizeof(Rule::keeps) / sizeof(Rule::keeps[0]))>();
+    fill_variants<Rule, float>(table, index, Dtype::float32, variants);
+    fill_variants<Rule, double>(table, index, Dtype::float64, variants);
+  }
 }
 
 template <class... Rule>
 constexpr void fill_rules(KernelTable& table, RuleList<Rule...>) {
   int index = 0;
-  (fill_rule<Rule>(table.step[index++]), ...);
+  (fill_rule<Rule>(table, index++), ...);
+}
+
+template <class T>
+constexpr void fill_passes(KernelTable& table, Dtype dtype) {
+  table.step[int(dtype)] = step<T>;
+  table.gradient_sums[int(dtype)] = gradient_sums<T>;
+  table.measure_sums[int(dtype)] = measure_sums<T>;
+  table.dot[int(dtype)] = dot<T>;
+  table.axpy[int(dtype)] = axpy<T>;
 }
 
 template <int... A>
@@ -38,6 +57,8 @@ constexpr KernelTable make_table() {
   KernelTable table = {};
   table.name = FUSEDSTEP_STRING(FUSEDSTEP_SET);
   fill_rules(table, Rules());
+  fill_passes<float>(table, Dtype::float32);
+  fill_passes<double>(table, Dtype::float64);
   fill_roofs(table, std::make_integer_sequence<int, 1 + kMaxStates>());
   table.batch_norm_planes = batch_norm_planes;
   table.batch_norm_planes_backward = batch_norm_planes_backward;

@@ -19,20 +19,41 @@ inline constexpr int kMaxRules = 64;
 enum class Dtype { float32, float64 };
 inline constexpr int kDtypes = 2;
 
-// One tensor of a step. `state` and `ema` have the parameter's layout in memory.
+// Elements of which telemetry and measures look at together.
+inline constexpr std::int64_t kStrip = 128;
+
+// Sums that a pass over a tensor gives, in this order.
+enum StepSum { kGradSquares, kNonFinite, kUpdateSquares, kParamSquares, kGradMoment, kMomentSquares, kStepSums };
+// Of a rule's measure, which writes pairs of factors.
+inline constexpr int kMaxMeasures = 2;
+
+// A rule on n elements; `scale` is of the cautious mask.
+using UpdateLoop = void (*)(const void* coefficients, double scale, const void* grad, void* param, void* const* states,
+                            std::int64_t n);
+// The terms of the sums that a rule needs beforehand, as factors: out[2 k] and out[2 k + 1] are those of sum k.
+using MeasureLoop = void (*)(const void* coefficients, const void* grad, const void* param, void* const* states,
+                             void* const* out, std::int64_t n);
+
+// One tensor of a step. The states that this variant keeps, and `ema`, have the parameter's layout in memory.
 struct StepArgs {
   void* param;
   const void* grad;
   void* state[kMaxStates];
   void* ema;                 // null: no average of the parameter is kept
   const void* coefficients;  // the rule's, for this tensor's step and dtype
-  double grad_factor;        // what the gradient is multiplied by; 1 is left out
-  double decay;              // coupled L2: decay * param is added to the gradient; 0 is left out
+  UpdateLoop update;
+  MeasureLoop measure;
+  double scale;        // of the cautious mask
+  double grad_factor;  // what the gradient is multiplied by; 1 is left out
+  double decay;        // coupled L2: decay * param is added to the gradient; 0 is left out
   double ema_decay;
+  int states;
+  int measures;      // sums that `measure` gives
+  int first_moment;  // which state telemetry sets beside the gradient, or -1
 };
 
-// Updates the elements [begin, end); begin is a multiple of kBlock.
-using StepKernel = void (*)(const StepArgs&, std::int64_t begin, std::int64_t end);
+// Goes over the elements [begin, end); begin is a multiple of kBlock. Where a pass has sums, null leaves them out.
+using StepPass = void (*)(const StepArgs&, std::int64_t begin, std::int64_t end, double* sums);
 
 // Batch norm over n samples, c channels and l contiguous positions (1 for an (N, C) array).
 struct BatchNormArgs {
@@ -83,7 +104,16 @@ struct RoofArgs {
 
 struct KernelTable {
   const char* name;
-  StepKernel step[kMaxRules][kDtypes][kMaxVariants];
+  // [cautious]
+  UpdateLoop update[kMaxRules][kDtypes][kMaxVariants][2];
+  MeasureLoop measure[kMaxRules][kDtypes][kMaxVariants][2];
+  StepPass step[kDtypes];
+  // Read-only: kGradSquares and kNonFinite; the sums of `measure`.
+  StepPass gradient_sums[kDtypes];
+  StepPass measure_sums[kDtypes];
+  // x . y, and y <- y + a x; elements [begin, end).
+  double (*dot[kDtypes])(const void* x, const void* y, std::int64_t begin, std::int64_t end);
+  void (*axpy[kDtypes])(double a, const void* x, void* y, std::int64_t begin, std::int64_t end);
   // Channels [begin, end).
   void (*batch_norm_planes)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
   void (*batch_norm_planes_backward)(const BatchNormBackwardArgs&, std::int64_t begin, std::int64_t end);

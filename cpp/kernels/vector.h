@@ -91,6 +91,15 @@ FUSEDSTEP_INLINE Wide load_wide(const float* p, std::int64_t n) {
 #endif
   return widen(load(p, n));
 }
+FUSEDSTEP_INLINE Wide load_wide(const double* p, std::int64_t n) {
+  Wide v = {};
+  if (n >= kLanes) {
+    __builtin_memcpy(&v, p, sizeof v);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) (i < 8 ? v.low[i] : v.high[i - 8]) = p[i];
+  }
+  return v;
+}
 FUSEDSTEP_INLINE Wide operator*(Wide a, Wide b) { return {a.low * b.low, a.high * b.high}; }
 FUSEDSTEP_INLINE Wide operator-(Wide a, double b) { return {a.low - b, a.high - b}; }
 FUSEDSTEP_INLINE void operator+=(Wide& a, Wide b) {

@@ -1,4 +1,5 @@
-// Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
+// Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1. AMSGrad: Reddi, Kale and Kumar,
+// "On the Convergence of Adam and Beyond", ICLR 2018, algorithm 2, with the bias corrections of Adam.
 #pragma once
 
 #include "rules/maths.h"
@@ -7,22 +8,26 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-struct Adam {
+struct Adam : RuleBase {
   static constexpr const char* name = "adam";
 
   struct Hypers {
-    double lr, beta1, beta2, eps, weight_decay;
+    double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay;
   };
-  static constexpr Field fields[] = {{"lr", Domain::non_negative, 1},
+  static constexpr Field fields[] = {{"lr", Domain::non_negative},
                                      {"betas", Domain::unit_interval, 2},
-                                     {"eps", Domain::non_negative, 1},
-                                     {"weight_decay", Domain::non_negative, 1}};
-  static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
-  static constexpr unsigned keeps[] = {0b11};
-  static int variant(const Hypers&) { return 0; }
-  static const char* refuse(const Hypers&) { return nullptr; }
+                                     {"eps", Domain::non_negative},
+                                     {"weight_decay", Domain::non_negative},
+                                     {"amsgrad", Domain::flag},
+                                     {"decoupled_weight_decay", Domain::flag}};
+  static constexpr const char* states[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr int first_moment = 0;
+  static constexpr bool cautious = true;
 
-  static double coupled_decay(const Hypers& h) { return h.weight_decay; }
+  enum Variant { plain, amsgrad };
+  static constexpr unsigned keeps[] = {0b011, 0b111};
+  static int variant(const Hypers& h) { return h.amsgrad != 0 ? amsgrad : plain; }
+  static double coupled_decay(const Hypers& h) { return h.decoupled_weight_decay != 0 ? 0.0 : h.weight_decay; }
 
   template <class T>
   struct Coefficients {
@@ -30,21 +35,35 @@ struct Adam {
     T step_size;  // lr / (1 - beta1^t)
     T to_v_hat;   // 1 / sqrt(1 - beta2^t)
     T eps;
+    T keep;  // 1 - lr weight_decay, decoupled
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment now) {
     const double correction1 = 1.0 - integer_power(h.beta1, now.step);
     const double correction2 = 1.0 - integer_power(h.beta2, now.step);
-    return {T(h.beta1),       T(1.0 - h.beta1),      T(h.beta2),
-            T(1.0 - h.beta2), T(h.lr / correction1), T(1.0 / square_root(correction2)),
-            T(h.eps)};
+    return {T(h.beta1),
+            T(1.0 - h.beta1),
+            T(h.beta2),
+            T(1.0 - h.beta2),
+            T(h.lr / correction1),
+            T(1.0 / square_root(correction2)),
+            T(h.eps),
+            T(h.decoupled_weight_decay != 0 ? 1.0 - h.lr * h.weight_decay : 1.0)};
   }
 
   template <int V, class T>
-  static void update(const Coefficients<T>& c, T g, T& p, T& exp_avg, T& exp_avg_sq) {
+  static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_avg_sq) {
     exp_avg = c.beta1 * exp_avg + c.rest1 * g;
     exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
-    p = p - c.step_size * (exp_avg / (square_root(exp_avg_sq) * c.to_v_hat + c.eps));
+    return c.step_size * (exp_avg / (square_root(exp_avg_sq) * c.to_v_hat + c.eps));
+  }
+  // The largest v so far, uncorrected: its correction is that of the present step.
+  template <int V, class T>
+  static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) {
+    exp_avg = c.beta1 * exp_avg + c.rest1 * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
+    max_exp_avg_sq = larger(max_exp_avg_sq, exp_avg_sq);
+    return c.step_size * (exp_avg / (square_root(max_exp_avg_sq) * c.to_v_hat + c.eps));
   }
 };
 

@@ -7,24 +7,23 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-struct RmsProp {
+struct RmsProp : RuleBase {
   static constexpr const char* name = "rmsprop";
 
   struct Hypers {
     double lr, alpha, eps, weight_decay, momentum, centered;
   };
-  static constexpr Field fields[] = {{"lr", Domain::non_negative, 1},       {"alpha", Domain::unit_interval, 1},
-                                     {"eps", Domain::non_negative, 1},      {"weight_decay", Domain::non_negative, 1},
-                                     {"momentum", Domain::non_negative, 1}, {"centered", Domain::flag, 1}};
+  static constexpr Field fields[] = {{"lr", Domain::non_negative},       {"alpha", Domain::unit_interval},
+                                     {"eps", Domain::non_negative},      {"weight_decay", Domain::non_negative},
+                                     {"momentum", Domain::non_negative}, {"centered", Domain::flag}};
   static constexpr const char* states[] = {"square_avg", "momentum_buffer", "grad_avg"};
+  static constexpr int first_moment = 1;
 
   enum Variant { plain, momentum, centered, centered_momentum };
   static constexpr unsigned keeps[] = {0b001, 0b011, 0b101, 0b111};
   static int variant(const Hypers& h) {
     return (h.momentum != 0 ? momentum : plain) + (h.centered != 0 ? centered : plain);
   }
-  static const char* refuse(const Hypers&) { return nullptr; }
-
   static double coupled_decay(const Hypers& h) { return h.weight_decay; }
 
   template <class T>
@@ -51,26 +50,23 @@ struct RmsProp {
     return g / (square_root(variance < T(0) ? T(0) : variance) + c.eps);
   }
   template <class T>
-  static void move(const Coefficients<T>& c, T direction, T& p, T& momentum_buffer) {
-    momentum_buffer = c.momentum * momentum_buffer + direction;
-    p = p - c.lr * momentum_buffer;
+  static T heavy(const Coefficients<T>& c, T scaled_grad, T& momentum_buffer) {
+    momentum_buffer = c.momentum * momentum_buffer + scaled_grad;
+    return c.lr * momentum_buffer;
   }
 
   template <int V, class T>
-  static void update(const Coefficients<T>& c, T g, T& p, T& square_avg) {
-    p = p - c.lr * scaled(c, g, square_avg);
+  static T direction(const Coefficients<T>& c, T g, T, T& square_avg) {
+    return c.lr * scaled(c, g, square_avg);
   }
   template <int V, class T>
-  static void update(const Coefficients<T>& c, T g, T& p, T& square_avg, T& other) {
-    if constexpr (V == momentum) {
-      move(c, scaled(c, g, square_avg), p, other);
-    } else {
-      p = p - c.lr * scaled(c, g, square_avg, other);
-    }
+  static T direction(const Coefficients<T>& c, T g, T, T& square_avg, T& other) {
+    if constexpr (V == momentum) return heavy(c, scaled(c, g, square_avg), other);
+    return c.lr * scaled(c, g, square_avg, other);
   }
   template <int V, class T>
-  static void update(const Coefficients<T>& c, T g, T& p, T& square_avg, T& momentum_buffer, T& grad_avg) {
-    move(c, scaled(c, g, square_avg, grad_avg), p, momentum_buffer);
+  static T direction(const Coefficients<T>& c, T g, T, T& square_avg, T& momentum_buffer, T& grad_avg) {
+    return heavy(c, scaled(c, g, square_avg, grad_avg), momentum_buffer);
   }
 };
 

@@ -6,25 +6,85 @@
 namespace fusedstep {
 
 // Where a hyper-parameter may lie; the binding checks it before anything is written.
-enum class Domain { non_negative, unit_interval, finite, flag };
+enum class Domain { non_negative, positive, unit_interval, finite, growth, whole, flag, choice };
 
-// One hyper-parameter as users write it. `count` > 1 is a tuple (betas).
+// One hyper-parameter as users write it. `count` > 1 is a tuple (betas). Where it is `optional`, None is NaN here; a
+// choice is its place in `choices`, which ends with null.
 struct Field {
   const char* name;
   Domain domain;
-  int count;
+  int count = 1;
+  bool optional = false;
+  const char* const* choices = nullptr;
 };
 
-// When an update happens: `step` counts from 1; `first` says that the states are fresh zeros.
+// The shape of a state: the parameter's, or that with one column, or with one row.
+enum class Shape { same, rows, columns };
+
+// When an update happens: `step` counts from 1; `first` says that the states are fresh.
 struct Moment {
   std::int64_t step;
   bool first;
 };
 
 inline constexpr int kMaxStates = 4;
+inline constexpr int kMaxScalars = 3;
 inline constexpr int kMaxVariants = 4;
-inline constexpr int kMaxHypers = 12;
+inline constexpr int kMaxHypers = 16;
 inline constexpr int kMaxCoefficientBytes = 128;
+
+// What a rule is unless it says otherwise.
+struct RuleBase {
+  // Scalars that go on from step to step beside the state arrays, each a double per parameter; with `shared_scalars`
+  // one for all parameters.
+  static constexpr const char* scalars[] = {nullptr};
+  static constexpr bool shared_scalars = false;
+  template <class Hypers>
+  static double initial_scalar(const Hypers&, int) {
+    return 0.0;
+  }
+  // States begin as zeros, as initial(), or, those of the bits in `copies`, as the parameter.
+  static constexpr unsigned copies = 0;
+  template <class Hypers>
+  static double initial(const Hypers&, int) {
+    return 0.0;
+  }
+  // Which state is the average of the gradients, for telemetry, and its sign beside the gradient's.
+  static constexpr int first_moment = -1;
+  static constexpr double moment_sign = 1.0;
+  static constexpr Shape shapes[] = {Shape::same, Shape::same, Shape::same, Shape::same};
+  // Sums over the whole tensor that the update needs; measure() gives their terms.
+  static constexpr int sums = 0;
+  static constexpr bool cautious = false;
+  // How it takes row-sparse gradients.
+  static constexpr bool sparse = false, dense = true;
+  // False: the update is NumPy's alone, on every instruction set.
+  static constexpr bool native = true;
+
+  template <class Hypers>
+  static int variant(const Hypers&) {
+    return 0;
+  }
+  // The same for a parameter of so many axes, where that matters; and why one of so many is none of its.
+  template <class Hypers>
+  static int variant_of(const Hypers&, int) {
+    return -1;
+  }
+  static const char* refuse_axes(int) { return nullptr; }
+  template <class Hypers>
+  static const char* refuse(const Hypers&) {
+    return nullptr;
+  }
+  // Why a row-sparse gradient does not go with these values, or null.
+  template <class Hypers>
+  static const char* refuse_sparse(const Hypers&) {
+    return nullptr;
+  }
+  template <class Hypers>
+  static double coupled_decay(const Hypers&) {
+    return 0.0;
+  }
+};
 
 template <class... Rules>
 struct RuleList {

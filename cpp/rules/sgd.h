@@ -6,18 +6,20 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-struct Sgd {
+struct Sgd : RuleBase {
   static constexpr const char* name = "sgd";
 
   struct Hypers {
     double lr, momentum, dampening, weight_decay, nesterov;
   };
-  static constexpr Field fields[] = {{"lr", Domain::non_negative, 1},
-                                     {"momentum", Domain::non_negative, 1},
-                                     {"dampening", Domain::finite, 1},
-                                     {"weight_decay", Domain::non_negative, 1},
-                                     {"nesterov", Domain::flag, 1}};
+  static constexpr Field fields[] = {{"lr", Domain::non_negative},
+                                     {"momentum", Domain::non_negative},
+                                     {"dampening", Domain::finite},
+                                     {"weight_decay", Domain::non_negative},
+                                     {"nesterov", Domain::flag}};
   static constexpr const char* states[] = {"momentum_buffer"};
+  static constexpr int first_moment = 0;
+  static constexpr bool sparse = true;
 
   enum Variant { plain, momentum, nesterov };
   static constexpr unsigned keeps[] = {0b0, 0b1, 0b1};
@@ -29,7 +31,11 @@ struct Sgd {
     }
     return nullptr;
   }
-
+  static const char* refuse_sparse(const Hypers& h) {
+    if (h.momentum != 0) return "momentum must be 0: it would move rows that have no gradient";
+    if (h.weight_decay != 0) return "weight_decay must be 0: it would move rows that have no gradient";
+    return nullptr;
+  }
   static double coupled_decay(const Hypers& h) { return h.weight_decay; }
 
   template <class T>
@@ -43,18 +49,15 @@ struct Sgd {
   }
 
   template <int V, class T>
-  static void update(const Coefficients<T>& c, T g, T& p) {
+  static T direction(const Coefficients<T>& c, T g, T) {
     static_assert(V == plain);
-    p = p - c.lr * g;
+    return c.lr * g;
   }
   template <int V, class T>
-  static void update(const Coefficients<T>& c, T g, T& p, T& momentum_buffer) {
+  static T direction(const Coefficients<T>& c, T g, T, T& momentum_buffer) {
     momentum_buffer = c.momentum * momentum_buffer + c.gain * g;
-    if constexpr (V == nesterov) {
-      p = p - c.lr * (g + c.momentum * momentum_buffer);
-    } else {
-      p = p - c.lr * momentum_buffer;
-    }
+    if constexpr (V == nesterov) return c.lr * (g + c.momentum * momentum_buffer);
+    return c.lr * momentum_buffer;
   }
 };
 

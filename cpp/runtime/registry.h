@@ -13,13 +13,32 @@ struct Rule {
   int index;  // of the kernel table's row
   std::vector<Field> fields;
   std::vector<const char*> states;
+  std::vector<Shape> shapes;
   std::vector<unsigned> keeps;  // by variant, bit k: it has the k-th state
+  std::vector<const char*> scalars;
+  bool shared_scalars;
+  unsigned copies;  // bit k: the k-th state begins as the parameter
+  int first_moment;
+  double moment_sign;
+  int sums;
+  bool cautious, sparse, dense, native;
+  bool shares;  // its sums are taken over all tensors together
 
   // Hyper-parameters are doubles in the order of the fields, tuples flattened.
   int (*variant)(const double* hypers);
-  const char* (*refuse)(const double* hypers);  // null, or why these values do not go together
+  int (*variant_of)(const double* hypers, int axes);  // -1: that of variant()
+  const char* (*refuse)(const double* hypers);        // null, or why these values do not go together
+  const char* (*refuse_sparse)(const double* hypers);
+  const char* (*refuse_axes)(int axes);
   double (*coupled_decay)(const double* hypers);
-  void (*coefficients)(const double* hypers, Moment now, Dtype dtype, void* out);
+  double (*initial)(const double* hypers, int state);
+  double (*initial_scalar)(const double* hypers, int scalar);
+  // Moves the scalars on.
+  void (*coefficients)(const double* hypers, Moment now, Dtype dtype, double* scalars, void* out);
+  // What waits for the sums: a tensor's weight in the total, the shared scalars, the rest of the coefficients.
+  void (*weigh)(const double* hypers, Moment now, const double* scalars, double* sums);
+  void (*share)(const double* hypers, const double* totals, double* scalars);
+  void (*settle)(const double* hypers, Dtype dtype, const double* sums, const double* scalars, void* coefficients);
 };
 
 const std::vector<Rule>& rules();

@@ -6,23 +6,75 @@ number of threads.
 
 from fusedstep import functional, runtime
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fusedstep._core import StepReport
+from fusedstep._core import StepReport, TensorReport
 from fusedstep._core import version as __version__
 from fusedstep._losses import softmax_cross_entropy
 from fusedstep._normalization import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
-from fusedstep.optimizers import SGD, Adam, AdamW, Optimizer, Options, RMSprop
+from fusedstep._sparse import RowSparse
+from fusedstep.optimizers import (
+    ADOPT,
+    ASGD,
+    AdEMAMix,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    AdamW,
+    Adamax,
+    Adan,
+    LAMB,
+    LARS,
+    LBFGS,
+    LBFGSReport,
+    Lion,
+    Momentum,
+    Muon,
+    NAdam,
+    Optimizer,
+    Options,
+    Prodigy,
+    RAdam,
+    RMSprop,
+    Rprop,
+    SGD,
+    ScheduleFreeAdamW,
+    SparseAdam,
+)
 
 __all__ = [
-    "SGD",
+    "ADOPT",
+    "ASGD",
+    "AdEMAMix",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
+    "Adan",
     "BatchNorm",
     "BatchNormSaved",
     "Checkpoint",
+    "LAMB",
+    "LARS",
+    "LBFGS",
+    "LBFGSReport",
+    "Lion",
+    "Momentum",
+    "Muon",
+    "NAdam",
     "Optimizer",
     "Options",
+    "Prodigy",
+    "RAdam",
     "RMSprop",
+    "RowSparse",
+    "Rprop",
+    "SGD",
+    "ScheduleFreeAdamW",
+    "SparseAdam",
     "StepReport",
+    "TensorReport",
     "__version__",
     "batch_norm",
     "batch_norm_backward",

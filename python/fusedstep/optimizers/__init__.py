@@ -1,12 +1,88 @@
 """The optimizers: one file each, with its hyper-parameters, documentation and NumPy reference."""
 
 from fusedstep.optimizers._base import OPTIONS, Optimizer, Options
+from fusedstep.optimizers.adadelta import Adadelta
+from fusedstep.optimizers.adafactor import Adafactor
+from fusedstep.optimizers.adagrad import Adagrad
 from fusedstep.optimizers.adam import Adam
+from fusedstep.optimizers.adamax import Adamax
 from fusedstep.optimizers.adamw import AdamW
+from fusedstep.optimizers.adan import Adan
+from fusedstep.optimizers.ademamix import AdEMAMix
+from fusedstep.optimizers.adopt import ADOPT
+from fusedstep.optimizers.asgd import ASGD
+from fusedstep.optimizers.lamb import LAMB
+from fusedstep.optimizers.lars import LARS
+from fusedstep.optimizers.lbfgs import LBFGS, LBFGSReport
+from fusedstep.optimizers.lion import Lion
+from fusedstep.optimizers.momentum import Momentum
+from fusedstep.optimizers.muon import Muon
+from fusedstep.optimizers.nadam import NAdam
+from fusedstep.optimizers.prodigy import Prodigy
+from fusedstep.optimizers.radam import RAdam
 from fusedstep.optimizers.rmsprop import RMSprop
+from fusedstep.optimizers.rprop import Rprop
+from fusedstep.optimizers.schedule_free_adamw import ScheduleFreeAdamW
 from fusedstep.optimizers.sgd import SGD
+from fusedstep.optimizers.sparse_adam import SparseAdam
 
-__all__ = ["OPTIONS", "SGD", "Adam", "AdamW", "Optimizer", "Options", "RMSprop"]
+__all__ = [
+    "ADOPT",
+    "ASGD",
+    "AdEMAMix",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "LAMB",
+    "LARS",
+    "LBFGS",
+    "LBFGSReport",
+    "Lion",
+    "Momentum",
+    "Muon",
+    "NAdam",
+    "OPTIONS",
+    "Optimizer",
+    "Options",
+    "Prodigy",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+    "ScheduleFreeAdamW",
+    "SparseAdam",
+]
 
-#: Every optimizer by the name of its rule.
-REGISTRY: dict[str, type[Optimizer]] = {optimizer.rule: optimizer for optimizer in (SGD, Adam, AdamW, RMSprop)}
+#: Every optimizer that is a rule of one step, by the name of the rule.
+REGISTRY: dict[str, type[Optimizer]] = {
+    optimizer.rule: optimizer
+    for optimizer in (
+        SGD,
+        Momentum,
+        Adagrad,
+        RMSprop,
+        Adadelta,
+        Adam,
+        AdamW,
+        Adamax,
+        NAdam,
+        RAdam,
+        SparseAdam,
+        ASGD,
+        Rprop,
+        Adafactor,
+        Muon,
+        Lion,
+        LAMB,
+        LARS,
+        AdEMAMix,
+        Adan,
+        ADOPT,
+        ScheduleFreeAdamW,
+        Prodigy,
+    )
+}

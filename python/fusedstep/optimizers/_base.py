@@ -18,20 +18,46 @@ _PARAM_KEYS = ("params", "param_names")
 
 
 class Options(TypedDict, total=False):
-    """What every optimizer takes beside its own hyper-parameters; a group may set its own.
+    """What every optimizer takes beside its own hyper-parameters; a group may set its own, but where it says otherwise.
 
     Attributes:
         maximize: Climbs instead of descending. False by default.
         ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter, starting from the parameter
             before its first step; in [0, 1). None, for no average, by default.
+        max_grad_norm: Multiplies all gradients by `min(1, max_grad_norm / (norm + 1e-6))`, with the norm of all of them
+            together; > 0, infinity to have the norm reported only. None, for no clipping, by default. For the whole
+            step: the same in all groups.
+        skip_nonfinite: Leaves out a step whose gradients hold an infinity or a NaN: nothing changes, no state, no count
+            of steps. False by default. For the whole step.
+        telemetry: Measures gradients, parameters and their change while they are in the cache, see `StepReport`. False
+            by default. For the whole step.
+        cautious: Leaves out the components of a step that go against the gradient, and scales the others of the tensor
+            by `elements / (kept + 1)` (Liang, Chen, Liu and Liu, "Cautious Optimizers", 2024). False by default. Only
+            for `Adam`, `AdamW`, `Adamax`, `NAdam`, `RAdam`, `AdEMAMix`, `ADOPT` and `Lion`.
     """
 
     maximize: bool
     ema_decay: float | None
+    max_grad_norm: float | None
+    skip_nonfinite: bool
+    telemetry: bool
+    cautious: bool
 
 
 #: Their defaults.
-OPTIONS: dict[str, Any] = {"maximize": False, "ema_decay": None}
+OPTIONS: dict[str, Any] = {
+    "maximize": False,
+    "ema_decay": None,
+    "max_grad_norm": None,
+    "skip_nonfinite": False,
+    "telemetry": False,
+    "cautious": False,
+}
+
+# Of PyTorch's groups: how it computes, not what.
+_TORCH_KEYS = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay"}
+# Hyper-parameters that PyTorch's optimizer of the same name does not have.
+_OWN_HYPERS = {"accumulator"}
 
 
 class Optimizer:
@@ -48,10 +74,14 @@ class Optimizer:
     rule: ClassVar[str]
 
     def __init__(self, params: Any, hypers: dict[str, Any], options: Options) -> None:
+        known = self.options()
         for name in options:
+            if name in OPTIONS and name not in known:
+                raise TypeError(f"{name}: does not apply to {type(self).__name__}")
             if name not in OPTIONS:
                 raise TypeError(f"{name}: not a hyper-parameter of {type(self).__name__}")
-        self.defaults: dict[str, Any] = {**hypers, **OPTIONS, **options}
+        self.defaults: dict[str, Any] = {**hypers, **known, **options}
+        self._torch = False
         self._param_groups: list[dict[str, Any]] = []
         self._state: dict[int, dict[str, Any]] = {}
         self._structure = _structure_of(params)
@@ -60,6 +90,12 @@ class Optimizer:
         if not self.param_groups:
             raise ValueError("params: expected at least one group, got an empty list")
         self._native = self._make_native(self._param_groups, 0)
+
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """The options that apply to this optimizer, with their defaults; see `Options`."""
+        cautious = _core.rules()[cls.rule]["cautious"]
+        return {name: default for name, default in OPTIONS.items() if cautious or name != "cautious"}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -121,7 +157,9 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """The state, laid out as PyTorch lays out its own: `state` by position and `param_groups` with positions.
 
-        The arrays are the optimizer's own, not copies. `rule` and `step` (steps taken) stand beside PyTorch's keys.
+        The arrays are the optimizer's own, not copies; where parameters were given as PyTorch's tensors, they are
+        tensors, and `torch.optim`'s optimizer of the same name can load the result. `rule` and `step` (steps taken)
+        stand beside PyTorch's keys.
         """
         groups, position = [], 0
         for group in self.param_groups:
@@ -129,14 +167,23 @@ class Optimizer:
             groups.append({**group, "params": list(range(position, position + count))})
             position += count
         return {
-            "state": {k: dict(state) for k, state in self.state.items()},
+            "state": {k: {name: self._given_back(v) for name, v in entry.items()} for k, entry in self.state.items()},
             "param_groups": groups,
             "rule": self.rule,
             "step": self._native.taken,
         }
 
+    def _given_back(self, value: Any) -> Any:
+        if self._torch and isinstance(value, np.ndarray):
+            import torch
+
+            return torch.from_numpy(value)
+        return value
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over a state that `state_dict` gave, copying its arrays.
+        """Takes over a state that `state_dict` gave, here or of `torch.optim`'s optimizer of the same name.
+
+        Arrays are copied. A learning rate that is a schedule stays where the state has none.
 
         Raises:
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
@@ -152,9 +199,13 @@ class Optimizer:
         saved_counts = [len(group["params"]) for group in saved_groups]
         if counts != saved_counts:
             raise ValueError(f"state_dict: expected groups of {counts} parameters, got {saved_counts}")
+        if "rule" not in state_dict:
+            for saved in saved_groups:
+                self._refuse_other_hypers(saved)
+        known = [*self.defaults, *self._shared_scalars()]
         groups = []
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
-            hypers = {name: saved[name] for name in self.defaults if name in saved}
+            hypers = {name: _plain(saved[name]) for name in known if name in saved}
             groups.append({**group, **hypers})
         params = [param for group in self.param_groups for param in group["params"]]
         state: dict[int, dict[str, Any]] = {}
@@ -168,35 +219,59 @@ class Optimizer:
         native = self._make_native(groups, taken)
         self._param_groups, self._state, self._native = groups, state, native
 
+    def _refuse_other_hypers(self, saved: Mapping[str, Any]) -> None:
+        """PyTorch's state does not name its optimizer, but its groups have its hyper-parameters."""
+        own = set(_core.rules()[self.rule]["hypers"])
+        other = [name for name in saved if name not in {*own, *OPTIONS, *_PARAM_KEYS, *_TORCH_KEYS}]
+        missing = [name for name in own - _OWN_HYPERS if name not in saved]
+        if self.rule == "adamw" and not saved.get("decoupled_weight_decay", True):
+            other.append("decoupled_weight_decay")  # Adam's
+        if missing or other:
+            raise ValueError(
+                f"state_dict: expected a state of {self.rule!r}, got hyper-parameters {sorted(saved.keys() - {'params'})}"
+            )
+
+    def _shared_scalars(self) -> list[str]:
+        description = _core.rules()[self.rule]
+        return description["scalars"] if description["shared_scalars"] else []
+
     def _load_entry(self, entry: Mapping[str, Any], param: Array, position: int) -> dict[str, Any]:
-        known = {*_core.rules()[self.rule]["states"], "ema"}
+        rule = _core.rules()[self.rule]
+        shapes = {"ema": param.shape}
+        for name, kind in zip(rule["states"], rule["shapes"], strict=True):
+            shapes[name] = _reduced_shape(param.shape, kind)
+        scalars = [] if rule["shared_scalars"] else rule["scalars"]
         loaded: dict[str, Any] = {}
         for name, value in entry.items():
             label = f"state_dict['state'][{position}][{name!r}]"
             if name == "step":
                 loaded[name] = _whole_number(value, label)
-            elif name not in known:
-                raise ValueError(f"{label}: not a state of {self.rule!r}, which has {sorted(known)}")
+            elif name in scalars:
+                loaded[name] = _number(value, label)
+            elif name not in shapes:
+                raise ValueError(f"{label}: not a state of {self.rule!r}, which has {[*shapes, *scalars]}")
             elif value is not None:
                 source = as_array(value, label)
                 if source.dtype != param.dtype:
                     raise TypeError(f"{label}: expected dtype {param.dtype}, got {source.dtype}")
-                if source.shape != param.shape:
-                    raise ValueError(f"{label}: expected shape {param.shape}, got {source.shape}")
-                loaded[name] = np.empty_like(param)
+                if source.shape != shapes[name]:
+                    raise ValueError(f"{label}: expected shape {shapes[name]}, got {source.shape}")
+                loaded[name] = (
+                    np.empty_like(param) if shapes[name] == param.shape else np.empty(shapes[name], param.dtype)
+                )
                 loaded[name][...] = source
-        variants = _core.rules()[self.rule]["variants"]
-        kept = [name for name in _core.rules()[self.rule]["states"] if name in loaded]
-        if kept and kept not in variants:
-            raise ValueError(f"state_dict['state'][{position}]: has {kept}, expected one of {variants}")
+        kept = [name for name in rule["states"] if name in loaded]
+        if kept and kept not in rule["variants"]:
+            raise ValueError(f"state_dict['state'][{position}]: has {kept}, expected one of {rule['variants']}")
         return loaded
 
     def _group(self, given: Mapping[str, Any]) -> dict[str, Any]:
         if "params" not in given:
             raise ValueError("params: a group has no 'params'")
-        unknown = [key for key in given if key not in self.defaults and key not in _PARAM_KEYS]
-        if unknown:
-            raise ValueError(f"{unknown[0]}: not a hyper-parameter of {type(self).__name__}")
+        for key in given:
+            if key not in (*self.defaults, *_PARAM_KEYS, *self._shared_scalars()):
+                what = "does not apply to" if key in OPTIONS else "not a hyper-parameter of"
+                raise ValueError(f"{key}: {what} {type(self).__name__}")
         params = given["params"]
         group: dict[str, Any] = {**self.defaults, **given}
         if isinstance(params, Mapping):
@@ -204,6 +279,7 @@ class Optimizer:
             params = list(params.values())
         elif not isinstance(params, (list, tuple)):
             params = [params]
+        self._torch = self._torch or any(hasattr(param, "detach") for param in params)
         group["params"] = [as_array(param, f"params[{k}]") for k, param in enumerate(params)]
         return group
 
@@ -240,6 +316,25 @@ def _whole_number(value: Any, label: str) -> int:
     if not number.is_integer() or not 0 <= number < 2**53:
         raise ValueError(f"{label}: expected a whole number >= 0, got {value!r}")
     return int(number)
+
+
+def _number(value: Any, label: str) -> float:
+    """A scalar of a state, which may be infinite or NaN as the parameters may."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{label}: expected a number, got {type(value).__qualname__}") from None
+
+
+def _plain(value: Any) -> Any:
+    """A hyper-parameter; PyTorch's learning rate may be a tensor."""
+    return float(value) if hasattr(value, "detach") else value
+
+
+def _reduced_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
+    if kind == "rows":
+        return (*shape[:-1], 1)
+    return (*shape[:-2], 1, *shape[-1:]) if kind == "columns" else shape
 
 
 def _structure_of(params: Any) -> Structure:

@@ -14,10 +14,11 @@ class Adam(Optimizer):
 
     .. code-block:: text
 
-        g ← g + weight_decay · p
+        g ← g + weight_decay · p                        (decoupled: p ← (1 − lr · weight_decay) · p)
         m ← β1 · m + (1 − β1) · g
         v ← β2 · v + (1 − β2) · g²
         p ← p − lr · m̂ / (√v̂ + eps),    m̂ = m / (1 − β1ᵗ),  v̂ = v / (1 − β2ᵗ)
+        amsgrad: w ← max(w, v), and w in place of v in v̂
 
     Args:
         params: What to update, see `Optimizer`.
@@ -25,6 +26,8 @@ class Adam(Optimizer):
         betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
         eps: Added to the root, outside the bias correction; finite, >= 0.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
+        amsgrad: Divides by the largest second moment so far.
+        decoupled_weight_decay: Decays the parameter, as AdamW does, instead of adding to the gradient.
         **options: What every optimizer takes, see `Options`.
 
     Raises:
@@ -40,7 +43,8 @@ class Adam(Optimizer):
         [ 0.9 -1.9] 0.1
 
     Reference:
-        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1. AMSGrad: Reddi, Kale and Kumar,
+        "On the Convergence of Adam and Beyond", ICLR 2018, algorithm 2; here, as in PyTorch, with Adam's bias corrections.
     """
 
     rule: ClassVar[str] = "adam"
@@ -52,6 +56,8 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        decoupled_weight_decay: bool = False,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(
@@ -61,6 +67,8 @@ class Adam(Optimizer):
                 "betas": betas,
                 "eps": eps,
                 "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
+                "decoupled_weight_decay": decoupled_weight_decay,
             },
             options,
         )
@@ -77,11 +85,19 @@ class Adam(Optimizer):
             "step_size": h.lr / (1.0 - integer_power(beta1, step)),
             "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
             "eps": h.eps,
+            "keep": 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay else 1.0,
         }
 
     @staticmethod
-    def update(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> None:
-        """The equations in place, on arrays."""
+    def direction(
+        h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None
+    ) -> Array:
+        """What is taken off the parameter; the states move on."""
         exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
         exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
-        p[...] = p - c.step_size * (exp_avg / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps))
+
+        v = exp_avg_sq
+        if max_exp_avg_sq is not None:
+            v = max_exp_avg_sq
+            v[...] = np.maximum(v, exp_avg_sq)
+        return c.step_size * (exp_avg / (np.sqrt(v) * c.to_v_hat + c.eps))

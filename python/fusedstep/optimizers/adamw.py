@@ -1,5 +1,6 @@
 """Adam with decoupled weight decay."""
 
+from types import SimpleNamespace
 from typing import Any, ClassVar, Unpack
 
 from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
@@ -15,6 +16,7 @@ class AdamW(Optimizer):
         m ← β1 · m + (1 − β1) · g
         v ← β2 · v + (1 − β2) · g²
         p ← p − lr · m̂ / (√v̂ + eps),    m̂ = m / (1 − β1ᵗ),  v̂ = v / (1 − β2ᵗ)
+        amsgrad: w ← max(w, v), and w in place of v in v̂
 
     Args:
         params: What to update, see `Optimizer`.
@@ -22,6 +24,7 @@ class AdamW(Optimizer):
         betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
         eps: Added to the root, outside the bias correction; finite, >= 0.
         weight_decay: What the parameter shrinks by per step and unit of lr; finite, >= 0.
+        amsgrad: Divides by the largest second moment so far.
         **options: What every optimizer takes, see `Options`.
 
     Raises:
@@ -50,6 +53,7 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(
@@ -59,6 +63,7 @@ class AdamW(Optimizer):
                 "betas": betas,
                 "eps": eps,
                 "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
             },
             options,
         )
@@ -66,10 +71,11 @@ class AdamW(Optimizer):
     @staticmethod
     def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
         """What depends on the step alone, in double."""
-        return {**Adam.coefficients(h, step, first), "keep": 1.0 - h.lr * h.weight_decay}
+        return Adam.coefficients(SimpleNamespace(**vars(h), decoupled_weight_decay=True), step, first)
 
     @staticmethod
-    def update(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> None:
-        """The equations in place, on arrays."""
-        p[...] = c.keep * p
-        Adam.update(h, c, g, p, exp_avg, exp_avg_sq)
+    def direction(
+        h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None
+    ) -> Array:
+        """What is taken off the parameter after its decay; the states move on."""
+        return Adam.direction(h, c, g, p, exp_avg, exp_avg_sq, max_exp_avg_sq)

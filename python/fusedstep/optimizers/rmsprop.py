@@ -78,7 +78,7 @@ class RMSprop(Optimizer):
         return {"lr": h.lr, "alpha": h.alpha, "rest": 1.0 - h.alpha, "eps": h.eps, "momentum": h.momentum}
 
     @staticmethod
-    def update(
+    def direction(
         h: Any,
         c: Any,
         g: Array,
@@ -86,16 +86,16 @@ class RMSprop(Optimizer):
         square_avg: Array,
         momentum_buffer: Array | None = None,
         grad_avg: Array | None = None,
-    ) -> None:
-        """The equations in place, on arrays."""
+    ) -> Array:
+        """What is taken off the parameter; the states move on."""
         square_avg[...] = c.alpha * square_avg + c.rest * (g * g)
         variance = square_avg
         if grad_avg is not None:
             grad_avg[...] = c.alpha * grad_avg + c.rest * g
             variance = square_avg - grad_avg * grad_avg
             variance = np.where(variance < 0, np.zeros_like(variance), variance)
-        direction = g / (np.sqrt(variance) + c.eps)
+        scaled = g / (np.sqrt(variance) + c.eps)
         if momentum_buffer is not None:
-            momentum_buffer[...] = c.momentum * momentum_buffer + direction
-            direction = momentum_buffer
-        p[...] = p - c.lr * direction
+            momentum_buffer[...] = c.momentum * momentum_buffer + scaled
+            scaled = momentum_buffer
+        return c.lr * scaled

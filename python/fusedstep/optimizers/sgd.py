@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum."""
+"""Stochastic gradient descent with momentum, in PyTorch's convention."""
 
 from typing import Any, ClassVar, Unpack
 
@@ -14,7 +14,7 @@ class SGD(Optimizer):
         b ← momentum · b + (1 − dampening) · g      (at the first step b ← g)
         p ← p − lr · b                              (Nesterov: p − lr · (g + momentum · b))
 
-    Without momentum there is no b, and p ← p − lr · g.
+    Without momentum there is no b, and p ← p − lr · g. Row-sparse gradients need momentum = 0 and weight_decay = 0.
 
     Args:
         params: What to update, see `Optimizer`.
@@ -40,7 +40,7 @@ class SGD(Optimizer):
 
     Reference:
         Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep learning",
-        ICML 2013. There, and in Polyak's form, lr is inside the velocity; the two differ when lr changes.
+        ICML 2013. There, and in `Momentum`, lr is inside the velocity; the two differ when lr changes.
     """
 
     rule: ClassVar[str] = "sgd"
@@ -77,13 +77,11 @@ class SGD(Optimizer):
         }
 
     @staticmethod
-    def update(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> None:
-        """The equations in place, on arrays."""
+    def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> Array:
+        """What is taken off the parameter; the states move on."""
         if momentum_buffer is None:
-            p[...] = p - c.lr * g
-            return
+            return c.lr * g
         momentum_buffer[...] = c.momentum * momentum_buffer + c.gain * g
         if h.nesterov:
-            p[...] = p - c.lr * (g + c.momentum * momentum_buffer)
-        else:
-            p[...] = p - c.lr * momentum_buffer
+            return c.lr * (g + c.momentum * momentum_buffer)
+        return c.lr * momentum_buffer

@@ -6,52 +6,143 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep.reference.sums import lane_sum, pair_sum
+
 Array = NDArray[Any]
 
 
-def run(rule: str, tensors: list[tuple[Any, ...]]) -> None:
-    """One step of `rule` for every tensor, in place."""
+def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
+    """Per gradient (and whether it is row-sparse) the sum of its squares, and how many of its elements are not finite."""
+    return [
+        (sum_of_products(grad, grad, rows), int(np.count_nonzero(~np.isfinite(np.asarray(grad)))))
+        for grad, rows in grads
+    ]
+
+
+def run(rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool) -> list[Any] | None:
+    """One step of `rule` for every tensor, in place; scalars move on in the dicts that hold them.
+
+    With telemetry, gives the sums that it is made of, per tensor.
+    """
     from fusedstep.optimizers import REGISTRY  # the rules import their reference maths from this package
 
     optimizer: Any = REGISTRY[rule]
     with np.errstate(all="ignore"):
         # All before the first write, as the native sets do.
-        prepared = [prepare(optimizer, *tensor) for tensor in tensors]
-        for h, c, p, grad, states, ema, grad_factor, decay, ema_decay in prepared:
-            g = gradient_stage(grad, p, grad_factor, decay)
-            optimizer.update(h, c, g, p, **states)
-            if ema is not None:
-                dtype = p.dtype.type
-                ema[...] = dtype(ema_decay) * ema + dtype(1.0 - ema_decay) * p
+        prepared = [prepare(optimizer, tensor, shared) for tensor in tensors]
+        measure(optimizer, prepared, shared)
+        return [update(optimizer, t) if telemetry else update(optimizer, t, telemetry=False) for t in prepared]
 
 
-def prepare(
-    optimizer: Any,
-    p: Array,
-    grad: Array,
-    states: dict[str, Array],
-    ema: Array | None,
-    hypers: dict[str, Any],
-    step: int,
-    first: bool,
-    grad_factor: float,
-    decay: float,
-    ema_decay: float,
-) -> tuple[Any, ...]:
-    """The coefficients, in double and narrowed once; and plain arrays, for a subclass may redefine arithmetic."""
-    h = SimpleNamespace(**hypers)
-    coefficients = optimizer.coefficients(h, step, first)
-    c = SimpleNamespace(**{name: p.dtype.type(value) for name, value in coefficients.items()})
-    plain = {name: np.asarray(state) for name, state in states.items()}
-    average = None if ema is None else np.asarray(ema)
-    return h, c, np.asarray(p), np.asarray(grad), plain, average, grad_factor, decay, ema_decay
+def prepare(optimizer: Any, tensor: dict[str, Any], shared: dict[str, float]) -> SimpleNamespace:
+    """The coefficients, in double; and plain arrays, for a subclass may redefine arithmetic."""
+    t = SimpleNamespace(**tensor)
+    t.h = SimpleNamespace(**t.hypers)
+    arguments = [t.h, t.step, t.first]
+    if shared or t.scalars:
+        scalars = SimpleNamespace(**(shared or t.scalars))
+        arguments.append(scalars)
+    t.coefficients = optimizer.coefficients(*arguments)
+    if t.scalars:
+        tensor["scalars"].update(vars(scalars))
+    t.param, t.grad = np.asarray(t.param), np.asarray(t.grad)
+    t.states = {name: np.asarray(state) for name, state in t.states.items()}
+    t.scale = 1.0
+    return t
+
+
+def narrowed(t: SimpleNamespace) -> SimpleNamespace:
+    """The coefficients, rounded once to the dtype of the parameter."""
+    return SimpleNamespace(**{name: t.param.dtype.type(value) for name, value in t.coefficients.items()})
+
+
+def pieces(t: SimpleNamespace) -> tuple[Array, Array, dict[str, Array]]:
+    """What a rule works on: the gradient as it takes it, the parameter and the states; copies of the rows of both where
+    the gradient is row-sparse.
+    """
+    p, states = t.param, t.states
+    if t.rows is not None:
+        p, states = p[t.rows], {name: state[t.rows] for name, state in states.items()}
+    return gradient_stage(t.grad, p, t.grad_factor, t.decay), p, states
+
+
+def measure(optimizer: Any, tensors: list[SimpleNamespace], shared: dict[str, float]) -> None:
+    """The sums over whole tensors that a rule, or a cautious mask, needs before the update, and what follows."""
+    totals = [0.0, 0.0]
+    for t in tensors:
+        g, p, states = pieces(t)
+        if t.cautious:
+            states = {name: state.copy(order="K") for name, state in states.items()}
+            with_grad = optimizer.direction(t.h, narrowed(t), g, p, **states) * g > 0
+            t.scale = p.size / (float(np.count_nonzero(with_grad)) + 1.0)
+        if hasattr(optimizer, "measure"):
+            states = {name: state.copy(order="K") for name, state in states.items()}
+            terms = optimizer.measure(t.h, narrowed(t), g, p, **states)
+            t.sums = [sum_of_products(a, b, t.rows is not None) for a, b in terms]
+            if shared:
+                optimizer.weigh(t.h, t.step, shared, t.sums)
+                totals = [total + value for total, value in zip(totals, t.sums, strict=True)]
+    if shared and tensors:
+        optimizer.share(tensors[0].h, totals, shared)
+    if hasattr(optimizer, "settle"):
+        for t in tensors:
+            t.coefficients |= optimizer.settle(t.h, t.sums, shared)
+
+
+def update(optimizer: Any, t: SimpleNamespace, telemetry: bool = True) -> tuple[float, ...] | None:
+    """The rule and what comes after it; with telemetry, its sums."""
+    g, p, states = pieces(t)
+    before = p.copy(order="K")
+    c = narrowed(t)
+    if hasattr(optimizer, "direction"):
+        move = optimizer.direction(t.h, c, g, p, **states)
+        if t.cautious:
+            move = np.where(move * g > 0, p.dtype.type(t.scale) * move, p.dtype.type(0))
+        if hasattr(c, "keep"):
+            p[...] = c.keep * p
+        p[...] = p - move
+    else:
+        optimizer.update(t.h, c, g, p, **states)
+    if t.rows is not None:
+        t.param[t.rows] = p
+        for name, state in states.items():
+            t.states[name][t.rows] = state
+    if t.ema is not None:
+        ema, dtype = np.asarray(t.ema), p.dtype.type
+        ema[...] = dtype(t.ema_decay) * ema + dtype(1.0 - t.ema_decay) * p
+    if not telemetry:
+        return None
+    moment = None if t.first_moment is None else states[t.first_moment]
+    moved = p.astype(np.float64) - before
+
+    def products(a: Array, b: Array) -> float:
+        return sum_of_products(a, b, t.rows is not None)
+
+    return (
+        products(t.grad, t.grad),
+        float(np.count_nonzero(~np.isfinite(t.grad))),
+        products(moved, moved),
+        products(before, before),
+        0.0 if moment is None else products(t.grad, moment),
+        0.0 if moment is None else products(moment, moment),
+    )
 
 
 def gradient_stage(g: Array, p: Array, factor: float, decay: float) -> Array:
-    """Unscaling and the sign of maximize in one factor, then coupled L2; what is off leaves no trace."""
+    """Unscaling, clipping and the sign of maximize in one factor, then coupled L2; what is off leaves no trace."""
     dtype = p.dtype.type
     if factor != 1.0:
         g = dtype(factor) * g
     if decay != 0.0:
         g = g + dtype(decay) * p
     return g
+
+
+def sum_of_products(a: Array, b: Array, rows: bool = False) -> float:
+    """Σ a b in the order of the memory, in chunks, or row by row."""
+    if not rows:
+        return pair_sum(a.ravel(order="K"), np.broadcast_to(b, a.shape).ravel(order="K"))
+    total = 0.0
+    for x, y in zip(a, b, strict=True):
+        total += float(lane_sum(x.ravel().astype(np.float64) * y.ravel().astype(np.float64)))
+    return total

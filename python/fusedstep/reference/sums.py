@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LANES = 32
+CHUNK = 8192
 
 
 def lane_sum(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -14,9 +15,8 @@ def lane_sum(values: NDArray[Any]) -> NDArray[np.float64]:
     rows = -(-length // LANES)
     padded = np.zeros((*values.shape[:-1], rows * LANES))
     padded[..., :length] = values
-    lanes = np.zeros((*values.shape[:-1], LANES))
-    for row in range(rows):
-        lanes += padded[..., row * LANES : (row + 1) * LANES]
+    # NumPy adds along an outer axis one row after the other.
+    lanes = np.add.reduce(padded.reshape(*values.shape[:-1], rows, LANES), axis=-2, initial=0.0)
     return lane_tree(lanes)
 
 
@@ -39,3 +39,13 @@ def plane_sum(values: NDArray[Any]) -> NDArray[np.float64]:
         for row in range(rows):
             lanes += plane[:, row * LANES : (row + 1) * LANES]
     return lane_tree(lanes)
+
+
+def pair_sum(a: NDArray[Any], b: NDArray[Any], chunk: int = CHUNK) -> float:
+    """Sums a · b of two vectors: the lane sum of each chunk, then the chunks in order."""
+    total = 0.0
+    with np.errstate(all="ignore"):
+        for start in range(0, a.size, chunk):
+            part = slice(start, start + chunk)
+            total += float(lane_sum(a[part].astype(np.float64) * b[part].astype(np.float64)))
+    return total

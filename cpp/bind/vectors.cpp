@@ -1,0 +1,53 @@
+// Products and sums of whole vectors, for L-BFGS.
+#include "bind/arrays.h"
+#include "bind/module.h"
+#include "runtime/isa.h"
+#include "runtime/vectors.h"
+
+namespace fusedstep::bind {
+namespace {
+
+// The reference computes these too, for a set that has no table.
+py::object reference() { return py::module_::import("fusedstep.reference.vectors"); }
+
+void check_pair(py::handle x, py::handle y, bool written) {
+  inspect(x, {"x"});
+  inspect(y, {"y"});
+  require_same_dtype(x, {"x"}, y, {"y"});
+  require_same_shape(x, {"x"}, y, {"y"});
+  for (const auto& [array, label] : {std::pair(x, Label{"x"}), std::pair(y, Label{"y"})}) {
+    if (axes_of(array) != 1 || !is_contiguous(array)) value_error(label, "expected a contiguous array of one axis");
+  }
+  if (written) require_writable(y, {"y"});
+}
+
+double dot(py::handle x, py::handle y) {
+  check_pair(x, y, false);
+  const KernelTable* table = runtime::active_table();
+  if (table == nullptr) return reference().attr("dot")(x, y).cast<double>();
+  const Array a = inspect(x, {"x"}), b = inspect(y, {"y"});
+  const py::gil_scoped_release released;
+  return runtime::dot(*table, a.dtype, a.data, b.data, a.size);
+}
+
+void axpy(double a, py::handle x, py::handle y) {
+  check_pair(x, y, true);
+  const KernelTable* table = runtime::active_table();
+  if (table == nullptr) {
+    reference().attr("axpy")(a, x, y);
+    return;
+  }
+  const Array from = inspect(x, {"x"}), to = inspect(y, {"y"});
+  if (overlap(from, to) && from.data != to.data) value_error({"x"}, "overlaps y in memory");
+  const py::gil_scoped_release released;
+  runtime::axpy(*table, from.dtype, a, from.data, to.data, from.size);
+}
+
+}  // namespace
+
+void register_vectors(py::module_& m) {
+  m.def("dot", &dot);
+  m.def("axpy", &axpy);
+}
+
+}  // namespace fusedstep::bind

@@ -1,0 +1,75 @@
+"""Gradients that have few rows."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedstep._arrays import as_array
+
+Array = NDArray[Any]
+
+
+class RowSparse:
+    """The gradient of an array of which few rows were used, an embedding's for example.
+
+    It stands for the array of shape `shape` that has `values[k]` in row `indices[k]`, summed where an index comes more
+    than once, and zeros elsewhere. An optimizer that takes it (`SGD`, `Adagrad`, `SparseAdam`) reads and writes no other
+    rows of the parameter and its state.
+
+    Args:
+        indices: The rows, in any order, repeated or not; integers, shape (k,).
+        values: What they hold; float32 or float64 as the parameter, shape (k, *shape[1:]).
+        shape: The parameter's shape, of at least one axis.
+
+    Raises:
+        TypeError: Indices that are no integers; anything that is no array.
+        ValueError: Shapes that do not go together; a row index that is out of range.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> table = np.zeros((4, 2), np.float32)
+        >>> grad = fs.RowSparse([3, 1, 3], np.ones((3, 2), np.float32), table.shape)
+        >>> report = fs.SGD(table, lr=1.0).step(grad)
+        >>> print(table[:, 0])
+        [ 0. -1.  0. -2.]
+    """
+
+    def __init__(self, indices: Any, values: Any, shape: tuple[int, ...]) -> None:
+        if isinstance(indices, (list, tuple)):
+            indices = np.asarray(indices, dtype=None if len(indices) else np.int64)
+        self.indices: Array = as_array(indices, "indices")
+        self.values: Array = as_array(values, "values")
+        self.shape = tuple(int(length) for length in shape)
+        self._check("")
+
+    def _check(self, prefix: str) -> None:
+        if self.indices.dtype.kind not in "iu":
+            raise TypeError(f"{prefix}indices: expected integers, got dtype {self.indices.dtype}")
+        if self.indices.ndim != 1:
+            raise ValueError(f"{prefix}indices: expected one axis, got shape {self.indices.shape}")
+        if not self.shape:
+            raise ValueError(f"{prefix}shape: expected at least one axis, got ()")
+        expected = (len(self.indices), *self.shape[1:])
+        if self.values.shape != expected:
+            raise ValueError(f"{prefix}values: expected shape {expected}, got {self.values.shape}")
+        if self.indices.size:
+            low, high = int(self.indices.min()), int(self.indices.max())
+            if low < 0 or high >= self.shape[0]:
+                raise ValueError(
+                    f"{prefix}indices: expected rows from 0 to {self.shape[0] - 1}, got {low if low < 0 else high}"
+                )
+
+    def coalesced(self, name: str = "") -> tuple[NDArray[np.int64], Array]:
+        """The rows in rising order, once each, and their values, those of repeated rows summed in the order given."""
+        self._check(f"{name}.")
+        indices = self.indices.astype(np.int64)
+        rows, places = np.unique(indices, return_inverse=True)
+        if len(rows) == len(indices):
+            return rows, np.ascontiguousarray(self.values[np.argsort(indices)])
+        values = np.zeros((len(rows), *self.shape[1:]), self.values.dtype)
+        np.add.at(values, places, self.values)
+        return rows, values
+
+    def __repr__(self) -> str:
+        return f"RowSparse({len(self.indices)} rows of shape {self.shape}, {self.values.dtype})"

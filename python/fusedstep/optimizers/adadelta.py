@@ -1,0 +1,79 @@
+"""ADADELTA: steps in the units of the parameters."""
+
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+
+
+class Adadelta(Optimizer):
+    r"""ADADELTA: steps in the units of the parameters.
+
+    .. code-block:: text
+
+        g ← g + weight_decay · p
+        v ← rho · v + (1 − rho) · g²
+        Δ = √((u + eps) / (v + eps)) · g
+        u ← rho · u + (1 − rho) · Δ²
+        p ← p − lr · Δ
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        rho: What is kept of both averages; in [0, 1).
+        eps: Added inside both roots; finite, >= 0.
+        weight_decay: Coupled L2: added to the gradient; finite, >= 0.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.Adadelta(p)
+        >>> for _ in range(100):
+        ...     report = opt.step(p.copy())
+        >>> print((abs(p) < [0.9, 1.9]).all(), report.lr)
+        True 1.0
+
+    Reference:
+        Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012, algorithm 1, where lr is 1.
+    """
+
+    rule: ClassVar[str] = "adadelta"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "rho": rho,
+                "eps": eps,
+                "weight_decay": weight_decay,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        return {"lr": h.lr, "rho": h.rho, "rest": 1.0 - h.rho, "eps": h.eps}
+
+    @staticmethod
+    def direction(h: Any, c: Any, g: Array, p: Array, square_avg: Array, acc_delta: Array) -> Array:
+        """What is taken off the parameter; the states move on."""
+        square_avg[...] = c.rho * square_avg + c.rest * (g * g)
+        delta = np.sqrt((acc_delta + c.eps) / (square_avg + c.eps)) * g
+        acc_delta[...] = c.rho * acc_delta + c.rest * (delta * delta)
+        return c.lr * delta

@@ -1,0 +1,86 @@
+"""AdaGrad, with the sum or the mean of the squared gradients."""
+
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+
+
+class Adagrad(Optimizer):
+    r"""AdaGrad, with the sum or the mean of the squared gradients.
+
+    .. code-block:: text
+
+        g ← g + weight_decay · p
+        s ← s + g²
+        p ← p − lr / (1 + (t − 1) · lr_decay) · g / (√s + eps)          (mean: √(s / t) in place of √s)
+
+    Row-sparse gradients need weight_decay = 0.
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        lr_decay: How lr falls with the steps; finite, >= 0.
+        weight_decay: Coupled L2: added to the gradient; finite, >= 0.
+        initial_accumulator_value: What s begins with; finite, >= 0.
+        eps: Added to the root; finite, >= 0.
+        accumulator: "sum", as published, or "mean": the root mean square of the gradients so far.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.Adagrad(p, lr=0.1)
+        >>> for _ in range(4):
+        ...     report = opt.step(np.ones(2, np.float32))  # steps of 0.1, 0.1/√2, 0.1/√3, 0.1/√4
+        >>> print(p.round(4))
+        [ 0.7215 -2.2785]
+
+    Reference:
+        Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 2011.
+        The mean form with lr / √t is the sum form with lr.
+    """
+
+    rule: ClassVar[str] = "adagrad"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        accumulator: str = "sum",
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "lr_decay": lr_decay,
+                "weight_decay": weight_decay,
+                "initial_accumulator_value": initial_accumulator_value,
+                "eps": eps,
+                "accumulator": accumulator,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        return {"lr": h.lr / (1.0 + (step - 1) * h.lr_decay), "eps": h.eps, "to_mean": 1.0 / step}
+
+    @staticmethod
+    def direction(h: Any, c: Any, g: Array, p: Array, sum: Array) -> Array:
+        """What is taken off the parameter; the states move on."""
+        sum[...] = sum + g * g
+        if h.accumulator == "mean":
+            return c.lr * (g / (np.sqrt(sum * c.to_mean) + c.eps))
+        return c.lr * (g / (np.sqrt(sum) + c.eps))

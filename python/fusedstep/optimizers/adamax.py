@@ -1,0 +1,84 @@
+"""Adam with the infinity norm."""
+
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.power import integer_power
+
+
+class Adamax(Optimizer):
+    r"""Adam with the infinity norm.
+
+    .. code-block:: text
+
+        g ← g + weight_decay · p
+        m ← β1 · m + (1 − β1) · g
+        u ← max(β2 · u, |g| + eps)
+        p ← p − lr / (1 − β1ᵗ) · m / u
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        betas: (β1, β2), what is kept of the first moment and of the norm; in [0, 1).
+        eps: Added to |g|, so that u is not 0; finite, >= 0.
+        weight_decay: Coupled L2: added to the gradient; finite, >= 0.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.Adamax(p, lr=0.1)
+        >>> report = opt.step(p.copy())
+        >>> print(p.round(4), report.lr)
+        [ 0.9 -1.9] 0.1
+
+    Reference:
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 2, which has no eps; PyTorch has.
+    """
+
+    rule: ClassVar[str] = "adamax"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        beta1, beta2 = h.betas
+        return {
+            "beta1": beta1,
+            "rest1": 1.0 - beta1,
+            "beta2": beta2,
+            "eps": h.eps,
+            "step_size": h.lr / (1.0 - integer_power(beta1, step)),
+        }
+
+    @staticmethod
+    def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_inf: Array) -> Array:
+        """What is taken off the parameter; the states move on."""
+        exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
+        exp_inf[...] = np.maximum(c.beta2 * exp_inf, np.abs(g) + c.eps)
+        return c.step_size * (exp_avg / exp_inf)

@@ -1,0 +1,112 @@
+"""AdamW with a second, far slower average of the gradients."""
+
+from math import sqrt
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.power import integer_power, real_exp, real_log
+
+
+class AdEMAMix(Optimizer):
+    r"""AdamW with a second, far slower average of the gradients.
+
+    .. code-block:: text
+
+        p ← (1 − lr · weight_decay) · p
+        m1 ← β1 · m1 + (1 − β1) · g,    v ← β2 · v + (1 − β2) · g²,    m2 ← β3 · m2 + (1 − β3) · g
+        p ← p − lr · (m1 / (1 − β1ᵗ) + alpha · m2) / (√(v / (1 − β2ᵗ)) + eps)
+        with t_alpha:  min(t / t_alpha, 1) · alpha in place of alpha
+        with t_beta3:  min(exp(ln β1 ln β3 / ((1 − t / t_beta3) ln β3 + t / t_beta3 ln β1)), β3) in place of β3
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        betas: (β1, β2, β3), what is kept of m1, v and m2; in [0, 1).
+        alpha: Weight of the slow average; finite, >= 0.
+        eps: Added to the root, outside the bias correction; finite, >= 0.
+        weight_decay: Decoupled: what the parameter shrinks by per step and unit of lr; finite, >= 0.
+        t_alpha: Steps over which alpha rises from 0; None: it is constant.
+        t_beta3: Steps over which β3 rises from β1; None: it is constant.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.AdEMAMix(p, lr=0.1, alpha=5.0, t_alpha=1000)
+        >>> report = opt.step(p.copy())
+        >>> print(p.round(4))
+        [ 0.9 -1.9]
+
+    Reference:
+        Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older", ICLR 2025, algorithm 1.
+    """
+
+    rule: ClassVar[str] = "ademamix"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 2.0,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        t_alpha: int | None = None,
+        t_beta3: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "alpha": alpha,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "t_alpha": t_alpha,
+                "t_beta3": t_beta3,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        beta1, beta2, beta3 = h.betas
+        alpha = h.alpha
+        if h.t_alpha is not None and step < h.t_alpha:
+            alpha = step * h.alpha / h.t_alpha
+        if h.t_beta3 is not None and step < h.t_beta3:
+            part, log1, log3 = step / h.t_beta3, real_log(beta1), real_log(beta3)
+            beta3 = min(real_exp(log1 * log3 / ((1.0 - part) * log3 + part * log1)), beta3)
+        return {
+            "beta1": beta1,
+            "rest1": 1.0 - beta1,
+            "beta2": beta2,
+            "rest2": 1.0 - beta2,
+            "beta3": beta3,
+            "rest3": 1.0 - beta3,
+            "alpha": alpha,
+            "to_m_hat": 1.0 / (1.0 - integer_power(beta1, step)),
+            "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
+            "eps": h.eps,
+            "lr": h.lr,
+            "keep": 1.0 - h.lr * h.weight_decay,
+        }
+
+    @staticmethod
+    def direction(
+        h: Any, c: Any, g: Array, p: Array, exp_avg_fast: Array, exp_avg_sq: Array, exp_avg_slow: Array
+    ) -> Array:
+        """What is taken off the parameter; the states move on."""
+        exp_avg_fast[...] = c.beta1 * exp_avg_fast + c.rest1 * g
+        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+        exp_avg_slow[...] = c.beta3 * exp_avg_slow + c.rest3 * g
+        mixed = exp_avg_fast * c.to_m_hat + c.alpha * exp_avg_slow
+        return c.lr * (mixed / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps))

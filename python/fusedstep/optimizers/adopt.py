@@ -1,0 +1,99 @@
+"""Adam that converges with any β2."""
+
+from math import sqrt
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.maths import blend
+
+
+class ADOPT(Optimizer):
+    r"""Adam that converges with any β2.
+
+    .. code-block:: text
+
+        g ← g + weight_decay · p                        (decoupled: p ← (1 − lr · weight_decay) · p)
+        t = 1: v ← g², and nothing else moves
+        n = clip(g / max(√v, eps), ±(t − 1)^¼)
+        m ← m + (1 − β1) · (n − m)
+        p ← p − lr · m
+        v ← β2 · v + (1 − β2) · g²
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
+        eps: What the root is at least; finite, > 0.
+        weight_decay: Coupled L2: added to the gradient; finite, >= 0.
+        decoupled_weight_decay: Decays the parameter, as AdamW does, instead of adding to the gradient.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.ADOPT(p, lr=0.1, betas=(0.0, 0.9999))
+        >>> for _ in range(2):
+        ...     report = opt.step(p.copy())
+        >>> print(p.round(4))
+        [ 0.9 -1.9]
+
+    Reference:
+        Taniguchi, Harada, Minegishi, Oshima, Jeong, Nagahara, Iiyama, Suzuki, Iwasawa and Matsuo, "ADOPT: Modified Adam Can
+        Converge with Any β2 with the Optimal Rate", NeurIPS 2024, algorithm 2.
+    """
+
+    rule: ClassVar[str] = "adopt"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "decoupled_weight_decay": decoupled_weight_decay,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        beta1, beta2 = h.betas
+        starts = first or step == 1
+        return {
+            "lr": h.lr,
+            "beta1": beta1,
+            "rest1": 1.0 - beta1,
+            "beta2": 0.0 if starts else beta2,
+            "rest2": 1.0 if starts else 1.0 - beta2,
+            "eps": h.eps,
+            "clip": 0.0 if starts else sqrt(sqrt(step - 1)),
+            "keep": 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay and not starts else 1.0,
+        }
+
+    @staticmethod
+    def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
+        """What is taken off the parameter; the states move on."""
+        normed = np.minimum(np.maximum(g / np.maximum(np.sqrt(exp_avg_sq), c.eps), -c.clip), c.clip)
+        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+        if c.clip == 0:
+            return np.zeros_like(p)
+        exp_avg[...] = blend(exp_avg, normed, c.rest1)
+        return c.lr * exp_avg

@@ -1,0 +1,83 @@
+"""Stochastic gradient descent with the average of its iterates."""
+
+from typing import Any, ClassVar, Unpack
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.maths import blend
+from fusedstep.reference.power import real_power
+
+
+class ASGD(Optimizer):
+    r"""Stochastic gradient descent with the average of its iterates.
+
+    .. code-block:: text
+
+        g ← g + weight_decay · p
+        p ← (1 − lambd · η) · p − η · g
+        a ← a + μ · (p − a)
+        then, for the next step:  η ← lr / (1 + lambd · lr · t)^alpha,    μ ← 1 / max(1, t − t0)
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        lambd: Decay of the parameter and of η; finite, >= 0.
+        alpha: Power of the fall of η; finite, >= 0.
+        t0: When averaging starts; finite, >= 0.
+        weight_decay: Coupled L2: added to the gradient; finite, >= 0.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.ASGD(p, lr=0.1, t0=0)
+        >>> for _ in range(3):
+        ...     report = opt.step(p.copy())
+        >>> print(p.round(4), opt.state[0]["ax"].round(4))
+        [ 0.729 -1.458] [ 0.813 -1.626]
+
+    Reference:
+        Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control Optim. 1992. The first
+        step's η is lr, and μ is 1 until t > t0 + 1, as in PyTorch; the average is the state `ax`.
+    """
+
+    rule: ClassVar[str] = "asgd"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-2,
+        lambd: float = 1e-4,
+        alpha: float = 0.75,
+        t0: float = 1e6,
+        weight_decay: float = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "lambd": lambd,
+                "alpha": alpha,
+                "t0": t0,
+                "weight_decay": weight_decay,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
+        """What depends on the step alone, in double; moves the scalars on."""
+        eta, mu = scalars.eta, scalars.mu
+        scalars.eta = h.lr / real_power(1.0 + h.lambd * h.lr * step, h.alpha)
+        scalars.mu = 1.0 / max(1.0, step - h.t0)
+        return {"shrink": 1.0 - h.lambd * eta, "eta": eta, "mu": mu}
+
+    @staticmethod
+    def update(h: Any, c: Any, g: Array, p: Array, ax: Array) -> None:
+        """The equations in place, on arrays."""
+        p[...] = c.shrink * p - c.eta * g
+        ax[...] = p if c.mu == 1 else blend(ax, p, c.mu)

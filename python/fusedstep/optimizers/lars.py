@@ -1,0 +1,107 @@
+"""Stochastic gradient descent with a rate per tensor in proportion to its norm, for large batches."""
+
+from math import sqrt
+from typing import Any, ClassVar, Unpack
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+
+
+class LARS(Optimizer):
+    r"""Stochastic gradient descent with a rate per tensor in proportion to its norm, for large batches.
+
+    .. code-block:: text
+
+        r = trust_coefficient · ‖p‖ / (‖g‖ + weight_decay · ‖p‖ + eps)      (1 where ‖p‖ or ‖g‖ is 0)
+        g ← r · (g + weight_decay · p)
+        b ← momentum · b + (1 − dampening) · g          (at the first step b ← g)
+        p ← p − lr · b                                  (Nesterov: p − lr · (g + momentum · b))
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        momentum: What is kept of the buffer; finite, >= 0.
+        dampening: What is left out of the gradient.
+        weight_decay: L2, scaled with the gradient; finite, >= 0.
+        nesterov: Looks one step ahead; needs momentum > 0 and dampening = 0.
+        trust_coefficient: How far a tensor trusts a step, in units of its norm; finite, >= 0.
+        eps: Added to the norm of the gradient; finite, >= 0.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([3.0, -4.0], np.float32)  # of norm 5
+        >>> opt = fs.LARS(p, trust_coefficient=0.1)
+        >>> report = opt.step(100 * p)
+        >>> print(p.round(4))
+        [ 2.7 -3.6]
+
+    Reference:
+        You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017, algorithm 1; momentum as in `SGD`.
+    """
+
+    rule: ClassVar[str] = "lars"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1.0,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        trust_coefficient: float = 1e-3,
+        eps: float = 1e-8,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "trust_coefficient": trust_coefficient,
+                "eps": eps,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        return {
+            "lr": h.lr,
+            "momentum": h.momentum,
+            "gain": 1.0 if first else 1.0 - h.dampening,
+            "weight_decay": h.weight_decay,
+        }
+
+    @staticmethod
+    def measure(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> list[tuple[Array, Array]]:
+        """‖p‖² and ‖g‖², as factors of their terms."""
+        return [(p, p), (g, g)]
+
+    @staticmethod
+    def settle(h: Any, sums: list[float], shared: dict[str, float]) -> dict[str, float]:
+        """The coefficients that wait for the sums."""
+        p_norm, g_norm = (sqrt(value) for value in sums)
+        ratio = 1.0
+        if p_norm > 0.0 and g_norm > 0.0:
+            ratio = h.trust_coefficient * p_norm / (g_norm + h.weight_decay * p_norm + h.eps)
+        return {"ratio": ratio}
+
+    @staticmethod
+    def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> Array:
+        """What is taken off the parameter; the states move on."""
+        scaled = c.ratio * (g + c.weight_decay * p)
+        if momentum_buffer is None:
+            return c.lr * scaled
+        momentum_buffer[...] = c.momentum * momentum_buffer + c.gain * scaled
+        if h.nesterov:
+            return c.lr * (scaled + c.momentum * momentum_buffer)
+        return c.lr * momentum_buffer

@@ -1,0 +1,80 @@
+"""Lion: steps by the sign of an interpolated momentum."""
+
+from typing import Any, ClassVar, Unpack
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.maths import sign
+
+
+class Lion(Optimizer):
+    r"""Lion: steps by the sign of an interpolated momentum.
+
+    .. code-block:: text
+
+        p ← (1 − lr · weight_decay) · p
+        p ← p − lr · sign(β1 · m + (1 − β1) · g)        (the sign of 0 is 0)
+        m ← β2 · m + (1 − β2) · g
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        betas: (β1, β2), what is kept of m in the step and in m; in [0, 1).
+        weight_decay: Decoupled: what the parameter shrinks by per step and unit of lr; finite, >= 0.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0, 0.0], np.float32)
+        >>> opt = fs.Lion(p, lr=0.1)
+        >>> report = opt.step(p.copy())
+        >>> print(p.round(4))
+        [ 0.9 -1.9  0. ]
+
+    Reference:
+        Chen, Liang, Huang, Real, Wang, Liu, Pham, Dong, Luong, Hsieh, Lu and Le, "Symbolic Discovery of Optimization
+        Algorithms", NeurIPS 2023, program 1.
+    """
+
+    rule: ClassVar[str] = "lion"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "weight_decay": weight_decay,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        beta1, beta2 = h.betas
+        return {
+            "lr": h.lr,
+            "beta1": beta1,
+            "rest1": 1.0 - beta1,
+            "beta2": beta2,
+            "rest2": 1.0 - beta2,
+            "keep": 1.0 - h.lr * h.weight_decay,
+        }
+
+    @staticmethod
+    def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array) -> Array:
+        """What is taken off the parameter; the states move on."""
+        mixed = c.beta1 * exp_avg + c.rest1 * g
+        exp_avg[...] = c.beta2 * exp_avg + c.rest2 * g
+        return c.lr * sign(mixed)

@@ -1,0 +1,105 @@
+"""Adam with a rectified variance of its learning rate."""
+
+from math import sqrt
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.power import integer_power
+
+
+class RAdam(Optimizer):
+    r"""Adam with a rectified variance of its learning rate.
+
+    .. code-block:: text
+
+        g ← g + weight_decay · p                        (decoupled: p ← (1 − lr · weight_decay) · p)
+        m ← β1 · m + (1 − β1) · g
+        v ← β2 · v + (1 − β2) · g²
+        ρ∞ = 2 / (1 − β2) − 1,    ρ = ρ∞ − 2t · β2ᵗ / (1 − β2ᵗ)
+        r = √((ρ − 4)(ρ − 2) ρ∞ / ((ρ∞ − 4)(ρ∞ − 2) ρ))
+        p ← p − lr · m̂ · r · √(1 − β2ᵗ) / (√v + eps)    where ρ > 5, else p − lr · m̂;    m̂ = m / (1 − β1ᵗ)
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
+        eps: Added to the root, inside the bias correction; finite, >= 0.
+        weight_decay: Coupled L2: added to the gradient; finite, >= 0.
+        decoupled_weight_decay: Decays the parameter, as AdamW does, instead of adding to the gradient.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.RAdam(p, lr=0.1)
+        >>> report = opt.step(p.copy())  # the first steps are momentum alone
+        >>> print(p.round(4), report.lr)
+        [ 0.9 -1.8] 0.1
+
+    Reference:
+        Liu, Jiang, He, Chen, Liu, Gao and Han, "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020,
+        algorithm 2, which rectifies from ρ > 4; PyTorch, and so this, from ρ > 5.
+    """
+
+    rule: ClassVar[str] = "radam"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "decoupled_weight_decay": decoupled_weight_decay,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        beta1, beta2 = h.betas
+        power2 = integer_power(beta2, step)
+        rho_inf = 2.0 / (1.0 - beta2) - 1.0
+        rho = rho_inf - 2.0 * step * power2 / (1.0 - power2)
+        rectified = 0.0
+        if rho > 5.0:
+            rectified = sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)) * sqrt(
+                1.0 - power2
+            )
+        return {
+            "beta1": beta1,
+            "rest1": 1.0 - beta1,
+            "beta2": beta2,
+            "rest2": 1.0 - beta2,
+            "eps": h.eps,
+            "step_size": h.lr / (1.0 - integer_power(beta1, step)),
+            "rectified": rectified,
+            "keep": 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay else 1.0,
+        }
+
+    @staticmethod
+    def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
+        """What is taken off the parameter; the states move on."""
+        exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
+        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+
+        if c.rectified == 0:
+            return c.step_size * exp_avg
+        return c.step_size * (exp_avg * c.rectified / (np.sqrt(exp_avg_sq) + c.eps))

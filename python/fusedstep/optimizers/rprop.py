@@ -1,0 +1,83 @@
+"""Resilient backpropagation: steps by the signs of the gradient, for full batches."""
+
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.maths import sign
+
+
+class Rprop(Optimizer):
+    r"""Resilient backpropagation: steps by the signs of the gradient, for full batches.
+
+    .. code-block:: text
+
+        a = g · g₋₁
+        s ← clip(s · (etas[1] where a > 0, etas[0] where a < 0, else 1), step_sizes)
+        g ← 0 where a < 0
+        p ← p − sign(g) · s
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: What the steps s begin with; finite, >= 0. A later value, or a schedule, changes only new states.
+        etas: How s shrinks and grows; less than 1, more than 1.
+        step_sizes: Smallest and largest s; finite, >= 0.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.Rprop(p, lr=0.1)
+        >>> for _ in range(3):
+        ...     report = opt.step(p.copy())  # steps of 0.1, 0.12, 0.144
+        >>> print(p.round(4))
+        [ 0.636 -1.636]
+
+    Reference:
+        Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", ICNN 1993,
+        in the variant without weight-backtracking (iRprop−, Igel and Hüsken 2000).
+    """
+
+    rule: ClassVar[str] = "rprop"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50.0),
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "etas": etas,
+                "step_sizes": step_sizes,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        return {
+            "eta_minus": h.etas[0],
+            "eta_plus": h.etas[1],
+            "step_min": h.step_sizes[0],
+            "step_max": h.step_sizes[1],
+        }
+
+    @staticmethod
+    def direction(h: Any, c: Any, g: Array, p: Array, prev: Array, step_size: Array) -> Array:
+        """What is taken off the parameter; the states move on."""
+        agreement = g * prev
+        factor = np.where(agreement > 0, c.eta_plus, np.where(agreement < 0, c.eta_minus, p.dtype.type(1)))
+        step_size[...] = np.minimum(np.maximum(step_size * factor, c.step_min), c.step_max)
+        prev[...] = np.where(agreement < 0, p.dtype.type(0), g)
+        return sign(prev) * step_size

@@ -1,0 +1,153 @@
+"""AdamW that needs no schedule: it averages its iterates."""
+
+from collections.abc import Callable, Mapping
+from math import sqrt
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from fusedstep._core import StepReport
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.maths import blend
+from fusedstep.reference.power import integer_power, real_power
+
+
+class ScheduleFreeAdamW(Optimizer):
+    r"""AdamW that needs no schedule: it averages its iterates.
+
+    .. code-block:: text
+
+        η = lr · min(1, t / warmup_steps),    w = tʳ · (largest η so far)^weight_lr_power,    c = w / Σw
+        v ← β2 · v + (1 − β2) · g²
+        u = g / (√(v / (1 − β2ᵗ)) + eps) + weight_decay · y
+        y ← y + c · (z − y) − η · (1 − β1 · (1 − c)) · u
+        z ← z − η · u
+
+    The parameters are y in training and x = y + (1 − 1/β1) · (z − y), the average, in evaluation: `train()`, `eval()`.
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        betas: (β1, β2): how far y is from z towards the average x, in (0, 1); what is kept of v, in [0, 1).
+        eps: Added to the root, outside the bias correction; finite, >= 0.
+        weight_decay: Decoupled, taken at y; finite, >= 0.
+        warmup_steps: Steps over which η rises; a whole number >= 0.
+        r: Power of the step in the weights of the average; finite, >= 0.
+        weight_lr_power: Power of η in them; finite, >= 0.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.array([1.0, -2.0], np.float32)
+        >>> opt = fs.ScheduleFreeAdamW(p, lr=0.1)
+        >>> for _ in range(100):
+        ...     report = opt.step(p.copy())
+        >>> opt.eval()  # p is now the average x, to evaluate or to keep
+        >>> print((abs(p) < 0.2).all())
+        True
+        >>> opt.train()  # and y again
+
+    Reference:
+        Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled", NeurIPS 2024, with the weights and
+        the form of y of the authors' code.
+    """
+
+    rule: ClassVar[str] = "schedule_free_adamw"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 2.5e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "warmup_steps": warmup_steps,
+                "r": r,
+                "weight_lr_power": weight_lr_power,
+            },
+            options,
+        )
+        self._training = True
+
+    def step(self, grads: Any, grad_scale: float = 1.0) -> StepReport:
+        """Updates all parameters once; see `Optimizer.step`.
+
+        Raises:
+            RuntimeError: The parameters are those of evaluation: call `train()` first.
+        """
+        if not self._training:
+            raise RuntimeError("step: the parameters are those of evaluation; call train() first")
+        return super().step(grads, grad_scale)
+
+    def eval(self) -> None:
+        """Makes the parameters the average x, in place: to evaluate, and to keep in the end."""
+        if self._training:
+            self._move(lambda beta1: 1.0 - 1.0 / beta1)
+        self._training = False
+
+    def train(self) -> None:
+        """Makes the parameters y again, in place, up to rounding."""
+        if not self._training:
+            self._move(lambda beta1: 1.0 - beta1)
+        self._training = True
+
+    def _move(self, weight: Callable[[float], float]) -> None:
+        position = 0
+        for group in self.param_groups:
+            for param in group["params"]:
+                if position in self.state:
+                    param[...] = blend(param, self.state[position]["z"], param.dtype.type(weight(group["betas"][0])))
+                position += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Optimizer.state_dict`; `train_mode` tells which of the two the parameters are."""
+        return {**super().state_dict(), "train_mode": self._training}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """See `Optimizer.load_state_dict`. The parameters must be those of the mode that the state was saved in."""
+        super().load_state_dict(state_dict)
+        self._training = bool(state_dict.get("train_mode", True))
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
+        """What depends on the step alone, in double; moves the scalars on."""
+        beta1, beta2 = h.betas
+        lr = h.lr * (step / h.warmup_steps) if step < h.warmup_steps else h.lr
+        scalars.lr_max = max(lr, scalars.lr_max)
+        weight = real_power(step, h.r) * real_power(scalars.lr_max, h.weight_lr_power)
+        scalars.weight_sum = scalars.weight_sum + weight
+        part = weight / scalars.weight_sum if scalars.weight_sum > 0.0 else 0.0
+        return {
+            "beta2": beta2,
+            "rest2": 1.0 - beta2,
+            "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
+            "eps": h.eps,
+            "weight_decay": h.weight_decay,
+            "weight": part,
+            "step_y": lr * (1.0 - beta1 * (1.0 - part)),
+            "step_z": lr,
+        }
+
+    @staticmethod
+    def update(h: Any, c: Any, g: Array, p: Array, z: Array, exp_avg_sq: Array) -> None:
+        """The equations in place, on arrays."""
+        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+        u = g / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p
+        p[...] = blend(p, z, c.weight) - c.step_y * u
+        z[...] = z - c.step_z * u

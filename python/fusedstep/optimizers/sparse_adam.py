@@ -1,0 +1,86 @@
+"""Adam on the rows that have a gradient."""
+
+from math import sqrt
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.power import integer_power
+
+
+class SparseAdam(Optimizer):
+    r"""Adam on the rows that have a gradient.
+
+    .. code-block:: text
+
+        for the rows of the gradient:
+        m ← β1 · m + (1 − β1) · g
+        v ← β2 · v + (1 − β2) · g²
+        p ← p − lr · √(1 − β2ᵗ) / (1 − β1ᵗ) · m / (√v + eps)
+
+    Gradients must be `RowSparse`: the averages of the other rows, and the rows, stay as they are.
+
+    Args:
+        params: What to update, see `Optimizer`.
+        lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
+        betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
+        eps: Added to the root, inside the bias correction; finite, >= 0.
+        **options: What every optimizer takes, see `Options`.
+
+    Raises:
+        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
+        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> table = np.ones((1000, 2), np.float32)
+        >>> opt = fs.SparseAdam(table, lr=0.1)
+        >>> report = opt.step(fs.RowSparse([7], np.ones((1, 2), np.float32), table.shape))
+        >>> print(table[6:9].round(4).tolist())
+        [[1.0, 1.0], [0.8999999761581421, 0.8999999761581421], [1.0, 1.0]]
+
+    Reference:
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1; lazily, as PyTorch's SparseAdam.
+    """
+
+    rule: ClassVar[str] = "sparse_adam"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+            },
+            options,
+        )
+
+    @staticmethod
+    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+        """What depends on the step alone, in double."""
+        beta1, beta2 = h.betas
+        return {
+            "beta1": beta1,
+            "rest1": 1.0 - beta1,
+            "beta2": beta2,
+            "rest2": 1.0 - beta2,
+            "step_size": h.lr * sqrt(1.0 - integer_power(beta2, step)) / (1.0 - integer_power(beta1, step)),
+            "eps": h.eps,
+        }
+
+    @staticmethod
+    def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
+        """What is taken off the parameter; the states move on."""
+        exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
+        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+
+        return c.step_size * (exp_avg / (np.sqrt(exp_avg_sq) + c.eps))
