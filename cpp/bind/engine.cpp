@@ -305,10 +305,8 @@ void Engine::inspect_item(Item& item, const Settings& settings, double grad_scal
   } else {
     inspect_grad(item, tensor);
   }
-  args.first_moment = -1;
   for (int s = 0; s < states(); ++s) {
     if (!keeps(item, s)) continue;
-    if (s == rule_.first_moment) args.first_moment = args.states;
     args.state[args.states++] =
         item.state[s]
             ? inspect_state(item, item.state[s], rule_.states[std::size_t(s)], rule_.shapes[std::size_t(s)])
@@ -543,7 +541,9 @@ void Engine::run_native(std::vector<Item>& items, const std::vector<Settings>& g
   set_coefficients(items, groups, shared);
   for (std::size_t k = 0; k < items.size(); ++k) {
     const bool cautious = groups[std::size_t(items[k].group)].cautious;
-    tensors_[k].args.update = table_->update[rule_.index][int(tensors_[k].dtype)][items[k].variant][cautious];
+    StepArgs& args = tensors_[k].args;
+    args.update = table_->update[rule_.index][int(tensors_[k].dtype)][items[k].variant][cautious];
+    args.watched = table_->watched[rule_.index][int(tensors_[k].dtype)][items[k].variant][cautious];
   }
   measure(items, groups, shared);
   const py::gil_scoped_release released;
@@ -599,8 +599,9 @@ void Engine::run_reference(std::vector<Item>& items, const std::vector<Settings>
     tensor["grad_factor"] = args.grad_factor;
     tensor["decay"] = args.decay;
     tensor["ema_decay"] = args.ema_decay;
+    const bool averages = rule_.first_moment >= 0 && keeps(item, rule_.first_moment);
     tensor["first_moment"] =
-        args.first_moment < 0 ? py::object(py::none()) : py::object(py::str(rule_.states[std::size_t(rule_.first_moment)]));
+        averages ? py::object(py::str(rule_.states[std::size_t(rule_.first_moment)])) : py::object(py::none());
     tensors.append(tensor);
   }
   py::dict common;

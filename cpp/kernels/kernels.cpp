@@ -15,11 +15,14 @@ namespace fusedstep::FUSEDSTEP_SET {
 template <class Rule, class T, int... V>
 constexpr void fill_variants(KernelTable& table, int rule, Dtype dtype, std::integer_sequence<int, V...>) {
   auto& update = table.update[rule][int(dtype)];
+  auto& watched = table.watched[rule][int(dtype)];
   auto& measure = table.measure[rule][int(dtype)];
   ((update[V][0] = update_loop<Rule, V, false, T>), ...);
+  ((watched[V][0] = watched_loop<Rule, V, false, T>), ...);
   if constexpr (Rule::sums > 0) ((measure[V][0] = measure_loop<Rule, V, false, T>), ...);
   if constexpr (Rule::cautious) {
     ((update[V][1] = update_loop<Rule, V, true, T>), ...);
+    ((watched[V][1] = watched_loop<Rule, V, true, T>), ...);
     ((measure[V][1] = measure_loop<Rule, V, true, T>), ...);
   }
 }

@@ -1,6 +1,7 @@
 // Sums of products, in double.
 #pragma once
 
+#include "kernels/table.h"
 #include "kernels/vector.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
@@ -25,15 +26,29 @@ FUSEDSTEP_INLINE Doubles plus_product(Doubles sum, Doubles a, Doubles b) {
 }
 
 template <class T>
+inline void add_lanes(double* lanes, const T* more) {
+#pragma omp simd
+  for (int lane = 0; lane < kSumLanes; ++lane) lanes[lane] += double(more[lane]);
+}
+
+inline double lane_total(const double* lanes) {
+  LaneSum sum;
+  static_assert(sizeof sum.half == kSumLanes * sizeof(double));
+  __builtin_memcpy(sum.half, lanes, sizeof sum.half);
+  return sum.total();
+}
+
+template <class T>
 struct PairSum {
   LaneSum lanes;
 
+  FUSEDSTEP_INLINE PairSum() = default;
+  FUSEDSTEP_INLINE explicit PairSum(const double* from) { __builtin_memcpy(lanes.half, from, sizeof lanes.half); }
+  FUSEDSTEP_INLINE void write(double* to) const { __builtin_memcpy(to, lanes.half, sizeof lanes.half); }
   FUSEDSTEP_INLINE void add(Wide a, Wide b, int half) {
     lanes.half[half].low = plus_product<T>(lanes.half[half].low, a.low, b.low);
     lanes.half[half].high = plus_product<T>(lanes.half[half].high, a.high, b.high);
   }
-  // For factors that are no floats.
-  FUSEDSTEP_INLINE void add_rounded(Wide a, Wide b, int half) { lanes.half[half] += a * b; }
   // n is a multiple of the 32 lanes, but in the last call.
   FUSEDSTEP_INLINE void add(const T* a, const T* b, std::int64_t n) {
     each_half(n, [&](std::int64_t i, std::int64_t l, int half) FUSEDSTEP_LAMBDA {

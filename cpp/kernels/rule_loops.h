@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "kernels/table.h"
+#include "kernels/pair_sum.h"
 #include "kernels/vector.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
@@ -25,19 +25,40 @@ FUSEDSTEP_INLINE void update_element(const typename Rule::template Coefficients<
   }
 }
 
+// Elements between two looks ahead, and how far ahead: a loop of several arrays that waits for the divider looks too
+// few lines ahead itself, and the processor's own prefetch ends at each page.
+inline constexpr std::int64_t kStride = 32, kAhead = 512;
+
+template <class T, int... S>
+FUSEDSTEP_INLINE void look_ahead(const T* g, const T* p, [[maybe_unused]] T* const* states, std::int64_t i, std::integer_sequence<int, S...>) {
+  const std::int64_t from = i + kAhead;
+  for (std::int64_t k = 0; k < kStride; k += 64 / std::int64_t(sizeof(T))) {
+    __builtin_prefetch(g + from + k, 0);
+    __builtin_prefetch(p + from + k, 1);
+    (__builtin_prefetch(states[S] + from + k, 1), ...);
+  }
+}
+
 // Works on locals: through references into the arrays the compiler would reload.
 template <class Rule, int V, bool Cautious, class T, int... S>
 FUSEDSTEP_INLINE void update_elements(const typename Rule::template Coefficients<T>& c, T scale, const T* g, T* p,
-                            void* const* states, std::int64_t n, std::integer_sequence<int, S...>) {
+                                      void* const* states, std::int64_t n, std::integer_sequence<int, S...> each) {
   T* const s[] = {static_cast<T*>(states[S])..., nullptr};
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) {
+  const auto element = [&](std::int64_t i) FUSEDSTEP_LAMBDA {
     T x = p[i];
     T local[] = {s[S][i]..., T()};
     update_element<Rule, V, Cautious>(c, scale, g[i], x, local[S]...);
     p[i] = x;
     ((s[S][i] = local[S]), ...);
+  };
+  std::int64_t i = 0;
+  for (; i + kStride <= n; i += kStride) {
+    look_ahead(g, p, s, i, each);
+#pragma omp simd
+    for (std::int64_t k = 0; k < kStride; ++k) element(i + k);
   }
+#pragma omp simd
+  for (std::int64_t k = i; k < n; ++k) element(k);
 }
 
 template <class Rule, int V, bool Cautious, class T>
@@ -45,6 +66,74 @@ void update_loop(const void* coefficients, double scale, const void* g, void* p,
   const auto c = *static_cast<const typename Rule::template Coefficients<T>*>(coefficients);
   update_elements<Rule, V, Cautious, T>(c, T(scale), static_cast<const T*>(g), static_cast<T*>(p), states, n,
                                         kept_states<Rule, V>);
+}
+
+// Where the first moment is among the states of a variant, or -1.
+template <class Rule, int V>
+constexpr int moment_place() {
+  if constexpr (Rule::first_moment < 0) {
+    return -1;
+  } else {
+    constexpr unsigned keeps = Rule::keeps[V], bit = 1u << Rule::first_moment;
+    return (keeps & bit) == 0 ? -1 : __builtin_popcount(keeps & (bit - 1));
+  }
+}
+
+// The rows of a strip are added in T before they are added in double, for each conversion costs as much as two products.
+// Where the rule waits for the divider, the sums next to it cost little.
+template <class Rule, int V, bool Cautious, class T, int... S>
+FUSEDSTEP_INLINE void watched_elements(const typename Rule::template Coefficients<T>& c, T scale, const T* raw,
+                                       const T* g, T* p, void* const* states, std::int64_t n, TelemetryLanes& lanes,
+                                       std::integer_sequence<int, S...> each) {
+  static_assert(kStride == kSumLanes && kStrip % kStride == 0);
+  constexpr int moment = moment_place<Rule, V>();
+  T* const s[] = {static_cast<T*>(states[S])..., nullptr};
+  PairSum<T> grad(lanes.grad);
+  for (std::int64_t strip = 0; strip < n; strip += kStrip) {
+    const std::int64_t end = n - strip < kStrip ? n : strip + kStrip;
+    alignas(64) T update[kSumLanes] = {}, param[kSumLanes] = {}, cross[kSumLanes] = {}, square[kSumLanes] = {};
+    const auto element = [&](std::int64_t i, std::int64_t lane) FUSEDSTEP_LAMBDA {
+      const T before = p[i];
+      T x = before;
+      T local[] = {s[S][i]..., T()};
+      update_element<Rule, V, Cautious>(c, scale, g[i], x, local[S]...);
+      p[i] = x;
+      ((s[S][i] = local[S]), ...);
+      const T moved = x - before;
+      update[lane] = update[lane] + moved * moved;
+      param[lane] = param[lane] + before * before;
+      if constexpr (moment >= 0) {
+        cross[lane] = cross[lane] + raw[i] * local[moment];
+        square[lane] = square[lane] + local[moment] * local[moment];
+      }
+    };
+    std::int64_t i = strip;
+    for (; i + kStride <= end; i += kStride) {
+      look_ahead(g, p, s, i, each);
+#pragma omp simd
+      for (std::int64_t lane = 0; lane < kStride; ++lane) element(i + lane, lane);
+      grad.add(raw + i, raw + i, kStride);
+    }
+    if (i < end) {
+      for (std::int64_t lane = 0; i + lane < end; ++lane) element(i + lane, lane);
+      grad.add(raw + i, raw + i, end - i);
+    }
+    add_lanes(lanes.update, update);
+    add_lanes(lanes.param, param);
+    if constexpr (moment >= 0) {
+      add_lanes(lanes.cross, cross);
+      add_lanes(lanes.moment, square);
+    }
+  }
+  grad.write(lanes.grad);
+}
+
+template <class Rule, int V, bool Cautious, class T>
+void watched_loop(const void* coefficients, double scale, const void* raw, const void* g, void* p, void* const* states,
+                  std::int64_t n, TelemetryLanes& lanes) {
+  const auto c = *static_cast<const typename Rule::template Coefficients<T>*>(coefficients);
+  watched_elements<Rule, V, Cautious, T>(c, T(scale), static_cast<const T*>(raw), static_cast<const T*>(g),
+                                         static_cast<T*>(p), states, n, lanes, kept_states<Rule, V>);
 }
 
 // Cautious: how many components go with the gradient.

@@ -39,49 +39,6 @@ inline double non_finite(const T* x, std::int64_t begin, std::int64_t end, doubl
   return double(count);
 }
 
-// The sums that telemetry takes of each block, next to the rule's work on it: where that waits for the divider, they
-// cost little.
-template <class T>
-struct Telemetry {
-  PairSum<T> grad, update, param, cross, moment;
-
-  // Strips are short, so that the processor works on the sums of one and the rule of the next together.
-  void run(const StepArgs& a, const Block<T>& block, std::int64_t n) {
-    alignas(64) T before[kStrip];
-    for (std::int64_t at = 0; at < n; at += kStrip) {
-      const std::int64_t l = n - at < kStrip ? n - at : kStrip;
-      T* p = block.p + at;
-      void* s[kMaxStates];
-      states_at(a, block.s, at * std::int64_t(sizeof(T)), s);
-      for (std::int64_t i = 0; i < l; ++i) before[i] = p[i];
-      a.update(a.coefficients, a.scale, block.g + at, p, s, l);
-      const T* m = a.first_moment < 0 ? nullptr : static_cast<const T*>(s[a.first_moment]);
-      each_half(l, [&](std::int64_t i, std::int64_t lanes, int half) FUSEDSTEP_LAMBDA {
-        const Wide old = load_wide(before + i, lanes), fresh = load_wide(p + i, lanes);
-        const Wide g = load_wide(block.raw + at + i, lanes);
-        const Wide moved = {fresh.low - old.low, fresh.high - old.high};
-        grad.add(g, g, half);
-        // A difference of two floats need not be a float: its square is not exact.
-        update.add_rounded(moved, moved, half);
-        param.add(old, old, half);
-        if (m != nullptr) {
-          const Wide average = load_wide(m + i, lanes);
-          cross.add(g, average, half);
-          moment.add(average, average, half);
-        }
-      });
-    }
-  }
-
-  void write(double* sums) const {
-    sums[kGradSquares] = grad.total();
-    sums[kUpdateSquares] = update.total();
-    sums[kParamSquares] = param.total();
-    sums[kGradMoment] = cross.total();
-    sums[kMomentSquares] = moment.total();
-  }
-};
-
 template <class T>
 void step(const StepArgs& a, std::int64_t begin, std::int64_t end, double* sums) {
   if (a.grad_factor == 1.0 && a.decay == 0.0 && a.ema == nullptr && sums == nullptr) {
@@ -90,19 +47,23 @@ void step(const StepArgs& a, std::int64_t begin, std::int64_t end, double* sums)
     return;
   }
   alignas(64) T g_scratch[kBlock];
-  Telemetry<T> telemetry;
+  TelemetryLanes lanes = {};
   for (std::int64_t at = begin; at < end; at += kBlock) {
     const std::int64_t n = end - at < kBlock ? end - at : kBlock;
     const Block<T> block = load_block<T>(a, at, n, g_scratch);
     if (sums == nullptr) {
       a.update(a.coefficients, a.scale, block.g, block.p, block.s, n);
     } else {
-      telemetry.run(a, block, n);
+      a.watched(a.coefficients, a.scale, block.raw, block.g, block.p, block.s, n, lanes);
     }
     if (a.ema != nullptr) average_stage(a, block.p, Codec<T, T>::load(a.ema, at, n, nullptr), n);
   }
   if (sums == nullptr) return;
-  telemetry.write(sums);
+  sums[kGradSquares] = lane_total(lanes.grad);
+  sums[kUpdateSquares] = lane_total(lanes.update);
+  sums[kParamSquares] = lane_total(lanes.param);
+  sums[kGradMoment] = lane_total(lanes.cross);
+  sums[kMomentSquares] = lane_total(lanes.moment);
   sums[kNonFinite] = non_finite(static_cast<const T*>(a.grad), begin, end, sums[kGradSquares]);
 }
 

@@ -19,8 +19,8 @@ inline constexpr int kMaxRules = 64;
 enum class Dtype { float32, float64 };
 inline constexpr int kDtypes = 2;
 
-// Elements of which telemetry and measures look at together.
-inline constexpr std::int64_t kStrip = 128;
+// Elements that sums look at together.
+inline constexpr std::int64_t kStrip = 256;
 
 // Sums that a pass over a tensor gives, in this order.
 enum StepSum { kGradSquares, kNonFinite, kUpdateSquares, kParamSquares, kGradMoment, kMomentSquares, kStepSums };
@@ -30,6 +30,13 @@ inline constexpr int kMaxMeasures = 2;
 // A rule on n elements; `scale` is of the cautious mask.
 using UpdateLoop = void (*)(const void* coefficients, double scale, const void* grad, void* param, void* const* states,
                             std::int64_t n);
+// The same, and the sums of telemetry in `lanes`: kSumLanes of each.
+inline constexpr int kSumLanes = 32;
+struct TelemetryLanes {
+  alignas(64) double grad[kSumLanes], update[kSumLanes], param[kSumLanes], cross[kSumLanes], moment[kSumLanes];
+};
+using WatchedLoop = void (*)(const void* coefficients, double scale, const void* raw_grad, const void* grad, void* param,
+                             void* const* states, std::int64_t n, TelemetryLanes& lanes);
 // The terms of the sums that a rule needs beforehand, as factors: out[2 k] and out[2 k + 1] are those of sum k.
 using MeasureLoop = void (*)(const void* coefficients, const void* grad, const void* param, void* const* states,
                              void* const* out, std::int64_t n);
@@ -42,14 +49,14 @@ struct StepArgs {
   void* ema;                 // null: no average of the parameter is kept
   const void* coefficients;  // the rule's, for this tensor's step and dtype
   UpdateLoop update;
+  WatchedLoop watched;
   MeasureLoop measure;
   double scale;        // of the cautious mask
   double grad_factor;  // what the gradient is multiplied by; 1 is left out
   double decay;        // coupled L2: decay * param is added to the gradient; 0 is left out
   double ema_decay;
   int states;
-  int measures;      // sums that `measure` gives
-  int first_moment;  // which state telemetry sets beside the gradient, or -1
+  int measures;  // sums that `measure` gives
 };
 
 // Goes over the elements [begin, end); begin is a multiple of kBlock. Where a pass has sums, null leaves them out.
@@ -106,6 +113,7 @@ struct KernelTable {
   const char* name;
   // [cautious]
   UpdateLoop update[kMaxRules][kDtypes][kMaxVariants][2];
+  WatchedLoop watched[kMaxRules][kDtypes][kMaxVariants][2];
   MeasureLoop measure[kMaxRules][kDtypes][kMaxVariants][2];
   StepPass step[kDtypes];
   // Read-only: kGradSquares and kNonFinite; the sums of `measure`.

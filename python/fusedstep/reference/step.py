@@ -1,12 +1,13 @@
 """A step, stage by stage."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep.reference.sums import lane_sum, pair_sum
+from fusedstep.reference.sums import pair_sum, strip_sum
 
 Array = NDArray[Any]
 
@@ -113,13 +114,13 @@ def update(optimizer: Any, t: SimpleNamespace, telemetry: bool = True) -> tuple[
     if not telemetry:
         return None
     moment = None if t.first_moment is None else states[t.first_moment]
-    moved = p.astype(np.float64) - before
+    moved = p - before
 
     def products(a: Array, b: Array) -> float:
-        return sum_of_products(a, b, t.rows is not None)
+        return sum_of_products(a, b, t.rows is not None, strip_sum)
 
     return (
-        products(t.grad, t.grad),
+        sum_of_products(t.grad, t.grad, t.rows is not None),
         float(np.count_nonzero(~np.isfinite(t.grad))),
         products(moved, moved),
         products(before, before),
@@ -138,11 +139,8 @@ def gradient_stage(g: Array, p: Array, factor: float, decay: float) -> Array:
     return g
 
 
-def sum_of_products(a: Array, b: Array, rows: bool = False) -> float:
+def sum_of_products(a: Array, b: Array, rows: bool = False, add: Callable[..., float] = pair_sum) -> float:
     """Σ a b in the order of the memory, in chunks, or row by row."""
     if not rows:
-        return pair_sum(a.ravel(order="K"), np.broadcast_to(b, a.shape).ravel(order="K"))
-    total = 0.0
-    for x, y in zip(a, b, strict=True):
-        total += float(lane_sum(x.ravel().astype(np.float64) * y.ravel().astype(np.float64)))
-    return total
+        return add(a.ravel(order="K"), b.ravel(order="K"))
+    return sum((add(x.ravel(), y.ravel(), max(1, x.size)) for x, y in zip(a, b, strict=True)), 0.0)

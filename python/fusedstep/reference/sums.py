@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 LANES = 32
 CHUNK = 8192
+STRIP = 256
 
 
 def lane_sum(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -48,4 +49,17 @@ def pair_sum(a: NDArray[Any], b: NDArray[Any], chunk: int = CHUNK) -> float:
         for start in range(0, a.size, chunk):
             part = slice(start, start + chunk)
             total += float(lane_sum(a[part].astype(np.float64) * b[part].astype(np.float64)))
+    return total
+
+
+def strip_sum(a: NDArray[Any], b: NDArray[Any], chunk: int = CHUNK) -> float:
+    """Sums a · b of two vectors as telemetry does: the 8 rows of lanes of a strip in their dtype, then as `pair_sum`."""
+    total = 0.0
+    with np.errstate(all="ignore"):
+        for start in range(0, a.size, chunk):
+            terms = a[start : start + chunk] * b[start : start + chunk]
+            strips = np.zeros((-(-terms.size // STRIP), STRIP // LANES, LANES), a.dtype)
+            strips.reshape(-1)[: terms.size] = terms
+            rows = np.add.reduce(strips, axis=1, initial=0.0)
+            total += float(lane_sum(rows.astype(np.float64).reshape(-1)))
     return total
