@@ -284,10 +284,12 @@ char* Engine::inspect_state(const Item& item, py::handle object, const char* nam
   require_same_dtype(object, label, item.param, param_label(item));
   if (shape == Shape::same) {
     require_same_shape(object, label, item.param, param_label(item));
-    if (!same_layout(object, item.param)) value_error(label, "expected the memory layout of " + param_label(item).text());
+    if (!same_layout(object, item.param))
+      value_error(label, "expected the memory layout of " + param_label(item).text());
   } else {
     const std::string expected = py::str(reduced_shape(item.param, shape));
-    if (shape_text(object) != expected) value_error(label, "expected shape " + expected + ", got " + shape_text(object));
+    if (shape_text(object) != expected)
+      value_error(label, "expected shape " + expected + ", got " + shape_text(object));
     require_dense(object, label);
   }
   require_writable(object, label);
@@ -308,9 +310,8 @@ void Engine::inspect_item(Item& item, const Settings& settings, double grad_scal
   for (int s = 0; s < states(); ++s) {
     if (!keeps(item, s)) continue;
     args.state[args.states++] =
-        item.state[s]
-            ? inspect_state(item, item.state[s], rule_.states[std::size_t(s)], rule_.shapes[std::size_t(s)])
-            : nullptr;
+        item.state[s] ? inspect_state(item, item.state[s], rule_.states[std::size_t(s)], rule_.shapes[std::size_t(s)])
+                      : nullptr;
   }
   args.ema = settings.average && item.ema ? inspect_state(item, item.ema, "ema", Shape::same) : nullptr;
   args.grad_factor = (settings.maximize ? -1.0 : 1.0) / grad_scale;
@@ -411,8 +412,7 @@ void Engine::set_coefficients(std::vector<Item>& items, const std::vector<Settin
     if (k > 0) {
       const Item& last = items[k - 1];
       if (item.group == last.group && item.step == last.step && item.first == last.first &&
-          tensor.dtype == tensors_[k - 1].dtype &&
-          std::equal(item.scalars, item.scalars + scalars(), last.scalars)) {
+          tensor.dtype == tensors_[k - 1].dtype && std::equal(item.scalars, item.scalars + scalars(), last.scalars)) {
         std::copy(last.advanced, last.advanced + kMaxScalars, item.advanced);
         // What settles from a tensor's own sums is not shared.
         if (rule_.sums == 0) {

@@ -15,8 +15,9 @@ PyTypeObject* make_type(PyStructSequence_Desc& description) {
   return type;
 }
 
-constexpr const char* kNormDoc = "norm of the gradient, after division by grad_scale and before clipping; None where "
-                                 "nothing asked for it";
+constexpr const char* kNormDoc =
+    "norm of the gradient, after division by grad_scale and before clipping; None where "
+    "nothing asked for it";
 
 PyTypeObject* report_type() {
   static PyStructSequence_Field fields[] = {
@@ -28,8 +29,9 @@ PyTypeObject* report_type() {
       {"update_norm", "telemetry: norm of the change of the parameters"},
       {"param_norm", "telemetry: norm of the parameters before the step"},
       {"update_ratio", "telemetry: update_norm / param_norm; None where that is 0 / 0"},
-      {"grad_momentum_cosine", "telemetry: cosine of the angle between the gradient and the updated average of the "
-                               "gradients; None where the optimizer keeps none, or either is 0"},
+      {"grad_momentum_cosine",
+       "telemetry: cosine of the angle between the gradient and the updated average of the "
+       "gradients; None where the optimizer keeps none, or either is 0"},
       {"nonfinite", "elements of the gradients that are infinite or NaN; None where nothing asked for it"},
       {"tensors", "telemetry: a TensorReport per parameter, None for one without gradient"},
       {nullptr, nullptr}};
@@ -483,8 +485,8 @@ class Lease {
 double* scalar_of(py::handle array, const Label& label) {
   const Array inspected = inspect(array, label);
   if (inspected.dtype != Dtype::float64 || inspected.size != 1) {
-    value_error(label, "expected a float64 array of one element, got shape " + shape_text(array) + " of " +
-                           dtype_text(array));
+    value_error(label,
+                "expected a float64 array of one element, got shape " + shape_text(array) + " of " + dtype_text(array));
   }
   require_writable(array, label);
   return reinterpret_cast<double*>(inspected.data);

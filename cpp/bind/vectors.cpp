@@ -1,8 +1,9 @@
 // Products and sums of whole vectors, for L-BFGS.
+#include "runtime/vectors.h"
+
 #include "bind/arrays.h"
 #include "bind/module.h"
 #include "runtime/isa.h"
-#include "runtime/vectors.h"
 
 namespace fusedstep::bind {
 namespace {

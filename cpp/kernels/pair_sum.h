@@ -51,9 +51,8 @@ struct PairSum {
   }
   // n is a multiple of the 32 lanes, but in the last call.
   FUSEDSTEP_INLINE void add(const T* a, const T* b, std::int64_t n) {
-    each_half(n, [&](std::int64_t i, std::int64_t l, int half) FUSEDSTEP_LAMBDA {
-      add(load_wide(a + i, l), load_wide(b + i, l), half);
-    });
+    each_half(n, [&](std::int64_t i, std::int64_t l, int half)
+                     FUSEDSTEP_LAMBDA { add(load_wide(a + i, l), load_wide(b + i, l), half); });
   }
   FUSEDSTEP_INLINE double total() const { return lanes.total(); }
 };

@@ -14,7 +14,8 @@ constexpr auto kept_states = std::make_integer_sequence<int, __builtin_popcount(
 // One element. A rule updates the parameter itself, or gives the direction that is taken off it, after a decoupled
 // decay. Cautious: a component against the gradient is left out, and the others are scaled.
 template <class Rule, int V, bool Cautious, class T, class... State>
-FUSEDSTEP_INLINE void update_element(const typename Rule::template Coefficients<T>& c, T scale, T g, T& p, State&... states) {
+FUSEDSTEP_INLINE void update_element(const typename Rule::template Coefficients<T>& c, T scale, T g, T& p,
+                                     State&... states) {
   if constexpr (requires { Rule::template direction<V>(c, g, p, states...); }) {
     T move = Rule::template direction<V>(c, g, p, states...);
     if constexpr (Cautious) move = move * g > T(0) ? scale * move : T(0);
@@ -30,8 +31,9 @@ FUSEDSTEP_INLINE void update_element(const typename Rule::template Coefficients<
 inline constexpr std::int64_t kStride = 32, kAhead = 512;
 
 template <class T, int... S>
-FUSEDSTEP_INLINE void look_ahead(const T* g, const T* p, [[maybe_unused]] T* const* states, std::int64_t i, std::integer_sequence<int, S...>) {
-  const std::int64_t from = i + kAhead;
+FUSEDSTEP_INLINE void look_ahead(const T* g, const T* p, [[maybe_unused]] T* const* states, std::int64_t from,
+                                 std::int64_t reach, std::integer_sequence<int, S...>) {
+  if (from >= reach) return;
   for (std::int64_t k = 0; k < kStride; k += 64 / std::int64_t(sizeof(T))) {
     __builtin_prefetch(g + from + k, 0);
     __builtin_prefetch(p + from + k, 1);
@@ -42,7 +44,8 @@ FUSEDSTEP_INLINE void look_ahead(const T* g, const T* p, [[maybe_unused]] T* con
 // Works on locals: through references into the arrays the compiler would reload.
 template <class Rule, int V, bool Cautious, class T, int... S>
 FUSEDSTEP_INLINE void update_elements(const typename Rule::template Coefficients<T>& c, T scale, const T* g, T* p,
-                                      void* const* states, std::int64_t n, std::integer_sequence<int, S...> each) {
+                                      void* const* states, std::int64_t n, std::int64_t reach,
+                                      std::integer_sequence<int, S...> each) {
   T* const s[] = {static_cast<T*>(states[S])..., nullptr};
   const auto element = [&](std::int64_t i) FUSEDSTEP_LAMBDA {
     T x = p[i];
@@ -53,7 +56,7 @@ FUSEDSTEP_INLINE void update_elements(const typename Rule::template Coefficients
   };
   std::int64_t i = 0;
   for (; i + kStride <= n; i += kStride) {
-    look_ahead(g, p, s, i, each);
+    look_ahead(g, p, s, i + kAhead, reach, each);
 #pragma omp simd
     for (std::int64_t k = 0; k < kStride; ++k) element(i + k);
   }
@@ -62,9 +65,10 @@ FUSEDSTEP_INLINE void update_elements(const typename Rule::template Coefficients
 }
 
 template <class Rule, int V, bool Cautious, class T>
-void update_loop(const void* coefficients, double scale, const void* g, void* p, void* const* states, std::int64_t n) {
+void update_loop(const void* coefficients, double scale, const void* g, void* p, void* const* states, std::int64_t n,
+                 std::int64_t reach) {
   const auto c = *static_cast<const typename Rule::template Coefficients<T>*>(coefficients);
-  update_elements<Rule, V, Cautious, T>(c, T(scale), static_cast<const T*>(g), static_cast<T*>(p), states, n,
+  update_elements<Rule, V, Cautious, T>(c, T(scale), static_cast<const T*>(g), static_cast<T*>(p), states, n, reach,
                                         kept_states<Rule, V>);
 }
 
@@ -79,12 +83,12 @@ constexpr int moment_place() {
   }
 }
 
-// The rows of a strip are added in T before they are added in double, for each conversion costs as much as two products.
-// Where the rule waits for the divider, the sums next to it cost little.
+// The rows of a strip are added in T before they are added in double, for each conversion costs as much as two
+// products. Where the rule waits for the divider, the sums next to it cost little.
 template <class Rule, int V, bool Cautious, class T, int... S>
 FUSEDSTEP_INLINE void watched_elements(const typename Rule::template Coefficients<T>& c, T scale, const T* raw,
-                                       const T* g, T* p, void* const* states, std::int64_t n, TelemetryLanes& lanes,
-                                       std::integer_sequence<int, S...> each) {
+                                       const T* g, T* p, void* const* states, std::int64_t n, std::int64_t reach,
+                                       TelemetryLanes& lanes, std::integer_sequence<int, S...> each) {
   static_assert(kStride == kSumLanes && kStrip % kStride == 0);
   constexpr int moment = moment_place<Rule, V>();
   T* const s[] = {static_cast<T*>(states[S])..., nullptr};
@@ -109,7 +113,7 @@ FUSEDSTEP_INLINE void watched_elements(const typename Rule::template Coefficient
     };
     std::int64_t i = strip;
     for (; i + kStride <= end; i += kStride) {
-      look_ahead(g, p, s, i, each);
+      look_ahead(g, p, s, i + kAhead, reach, each);
 #pragma omp simd
       for (std::int64_t lane = 0; lane < kStride; ++lane) element(i + lane, lane);
       grad.add(raw + i, raw + i, kStride);
@@ -130,16 +134,17 @@ FUSEDSTEP_INLINE void watched_elements(const typename Rule::template Coefficient
 
 template <class Rule, int V, bool Cautious, class T>
 void watched_loop(const void* coefficients, double scale, const void* raw, const void* g, void* p, void* const* states,
-                  std::int64_t n, TelemetryLanes& lanes) {
+                  std::int64_t n, std::int64_t reach, TelemetryLanes& lanes) {
   const auto c = *static_cast<const typename Rule::template Coefficients<T>*>(coefficients);
   watched_elements<Rule, V, Cautious, T>(c, T(scale), static_cast<const T*>(raw), static_cast<const T*>(g),
-                                         static_cast<T*>(p), states, n, lanes, kept_states<Rule, V>);
+                                         static_cast<T*>(p), states, n, reach, lanes, kept_states<Rule, V>);
 }
 
 // Cautious: how many components go with the gradient.
 template <class Rule, int V, bool Cautious, class T, int... S>
 FUSEDSTEP_INLINE void measure_elements(const typename Rule::template Coefficients<T>& c, const T* g, const T* p,
-                             void* const* states, void* const* out, std::int64_t n, std::integer_sequence<int, S...>) {
+                                       void* const* states, void* const* out, std::int64_t n,
+                                       std::integer_sequence<int, S...>) {
   static_assert(Rule::sums <= kMaxMeasures);
   const T* const s[] = {static_cast<const T*>(states[S])..., nullptr};
   T *a0 = static_cast<T*>(out[0]), *b0 = static_cast<T*>(out[1]);

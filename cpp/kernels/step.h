@@ -30,6 +30,14 @@ inline void states_at(const StepArgs& a, void* const* states, std::int64_t bytes
   for (int k = 0; k < a.states; ++k) out[k] = static_cast<char*>(states[k]) + bytes;
 }
 
+// Calls f(begin, end, sums) for each chunk.
+template <class F>
+inline void each_chunk(std::int64_t begin, std::int64_t end, double* sums, F f) {
+  for (std::int64_t from = begin; from < end; from += kChunk, sums += kStepSums) {
+    f(from, end - from < kChunk ? end : from + kChunk, sums);
+  }
+}
+
 // How many of x are infinite or NaN: none where the sum of their squares is finite.
 template <class T>
 inline double non_finite(const T* x, std::int64_t begin, std::int64_t end, double squares) {
@@ -40,38 +48,48 @@ inline double non_finite(const T* x, std::int64_t begin, std::int64_t end, doubl
 }
 
 template <class T>
-void step(const StepArgs& a, std::int64_t begin, std::int64_t end, double* sums) {
-  if (a.grad_factor == 1.0 && a.decay == 0.0 && a.ema == nullptr && sums == nullptr) {
-    const Block<T> all = load_block<T>(a, begin, end - begin, nullptr);
-    a.update(a.coefficients, a.scale, all.g, all.p, all.s, end - begin);
-    return;
-  }
+inline void step_blocks(const StepArgs& a, std::int64_t begin, std::int64_t end, std::int64_t reach,
+                        TelemetryLanes* lanes) {
   alignas(64) T g_scratch[kBlock];
-  TelemetryLanes lanes = {};
   for (std::int64_t at = begin; at < end; at += kBlock) {
     const std::int64_t n = end - at < kBlock ? end - at : kBlock;
     const Block<T> block = load_block<T>(a, at, n, g_scratch);
-    if (sums == nullptr) {
-      a.update(a.coefficients, a.scale, block.g, block.p, block.s, n);
+    // A scratch gradient ends with the block; looking past it is harmless, its memory is never touched.
+    if (lanes == nullptr) {
+      a.update(a.coefficients, a.scale, block.g, block.p, block.s, n, reach - at);
     } else {
-      a.watched(a.coefficients, a.scale, block.raw, block.g, block.p, block.s, n, lanes);
+      a.watched(a.coefficients, a.scale, block.raw, block.g, block.p, block.s, n, reach - at, *lanes);
     }
     if (a.ema != nullptr) average_stage(a, block.p, Codec<T, T>::load(a.ema, at, n, nullptr), n);
   }
-  if (sums == nullptr) return;
-  sums[kGradSquares] = lane_total(lanes.grad);
-  sums[kUpdateSquares] = lane_total(lanes.update);
-  sums[kParamSquares] = lane_total(lanes.param);
-  sums[kGradMoment] = lane_total(lanes.cross);
-  sums[kMomentSquares] = lane_total(lanes.moment);
-  sums[kNonFinite] = non_finite(static_cast<const T*>(a.grad), begin, end, sums[kGradSquares]);
+}
+
+template <class T>
+void step(const StepArgs& a, std::int64_t begin, std::int64_t end, double* sums) {
+  if (sums == nullptr) {
+    if (a.grad_factor != 1.0 || a.decay != 0.0 || a.ema != nullptr) return step_blocks<T>(a, begin, end, end, nullptr);
+    const Block<T> all = load_block<T>(a, begin, end - begin, nullptr);
+    return a.update(a.coefficients, a.scale, all.g, all.p, all.s, end - begin, end - begin);
+  }
+  each_chunk(begin, end, sums, [&](std::int64_t from, std::int64_t to, double* out) {
+    TelemetryLanes lanes = {};
+    step_blocks<T>(a, from, to, end, &lanes);
+    out[kGradSquares] = lane_total(lanes.grad);
+    out[kUpdateSquares] = lane_total(lanes.update);
+    out[kParamSquares] = lane_total(lanes.param);
+    out[kGradMoment] = lane_total(lanes.cross);
+    out[kMomentSquares] = lane_total(lanes.moment);
+    out[kNonFinite] = non_finite(static_cast<const T*>(a.grad), from, to, out[kGradSquares]);
+  });
 }
 
 template <class T>
 void gradient_sums(const StepArgs& a, std::int64_t begin, std::int64_t end, double* sums) {
   const T* g = static_cast<const T*>(a.grad);
-  sums[kGradSquares] = dot<T>(g, g, begin, end);
-  sums[kNonFinite] = non_finite(g, begin, end, sums[kGradSquares]);
+  each_chunk(begin, end, sums, [&](std::int64_t from, std::int64_t to, double* out) {
+    out[kGradSquares] = dot<T>(g, g, from, to);
+    out[kNonFinite] = non_finite(g, from, to, out[kGradSquares]);
+  });
 }
 
 template <class T>
@@ -80,19 +98,21 @@ void measure_sums(const StepArgs& a, std::int64_t begin, std::int64_t end, doubl
   alignas(64) T g_scratch[kBlock];
   alignas(64) T terms[2 * kMaxMeasures][kStrip];
   void* const out[] = {terms[0], terms[1], terms[2], terms[3]};
-  PairSum<T> totals[kMaxMeasures];
-  for (std::int64_t at = begin; at < end; at += kBlock) {
-    const std::int64_t n = end - at < kBlock ? end - at : kBlock;
-    const Block<T> block = load_block<T>(a, at, n, g_scratch);
-    for (std::int64_t strip = 0; strip < n; strip += kStrip) {
-      const std::int64_t l = n - strip < kStrip ? n - strip : kStrip;
-      void* s[kMaxStates];
-      states_at(a, block.s, strip * std::int64_t(sizeof(T)), s);
-      a.measure(a.coefficients, block.g + strip, block.p + strip, s, out, l);
-      for (int k = 0; k < a.measures; ++k) totals[k].add(terms[2 * k], terms[2 * k + 1], l);
+  each_chunk(begin, end, sums, [&](std::int64_t from, std::int64_t to, double* of_chunk) {
+    PairSum<T> totals[kMaxMeasures];
+    for (std::int64_t at = from; at < to; at += kBlock) {
+      const std::int64_t n = to - at < kBlock ? to - at : kBlock;
+      const Block<T> block = load_block<T>(a, at, n, g_scratch);
+      for (std::int64_t strip = 0; strip < n; strip += kStrip) {
+        const std::int64_t l = n - strip < kStrip ? n - strip : kStrip;
+        void* s[kMaxStates];
+        states_at(a, block.s, strip * std::int64_t(sizeof(T)), s);
+        a.measure(a.coefficients, block.g + strip, block.p + strip, s, out, l);
+        for (int k = 0; k < a.measures; ++k) totals[k].add(terms[2 * k], terms[2 * k + 1], l);
+      }
     }
-  }
-  for (int k = 0; k < a.measures; ++k) sums[k] = totals[k].total();
+    for (int k = 0; k < a.measures; ++k) of_chunk[k] = totals[k].total();
+  });
 }
 
 }  // namespace fusedstep::FUSEDSTEP_SET

@@ -27,16 +27,18 @@ enum StepSum { kGradSquares, kNonFinite, kUpdateSquares, kParamSquares, kGradMom
 // Of a rule's measure, which writes pairs of factors.
 inline constexpr int kMaxMeasures = 2;
 
-// A rule on n elements; `scale` is of the cautious mask.
+// A rule on n elements; `scale` is of the cautious mask. It may look ahead in memory, but no further than `reach`
+// elements: what lies there is soon this thread's.
 using UpdateLoop = void (*)(const void* coefficients, double scale, const void* grad, void* param, void* const* states,
-                            std::int64_t n);
+                            std::int64_t n, std::int64_t reach);
 // The same, and the sums of telemetry in `lanes`: kSumLanes of each.
 inline constexpr int kSumLanes = 32;
 struct TelemetryLanes {
   alignas(64) double grad[kSumLanes], update[kSumLanes], param[kSumLanes], cross[kSumLanes], moment[kSumLanes];
 };
-using WatchedLoop = void (*)(const void* coefficients, double scale, const void* raw_grad, const void* grad, void* param,
-                             void* const* states, std::int64_t n, TelemetryLanes& lanes);
+using WatchedLoop = void (*)(const void* coefficients, double scale, const void* raw_grad, const void* grad,
+                             void* param, void* const* states, std::int64_t n, std::int64_t reach,
+                             TelemetryLanes& lanes);
 // The terms of the sums that a rule needs beforehand, as factors: out[2 k] and out[2 k + 1] are those of sum k.
 using MeasureLoop = void (*)(const void* coefficients, const void* grad, const void* param, void* const* states,
                              void* const* out, std::int64_t n);
@@ -59,7 +61,8 @@ struct StepArgs {
   int measures;  // sums that `measure` gives
 };
 
-// Goes over the elements [begin, end); begin is a multiple of kBlock. Where a pass has sums, null leaves them out.
+// Goes over the elements [begin, end); begin is a multiple of kChunk. Sums, kStepSums a chunk, or null to leave them
+// out.
 using StepPass = void (*)(const StepArgs&, std::int64_t begin, std::int64_t end, double* sums);
 
 // Batch norm over n samples, c channels and l contiguous positions (1 for an (N, C) array).

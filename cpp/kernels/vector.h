@@ -101,7 +101,9 @@ FUSEDSTEP_INLINE Wide load_wide(const double* p, std::int64_t n) {
   return v;
 }
 // a - b, rounded in their dtype.
-FUSEDSTEP_INLINE Wide difference_wide(const float* a, const float* b, std::int64_t n) { return widen(load(a, n) - load(b, n)); }
+FUSEDSTEP_INLINE Wide difference_wide(const float* a, const float* b, std::int64_t n) {
+  return widen(load(a, n) - load(b, n));
+}
 FUSEDSTEP_INLINE Wide difference_wide(const double* a, const double* b, std::int64_t n) {
   const Wide x = load_wide(a, n), y = load_wide(b, n);
   return {x.low - y.low, x.high - y.high};

@@ -13,12 +13,10 @@ struct Adagrad : RuleBase {
   struct Hypers {
     double lr, lr_decay, weight_decay, initial_accumulator_value, eps, accumulator;
   };
-  static constexpr Field fields[] = {{"lr", Domain::non_negative},
-                                     {"lr_decay", Domain::non_negative},
-                                     {"weight_decay", Domain::non_negative},
-                                     {"initial_accumulator_value", Domain::non_negative},
-                                     {"eps", Domain::non_negative},
-                                     {"accumulator", Domain::choice, 1, false, accumulators}};
+  static constexpr Field fields[] = {
+      {"lr", Domain::non_negative},           {"lr_decay", Domain::non_negative},
+      {"weight_decay", Domain::non_negative}, {"initial_accumulator_value", Domain::non_negative},
+      {"eps", Domain::non_negative},          {"accumulator", Domain::choice, 1, false, accumulators}};
   static constexpr const char* states[] = {"sum"};
   static constexpr bool sparse = true;
 

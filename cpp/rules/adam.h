@@ -14,12 +14,9 @@ struct Adam : RuleBase {
   struct Hypers {
     double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay;
   };
-  static constexpr Field fields[] = {{"lr", Domain::non_negative},
-                                     {"betas", Domain::unit_interval, 2},
-                                     {"eps", Domain::non_negative},
-                                     {"weight_decay", Domain::non_negative},
-                                     {"amsgrad", Domain::flag},
-                                     {"decoupled_weight_decay", Domain::flag}};
+  static constexpr Field fields[] = {{"lr", Domain::non_negative},  {"betas", Domain::unit_interval, 2},
+                                     {"eps", Domain::non_negative}, {"weight_decay", Domain::non_negative},
+                                     {"amsgrad", Domain::flag},     {"decoupled_weight_decay", Domain::flag}};
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr int first_moment = 0;
   static constexpr bool cautious = true;

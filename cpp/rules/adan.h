@@ -1,5 +1,5 @@
-// Xie, Zhou, Li, Lin and Yan, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models", TPAMI 2024,
-// algorithm 1, with the bias corrections and the proximal decay of the authors' code.
+// Xie, Zhou, Li, Lin and Yan, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models", TPAMI
+// 2024, algorithm 1, with the bias corrections and the proximal decay of the authors' code.
 #pragma once
 
 #include "rules/maths.h"

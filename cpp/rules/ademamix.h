@@ -14,12 +14,9 @@ struct AdEMAMix : RuleBase {
   struct Hypers {
     double lr, beta1, beta2, beta3, alpha, eps, weight_decay, t_alpha, t_beta3;
   };
-  static constexpr Field fields[] = {{"lr", Domain::non_negative},
-                                     {"betas", Domain::unit_interval, 3},
-                                     {"alpha", Domain::non_negative},
-                                     {"eps", Domain::non_negative},
-                                     {"weight_decay", Domain::non_negative},
-                                     {"t_alpha", Domain::whole, 1, true},
+  static constexpr Field fields[] = {{"lr", Domain::non_negative},           {"betas", Domain::unit_interval, 3},
+                                     {"alpha", Domain::non_negative},        {"eps", Domain::non_negative},
+                                     {"weight_decay", Domain::non_negative}, {"t_alpha", Domain::whole, 1, true},
                                      {"t_beta3", Domain::whole, 1, true}};
   static constexpr const char* states[] = {"exp_avg_fast", "exp_avg_sq", "exp_avg_slow"};
   static constexpr int first_moment = 0;

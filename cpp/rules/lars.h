@@ -13,12 +13,9 @@ struct Lars : RuleBase {
   struct Hypers {
     double lr, momentum, dampening, weight_decay, nesterov, trust_coefficient, eps;
   };
-  static constexpr Field fields[] = {{"lr", Domain::non_negative},
-                                     {"momentum", Domain::non_negative},
-                                     {"dampening", Domain::finite},
-                                     {"weight_decay", Domain::non_negative},
-                                     {"nesterov", Domain::flag},
-                                     {"trust_coefficient", Domain::non_negative},
+  static constexpr Field fields[] = {{"lr", Domain::non_negative},  {"momentum", Domain::non_negative},
+                                     {"dampening", Domain::finite}, {"weight_decay", Domain::non_negative},
+                                     {"nesterov", Domain::flag},    {"trust_coefficient", Domain::non_negative},
                                      {"eps", Domain::non_negative}};
   static constexpr const char* states[] = {"momentum_buffer"};
   static constexpr int first_moment = 0;

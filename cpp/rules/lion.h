@@ -27,8 +27,7 @@ struct Lion : RuleBase {
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment) {
-    return {T(h.lr),    T(h.beta1),       T(1.0 - h.beta1),
-            T(h.beta2), T(1.0 - h.beta2), T(1.0 - h.lr * h.weight_decay)};
+    return {T(h.lr), T(h.beta1), T(1.0 - h.beta1), T(h.beta2), T(1.0 - h.beta2), T(1.0 - h.lr * h.weight_decay)};
   }
 
   template <int V, class T>

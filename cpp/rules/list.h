@@ -27,7 +27,7 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-using Rules = RuleList<Sgd, Momentum, Adagrad, RmsProp, Adadelta, Adam, AdamW, Adamax, NAdam, RAdam, SparseAdam, Asgd, Rprop,
-                       Adafactor, Muon, Lion, Lamb, Lars, AdEMAMix, Adan, Adopt, ScheduleFreeAdamW, Prodigy>;
+using Rules = RuleList<Sgd, Momentum, Adagrad, RmsProp, Adadelta, Adam, AdamW, Adamax, NAdam, RAdam, SparseAdam, Asgd,
+                       Rprop, Adafactor, Muon, Lion, Lamb, Lars, AdEMAMix, Adan, Adopt, ScheduleFreeAdamW, Prodigy>;
 
 }  // namespace fusedstep::FUSEDSTEP_SET

@@ -9,7 +9,8 @@ inline double square_root(double x) { return __builtin_sqrt(x); }
 inline float absolute(float x) { return __builtin_fabsf(x); }
 inline double absolute(double x) { return __builtin_fabs(x); }
 
-// NumPy's maximum and minimum: a NaN on either side stays. One selection after the other: the compiler vectorizes those.
+// NumPy's maximum and minimum: a NaN on either side stays. One selection after the other: the compiler vectorizes
+// those.
 template <class T>
 inline T larger(T a, T b) {
   const T most = a > b ? a : b;

@@ -60,7 +60,8 @@ inline TwoDoubles exp_two(TwoDoubles x) {
   return {__builtin_ldexp(power.high, int(k)), __builtin_ldexp(power.low, int(k))};
 }
 
-// ln x for x > 0: a step from the C library's, which need not be right to the last bit, by the series of ln(1 + excess).
+// ln x for x > 0: a step from the C library's, which need not be right to the last bit, by the series of ln(1 +
+// excess).
 inline TwoDoubles log_two(double x) {
   const TwoDoubles y = {__builtin_log(x), 0.0};
   const TwoDoubles excess = TwoDoubles{x, 0.0} * exp_two(-y) + TwoDoubles{-1.0, 0.0};

@@ -1,5 +1,5 @@
-// Mishchenko and Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", ICML 2024, algorithm 4 (Adam), as
-// in the authors' code.
+// Mishchenko and Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", ICML 2024, algorithm 4 (Adam),
+// as in the authors' code.
 #pragma once
 
 #include "rules/maths.h"
@@ -41,12 +41,12 @@ struct Prodigy : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, of_g;        // d (1 - beta1)
-    T beta2, of_square;   // d^2 (1 - beta2)
-    T beta3, to_s;        // (d / d0) d lr
-    T eps;                // times the new d
-    T step_size;          // d lr
-    T keep;               // 1 - d lr weight_decay
+    T beta1, of_g;       // d (1 - beta1)
+    T beta2, of_square;  // d^2 (1 - beta2)
+    T beta3, to_s;       // (d / d0) d lr
+    T eps;               // times the new d
+    T step_size;         // d lr
+    T keep;              // 1 - d lr weight_decay
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment now, double* scalars) {

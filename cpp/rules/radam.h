@@ -1,5 +1,6 @@
 // Liu, Jiang, He, Chen, Liu, Gao and Han, "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020,
-// algorithm 2. As PyTorch's, the variance is rectified where rho > 5, and eps is added to the root before its correction.
+// algorithm 2. As PyTorch's, the variance is rectified where rho > 5, and eps is added to the root before its
+// correction.
 #pragma once
 
 #include "rules/maths.h"
@@ -42,14 +43,10 @@ struct RAdam : RuleBase {
       rectified = square_root((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)) *
                   square_root(correction2);
     }
-    return {T(h.beta1),
-            T(1.0 - h.beta1),
-            T(h.beta2),
-            T(1.0 - h.beta2),
-            T(h.eps),
-            T(h.lr / (1.0 - integer_power(h.beta1, now.step))),
-            T(rectified),
-            T(h.decoupled_weight_decay != 0 ? 1.0 - h.lr * h.weight_decay : 1.0)};
+    return {T(h.beta1),   T(1.0 - h.beta1),
+            T(h.beta2),   T(1.0 - h.beta2),
+            T(h.eps),     T(h.lr / (1.0 - integer_power(h.beta1, now.step))),
+            T(rectified), T(h.decoupled_weight_decay != 0 ? 1.0 - h.lr * h.weight_decay : 1.0)};
   }
 
   template <int V, class T>

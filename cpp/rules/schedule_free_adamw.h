@@ -1,5 +1,5 @@
-// Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled", NeurIPS 2024, with the weights of the
-// average of the authors' code. The parameter is y while training.
+// Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled", NeurIPS 2024, with the weights of
+// the average of the authors' code. The parameter is y while training.
 #pragma once
 
 #include "rules/maths.h"
@@ -34,9 +34,9 @@ struct ScheduleFreeAdamW : RuleBase {
     T beta2, rest2;
     T to_v_hat;  // 1 / sqrt(1 - beta2^t)
     T eps, weight_decay;
-    T weight;    // of this step in the average: c
-    T step_y;    // lr (1 - beta1 (1 - c))
-    T step_z;    // lr
+    T weight;  // of this step in the average: c
+    T step_y;  // lr (1 - beta1 (1 - c))
+    T step_z;  // lr
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment now, double* scalars) {

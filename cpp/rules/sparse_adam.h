@@ -31,9 +31,9 @@ struct SparseAdam : RuleBase {
   static Coefficients<T> coefficients(const Hypers& h, Moment now) {
     const double correction1 = 1.0 - integer_power(h.beta1, now.step);
     const double correction2 = 1.0 - integer_power(h.beta2, now.step);
-    return {T(h.beta1),       T(1.0 - h.beta1),
-            T(h.beta2),       T(1.0 - h.beta2),
-            T(h.lr * square_root(correction2) / correction1), T(h.eps)};
+    return {
+        T(h.beta1), T(1.0 - h.beta1), T(h.beta2), T(1.0 - h.beta2), T(h.lr * square_root(correction2) / correction1),
+        T(h.eps)};
   }
 
   template <int V, class T>

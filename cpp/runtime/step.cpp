@@ -10,6 +10,8 @@ namespace {
 // What a chunk, or a row, costs beside its elements, in elements.
 constexpr std::int64_t kChunkOverhead = 128;
 
+std::int64_t chunks_in(std::int64_t elements) { return (elements + kChunk - 1) / kChunk; }
+
 }  // namespace
 
 void Step::cut(const std::vector<StepTensor>& tensors) {
@@ -19,26 +21,29 @@ void Step::cut(const std::vector<StepTensor>& tensors) {
   std::int64_t piece = 0;
   for (const StepTensor& t : tensors) {
     pieces_.push_back(piece);
-    const std::int64_t items = t.rows != nullptr ? t.row_count : t.size;
-    const std::int64_t item_size = t.rows != nullptr ? t.row_size : 1;
-    const std::int64_t most = t.rows != nullptr ? std::max<std::int64_t>(1, kChunk / std::max<std::int64_t>(1, item_size))
-                                                : kChunk;
-    for (std::int64_t at = 0; at < items; at += most) {
-      const std::int64_t end = std::min(at + most, items);
-      chunks_.push_back({&t, at, end, piece, cost_});
-      piece += t.rows != nullptr ? end - at : 1;
-      cost_ += (end - at) * item_size + (t.rows != nullptr ? end - at : 1) * kChunkOverhead;
+    if (t.rows == nullptr) {
+      for (std::int64_t at = 0; at < t.size; at += kChunk) {
+        const std::int64_t end = std::min(at + kChunk, t.size);
+        chunks_.push_back({&t, at, end, piece++, cost_});
+        cost_ += end - at + kChunkOverhead;
+      }
+      bytes_ += t.size * t.bytes_per_element;
+      continue;
     }
-    bytes_ += items * item_size * t.bytes_per_element;
+    const std::int64_t rows = std::max<std::int64_t>(1, kChunk / std::max<std::int64_t>(1, t.row_size));
+    for (std::int64_t at = 0; at < t.row_count; at += rows) {
+      const std::int64_t end = std::min(at + rows, t.row_count);
+      chunks_.push_back({&t, at, end, piece, cost_});
+      piece += (end - at) * chunks_in(t.row_size);
+      cost_ += (end - at) * (t.row_size + kChunkOverhead);
+    }
+    bytes_ += t.row_count * t.row_size * t.bytes_per_element;
   }
   pieces_.push_back(piece);
 }
 
-void Step::run_chunk(const Chunk& chunk, const StepPass (&kernels)[kDtypes], double* sums) {
+void Step::run_rows(const Chunk& chunk, const StepPass (&kernels)[kDtypes], double* sums) {
   const StepTensor& t = *chunk.tensor;
-  const StepPass kernel = kernels[int(t.dtype)];
-  double* out = sums == nullptr ? nullptr : sums + chunk.piece * kStepSums;
-  if (t.rows == nullptr) return kernel(t.args, chunk.begin, chunk.end, out);
   const std::int64_t row_bytes = t.row_size * (t.dtype == Dtype::float32 ? 4 : 8);
   for (std::int64_t k = chunk.begin; k < chunk.end; ++k) {
     StepArgs row = t.args;
@@ -46,24 +51,38 @@ void Step::run_chunk(const Chunk& chunk, const StepPass (&kernels)[kDtypes], dou
     row.param = static_cast<char*>(row.param) + offset;
     row.grad = static_cast<const char*>(row.grad) + k * row_bytes;
     for (int s = 0; s < row.states; ++s) row.state[s] = static_cast<char*>(row.state[s]) + offset;
-    kernel(row, 0, t.row_size, out);
-    if (out != nullptr) out += kStepSums;
+    kernels[int(t.dtype)](row, 0, t.row_size, sums);
+    if (sums != nullptr) sums += chunks_in(t.row_size) * kStepSums;
+  }
+}
+
+// A tensor's chunks that follow each other are one call.
+void Step::run_range(const Chunk* chunk, const Chunk* stop, const StepPass (&kernels)[kDtypes], double* sums) const {
+  while (chunk != stop) {
+    const StepTensor& t = *chunk->tensor;
+    double* out = sums == nullptr ? nullptr : sums + chunk->piece * kStepSums;
+    if (t.rows != nullptr) {
+      run_rows(*chunk++, kernels, out);
+      continue;
+    }
+    const std::int64_t begin = chunk->begin;
+    std::int64_t end = begin;
+    for (; chunk != stop && chunk->tensor == &t; ++chunk) end = chunk->end;
+    kernels[int(t.dtype)](t.args, begin, end, out);
   }
 }
 
 void Step::run_chunks(const StepPass (&kernels)[kDtypes], double* sums) const {
+  const Chunk *first = chunks_.data(), *last = first + chunks_.size();
   const int threads = threads_for(bytes_);
-  if (threads == 1) {
-    for (const Chunk& chunk : chunks_) run_chunk(chunk, kernels, sums);
-    return;
-  }
+  if (threads == 1) return run_range(first, last, kernels, sums);
   // Equal shares of cost, contiguous: a thread meets the same memory in every step.
   const auto shares = std::min<std::int64_t>(threads, std::int64_t(chunks_.size()));
-  parallel_for(shares, threads, bytes_, [&](std::int64_t first, std::int64_t last) {
+  parallel_for(shares, threads, bytes_, [&](std::int64_t share, std::int64_t share_end) {
     const auto starts_before = [](const Chunk& chunk, std::int64_t limit) { return chunk.cost_before < limit; };
-    auto chunk = std::lower_bound(chunks_.begin(), chunks_.end(), cost_ * first / shares, starts_before);
-    const auto stop = std::lower_bound(chunk, chunks_.end(), cost_ * last / shares, starts_before);
-    for (; chunk != stop; ++chunk) run_chunk(*chunk, kernels, sums);
+    const Chunk* chunk = std::lower_bound(first, last, cost_ * share / shares, starts_before);
+    const Chunk* stop = std::lower_bound(chunk, last, cost_ * share_end / shares, starts_before);
+    run_range(chunk, stop, kernels, sums);
   });
 }
 

@@ -23,8 +23,8 @@ class Step {
   // The tensors stay where they are until the passes are over.
   void cut(const std::vector<StepTensor>& tensors);
 
-  // `kernels` by dtype. With sums, gives kStepSums of them a tensor: those of its chunks (its rows, where the gradient is
-  // row-sparse) added in order, so that they do not depend on the threads.
+  // `kernels` by dtype. With sums, gives kStepSums of them a tensor: those of its chunks (row by row, where the
+  // gradient is row-sparse) added in order, so that they do not depend on the threads.
   void run(const StepPass (&kernels)[kDtypes]);
   void run(const StepPass (&kernels)[kDtypes], std::vector<double>& sums);
 
@@ -37,7 +37,8 @@ class Step {
   };
 
   void run_chunks(const StepPass (&kernels)[kDtypes], double* sums) const;
-  static void run_chunk(const Chunk& chunk, const StepPass (&kernels)[kDtypes], double* sums);
+  void run_range(const Chunk* chunk, const Chunk* stop, const StepPass (&kernels)[kDtypes], double* sums) const;
+  static void run_rows(const Chunk& chunk, const StepPass (&kernels)[kDtypes], double* sums);
 
   // Reused from step to step.
   std::vector<Chunk> chunks_;

@@ -31,9 +31,8 @@ double dot(const KernelTable& table, Dtype dtype, const void* x, const void* y, 
 }
 
 void axpy(const KernelTable& table, Dtype dtype, double a, const void* x, void* y, std::int64_t n) {
-  each_chunk(n, 3 * n * item_bytes(dtype), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-    table.axpy[int(dtype)](a, x, y, begin, end);
-  });
+  each_chunk(n, 3 * n * item_bytes(dtype),
+             [&](std::int64_t, std::int64_t begin, std::int64_t end) { table.axpy[int(dtype)](a, x, y, begin, end); });
 }
 
 }  // namespace fusedstep::runtime

@@ -1,13 +1,13 @@
 """A step, stage by stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep.reference.sums import pair_sum, strip_sum
+from fusedstep.reference.sums import pair_sums, strip_sums
 
 Array = NDArray[Any]
 
@@ -117,7 +117,7 @@ def update(optimizer: Any, t: SimpleNamespace, telemetry: bool = True) -> tuple[
     moved = p - before
 
     def products(a: Array, b: Array) -> float:
-        return sum_of_products(a, b, t.rows is not None, strip_sum)
+        return sum_of_products(a, b, t.rows is not None, strip_sums)
 
     return (
         sum_of_products(t.grad, t.grad, t.rows is not None),
@@ -139,8 +139,11 @@ def gradient_stage(g: Array, p: Array, factor: float, decay: float) -> Array:
     return g
 
 
-def sum_of_products(a: Array, b: Array, rows: bool = False, add: Callable[..., float] = pair_sum) -> float:
-    """Σ a b in the order of the memory, in chunks, or row by row."""
-    if not rows:
-        return add(a.ravel(order="K"), b.ravel(order="K"))
-    return sum((add(x.ravel(), y.ravel(), max(1, x.size)) for x, y in zip(a, b, strict=True)), 0.0)
+def sum_of_products(a: Array, b: Array, rows: bool = False, sums: Callable[..., Iterator[float]] = pair_sums) -> float:
+    """Σ a b in the order of the memory, chunk after chunk, and row after row of a row-sparse gradient."""
+    pairs = zip(a, b, strict=True) if rows else [(a, b)]
+    total = 0.0
+    for x, y in pairs:
+        for part in sums(x.ravel(order="K"), y.ravel(order="K")):
+            total += part
+    return total

@@ -1,5 +1,6 @@
 """The order of every sum."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,24 +43,27 @@ def plane_sum(values: NDArray[Any]) -> NDArray[np.float64]:
     return lane_tree(lanes)
 
 
-def pair_sum(a: NDArray[Any], b: NDArray[Any], chunk: int = CHUNK) -> float:
-    """Sums a · b of two vectors: the lane sum of each chunk, then the chunks in order."""
-    total = 0.0
-    with np.errstate(all="ignore"):
-        for start in range(0, a.size, chunk):
-            part = slice(start, start + chunk)
-            total += float(lane_sum(a[part].astype(np.float64) * b[part].astype(np.float64)))
-    return total
+def pair_sums(a: NDArray[Any], b: NDArray[Any]) -> Iterator[float]:
+    """The lane sum of a · b of each chunk of two vectors."""
+    for start in range(0, a.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        yield float(lane_sum(a[part].astype(np.float64) * b[part].astype(np.float64)))
 
 
-def strip_sum(a: NDArray[Any], b: NDArray[Any], chunk: int = CHUNK) -> float:
-    """Sums a · b of two vectors as telemetry does: the 8 rows of lanes of a strip in their dtype, then as `pair_sum`."""
+def strip_sums(a: NDArray[Any], b: NDArray[Any]) -> Iterator[float]:
+    """The same as telemetry does it: the 8 rows of lanes of a strip are added in the vectors' dtype first."""
+    for start in range(0, a.size, CHUNK):
+        terms = a[start : start + CHUNK] * b[start : start + CHUNK]
+        strips = np.zeros((-(-terms.size // STRIP), STRIP // LANES, LANES), a.dtype)
+        strips.reshape(-1)[: terms.size] = terms
+        rows = np.add.reduce(strips, axis=1, initial=0.0)
+        yield float(lane_sum(rows.astype(np.float64).reshape(-1)))
+
+
+def pair_sum(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Sums a · b of two vectors, chunk after chunk."""
     total = 0.0
     with np.errstate(all="ignore"):
-        for start in range(0, a.size, chunk):
-            terms = a[start : start + chunk] * b[start : start + chunk]
-            strips = np.zeros((-(-terms.size // STRIP), STRIP // LANES, LANES), a.dtype)
-            strips.reshape(-1)[: terms.size] = terms
-            rows = np.add.reduce(strips, axis=1, initial=0.0)
-            total += float(lane_sum(rows.astype(np.float64).reshape(-1)))
+        for part in pair_sums(a, b):  # not sum(), which compensates from Python 3.12 on
+            total += part
     return total
