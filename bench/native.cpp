@@ -61,26 +61,32 @@ template <class T>
 void step(State& state, const runtime::Rule& rule, std::vector<double> hypers, std::int64_t n, int threads) {
   use_threads(threads);
   const int variant = rule.variant(hypers.data());
-  const unsigned keeps = rule.keeps[std::size_t(variant)];
-  const int states = __builtin_popcount(keeps);
   const Dtype dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
-  std::vector<Array<T>> arrays;
-  for (int k = 0; k < 2 + states; ++k) arrays.emplace_back(n);
-  alignas(16) unsigned char coefficients[kMaxCoefficientBytes];
-  rule.coefficients(hypers.data(), {10, false}, dtype, coefficients);
   StepArgs args = {};
+  args.states = __builtin_popcount(rule.keeps[std::size_t(variant)]);
+  std::vector<Array<T>> arrays;
+  for (int k = 0; k < 2 + args.states; ++k) arrays.emplace_back(n);
+  alignas(16) unsigned char coefficients[kMaxCoefficientBytes];
+  double scalars[kMaxScalars] = {0.1, 0.1, 0.1};
+  rule.coefficients(hypers.data(), {10, false}, dtype, scalars, coefficients);
+  const KernelTable& table = *runtime::active_table();
   args.param = arrays[0].get();
   args.grad = arrays[1].get();
-  std::size_t next = 2;
-  for (int k = 0; k < kMaxStates; ++k) {
-    if (keeps >> k & 1) args.state[k] = arrays[next++].get();
-  }
+  for (int k = 0; k < args.states; ++k) args.state[k] = arrays[std::size_t(2 + k)].get();
   args.coefficients = coefficients;
   args.grad_factor = 1.0;
-  const std::int64_t bytes = std::int64_t(sizeof(T)) * (3 + 2 * states);
-  const std::vector<runtime::StepTensor> tensors = {
-      {args, runtime::active_table()->step[rule.index][int(dtype)][variant], dtype, n, bytes}};
-  for (auto _ : state) runtime::run_step(tensors);
+  args.update = table.update[rule.index][int(dtype)][variant][0];
+  args.measure = table.measure[rule.index][int(dtype)][variant][0];
+  args.measures = rule.sums;
+  const std::int64_t bytes = std::int64_t(sizeof(T)) * (3 + 2 * args.states);
+  const std::vector<runtime::StepTensor> tensors = {{args, dtype, n, bytes, nullptr, 0, 0}};
+  runtime::Step whole;
+  std::vector<double> sums;
+  for (auto _ : state) {
+    whole.cut(tensors);
+    if (rule.sums > 0) whole.run(table.measure_sums, sums);
+    whole.run(table.step);
+  }
   state.SetBytesProcessed(state.iterations() * n * bytes);
 }
 
@@ -97,15 +103,18 @@ void step_roof(State& state, int arrays, std::int64_t floats, int threads) {
 
 // Hyper-parameters that lead to each variant of a rule; zeros and flags are what tells them apart.
 std::vector<std::vector<double>> variants(const runtime::Rule& rule) {
+  std::vector<double> values;
+  for (const Field& field : rule.fields) {
+    for (int k = 0; k < field.count; ++k) {
+      // The second of two is the larger, and of two factors more than 1; a choice is the place of one.
+      const bool second = field.count == 2 && k == 1;
+      values.push_back(field.domain == Domain::choice ? 1.0 : second && field.domain == Domain::positive ? 1.5 : 0.5);
+    }
+  }
   std::map<int, std::vector<double>> found;
-  const std::size_t count = [&] {
-    std::size_t all = 0;
-    for (const Field& field : rule.fields) all += std::size_t(field.count);
-    return all;
-  }();
-  for (unsigned bits = 0; bits < 1u << count; ++bits) {
-    std::vector<double> hypers(count);
-    for (std::size_t k = 0; k < count; ++k) hypers[k] = bits >> k & 1 ? 0.5 : 0.0;
+  for (unsigned bits = 0; bits < 1u << values.size(); ++bits) {
+    std::vector<double> hypers(values.size());
+    for (std::size_t k = 0; k < values.size(); ++k) hypers[k] = bits >> k & 1 ? values[k] : 0.0;
     if (rule.refuse(hypers.data()) == nullptr && rule.coupled_decay(hypers.data()) == 0.0) {
       found[rule.variant(hypers.data())] = hypers;
     }
@@ -117,6 +126,7 @@ std::vector<std::vector<double>> variants(const runtime::Rule& rule) {
 
 void register_steps(int threads) {
   for (const runtime::Rule& rule : runtime::rules()) {
+    if (!rule.native) continue;
     for (const std::vector<double>& hypers : variants(rule)) {
       const int variant = rule.variant(hypers.data());
       const int arrays = 1 + __builtin_popcount(rule.keeps[std::size_t(variant)]);

@@ -34,6 +34,12 @@ def optimizer_class(request):
     return REGISTRY[request.param]
 
 
+@pytest.fixture(params=sorted(name for name in REGISTRY if name not in ("muon", "sparse_adam")))
+def vector_optimizer(request):
+    """Every optimizer that takes arrays of any shape and gradients of the same."""
+    return REGISTRY[request.param]
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(20260101)

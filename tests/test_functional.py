@@ -9,26 +9,43 @@ import fusedstep as fs
 from cases import CASES, VALID
 from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
-from helpers import assert_same_bits
+from helpers import assert_same_bits, gradient_for
 
 F = np.float32
 ADAMW = fs.functional.adamw
 
 
-def states_for(rule, param):
-    return [np.zeros_like(param) for _ in _core.rules()[rule]["states"]]
+def states_for(rule, param, hypers):
+    """States and scalars before the first step, by name."""
+    description = _core.rules()[rule]
+    defaults = {name: p.default for name, p in inspect.signature(getattr(fs.functional, rule)).parameters.items()}
+    hypers = {**defaults, **hypers}
+    starts = {"mu_product": 1.0, "mu": 1.0, "eta": hypers.get("lr"), "d": hypers.get("d0"), "d_max": hypers.get("d0")}
+    states = {}
+    for name, shape in zip(description["states"], description["shapes"], strict=True):
+        kept = {"same": param.shape, "rows": (*param.shape[:-1], 1), "columns": (1, *param.shape[1:])}[shape]
+        states[name] = param.copy() if name in description["copies"] else np.zeros(kept, param.dtype)
+    if rule == "rprop":
+        states["step_size"][...] = hypers["lr"]
+    if rule == "adagrad":
+        states["sum"][...] = hypers["initial_accumulator_value"]
+    return {**states, **{name: np.full(1, starts.get(name, 0.0)) for name in description["scalars"]}}
 
 
 @pytest.mark.parametrize(("rule", "hypers"), VALID)
 def test_same_bits_as_the_optimizer(rule, hypers, rng):
-    grads = rng.standard_normal((4, 100)).astype(F)
-    p, q = np.ones(100, F), np.ones(100, F)
-    states = states_for(rule, p)
+    p, q = np.ones((10, 10), F), np.ones((10, 10), F)
+    grads = [gradient_for(rule, p, rng) for _ in range(4)]
+    states = states_for(rule, p, hypers)
     optimizer = REGISTRY[rule](q, **hypers)
     for step, grad in enumerate(grads, 1):
-        getattr(fs.functional, rule)(p, grad, *states, step=step, grad_scale=2.0, **hypers)
+        getattr(fs.functional, rule)(p, grad, **states, step=step, grad_scale=2.0, **hypers)
         optimizer.step(grad, grad_scale=2.0)
     assert_same_bits(p, q)
+    kept = {**optimizer.param_groups[0], **optimizer.state[0]}
+    for name, value in states.items():
+        if name in kept:
+            np.testing.assert_array_equal(value, kept[name])
 
 
 def test_lists_with_steps_of_their_own(rng):
@@ -46,8 +63,10 @@ def test_lists_with_steps_of_their_own(rng):
 def test_signature_and_doc(rule):
     function = getattr(fs.functional, rule)
     names = list(inspect.signature(function).parameters)
-    states = _core.rules()[rule]["states"]
-    assert names[: 3 + len(states)] == ["param", "grad", *states, "step"]
+    states = _core.rules()[rule]["states"] + _core.rules()[rule]["scalars"]
+    assert names[:2] == ["param", "grad"]
+    assert set(names[2 : 2 + len(states)]) == set(states)
+    assert names[2 + len(states)] == "step"
     assert all(f"{state}: " in function.__doc__ for state in states)
     assert rule in fs.functional.__all__
 
@@ -75,6 +94,21 @@ def test_errors(change, error, message):
     assert p.tolist() == [1.0] * 3
 
 
+@pytest.mark.parametrize(
+    ("scalar", "error", "message"),
+    [
+        (1.0, TypeError, "mu_product: expected a NumPy array, got float"),
+        (np.ones(1, F), ValueError, "mu_product: expected a float64 array of one element"),
+        (np.ones(2), ValueError, r"mu_product: expected a float64 array of one element, got shape \(2,\)"),
+    ],
+)
+def test_scalars_are_arrays_of_one_element(scalar, error, message):
+    p = np.ones(3, F)
+    with pytest.raises(error, match=message):
+        fs.functional.nadam(p, np.ones(3, F), np.zeros(3, F), np.zeros(3, F), scalar, step=1)
+    assert p.tolist() == [1.0] * 3
+
+
 def test_too_many_arrays():
     with pytest.raises(TypeError, match="expected the states"):
-        ADAMW(*(np.ones(3, F) for _ in range(5)), step=1)
+        ADAMW(*(np.ones(3, F) for _ in range(6)), step=1)

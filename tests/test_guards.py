@@ -10,6 +10,8 @@ import fusedstep as fs
 from fusedstep import _core
 
 SETS = ["baseline", "avx2", "avx512", "neon"]
+# Rules, their variants, and the same with a cautious mask.
+LOOPS = sum(len(rule["variants"]) * (1 + rule["cautious"]) for rule in _core.rules().values() if rule["native"])
 WIDE = {"avx2": "ymm", "avx512": "zmm"}
 x86 = pytest.mark.skipif("baseline" not in fs.runtime.available_isas(), reason="x86-64 only")
 
@@ -86,10 +88,11 @@ def test_each_set_has_the_same_functions(symbols):
         owner = set_of(name)
         if owner and kind in "tTwW" and "[clone" not in name:
             by_set.setdefault(owner, set()).add(name.replace(f"fusedstep::{owner}::", ""))
-    steps = {owner: {name for name in names if " step<" in name} for owner, names in by_set.items()}
-    assert steps
-    assert len({frozenset(names) for names in steps.values()}) == 1
-    assert len(next(iter(steps.values()))) == 2 * sum(len(rule["variants"]) for rule in _core.rules().values())
+    loops = {owner: {name for name in names if "_loop<" in name} for owner, names in by_set.items()}
+    assert loops
+    assert len({frozenset(names) for names in loops.values()}) == 1
+    # For each dtype an update, with and without telemetry.
+    assert len([name for name in next(iter(loops.values())) if "measure_loop" not in name]) == 2 * 2 * LOOPS
 
 
 @x86
@@ -101,23 +104,29 @@ def test_loops_are_packed(dtype, suffix, isa, register, functions):
     Every step multiplies in full registers, and where it divides or takes roots one by one, in the loop's remainder, it
     does so in full registers too.
     """
-    prefix = f"void fusedstep::{isa}::step<"
-    steps = {name: body for name, body in functions.items() if name.startswith(prefix) and f", {dtype}>(" in name}
-    assert len(steps) == sum(len(rule["variants"]) for rule in _core.rules().values())
+    prefixes = tuple(f"void fusedstep::{isa}::{kind}_loop<" for kind in ("update", "watched"))
+    loops = {name: body for name, body in functions.items() if name.startswith(prefixes) and f", {dtype}>(" in name}
+    assert len(loops) == 2 * LOOPS
     divided = 0
-    for name, body in steps.items():
+    for name, body in loops.items():
         assert re.search(rf"vmul{suffix}\s.*%{register}\d", body), name
         for operation in ("sqrt", "div"):
             if re.search(rf"v{operation}(ss|sd|ps|pd)\s", body):
                 assert re.search(rf"v{operation}{suffix}\s.*%{register}\d", body), f"{name}: no packed {operation}"
                 divided += 1
     assert divided >= 4  # Adam and AdamW, root and division
+    for name, body in functions.items():
+        if name.startswith(f"void fusedstep::{isa}::measure_loop<"):
+            assert re.search(rf"%{register}\d", body), name
 
 
 @x86
 @pytest.mark.parametrize("isa", WIDE)
 def test_no_contraction(isa, functions):
-    """A fused multiply-add rounds once where NumPy rounds twice."""
-    bodies = [body for name, body in functions.items() if set_of(name) == isa]
+    """A fused multiply-add rounds once where NumPy rounds twice; but a product of two floats is exact in double."""
+    bodies = {name: body for name, body in functions.items() if set_of(name) == isa}
     assert bodies
-    assert not any(re.search(r"\bvf(n?m(add|sub))\d", body) for body in bodies)
+    sums = re.compile(r"::(dot|gradient_sums|measure_sums)<float>|::watched_loop<.*, float>")
+    for name, body in bodies.items():
+        fused = re.findall(r"\bvfn?m(?:add|sub)\d+(\w\w)", body)
+        assert set(fused) <= ({"pd"} if sums.search(name) else set()), name

@@ -76,12 +76,12 @@ class TestState:
         assert list(named.ema) == ["w"]
 
     @pytest.mark.parametrize("isa", fs.runtime.available_isas())
-    def test_options_against_their_equations(self, isa, optimizer_class, rng):
+    def test_options_against_their_equations(self, isa, vector_optimizer, rng):
         """grad_scale divides, maximize turns the sign, the average is in float64 what its equation says."""
         start, gradients = rng.standard_normal(50), rng.standard_normal((20, 50))
         p, q = start.copy(), start.copy()
         with fs.runtime.use_isa(isa):
-            plain, other = optimizer_class(p, lr=0.01, ema_decay=0.999), optimizer_class(q, lr=0.01, maximize=True)
+            plain, other = vector_optimizer(p, lr=0.01, ema_decay=0.999), vector_optimizer(q, lr=0.01, maximize=True)
             average = start.copy()
             for gradient in gradients:
                 plain.step(4 * gradient, grad_scale=4.0)
@@ -91,21 +91,23 @@ class TestState:
         np.testing.assert_allclose(plain.ema, average, rtol=1e-13)
         # Starting from 0, the average of float32 is 1 - ema_decay of the parameter, to its precision.
         single = np.zeros(50, F)
-        short = optimizer_class(single, lr=0.01, ema_decay=0.999999)
+        short = vector_optimizer(single, lr=0.01, ema_decay=0.999999)
         short.step(gradients[0].astype(F))
         np.testing.assert_allclose(short.ema, 1e-6 * single.astype(np.float64), rtol=1e-6)
 
-    def test_dtypes_and_first_steps_side_by_side(self, optimizer_class, rng):
+    def test_dtypes_and_first_steps_side_by_side(self, vector_optimizer, rng):
         """Tensors of both dtypes, some at their first step: each as if it were alone."""
+        if vector_optimizer is fs.Prodigy:
+            pytest.skip("its parameters share their step size")
         arrays = [rng.standard_normal(9).astype(dtype) for dtype in (F, np.float64, F, np.float64)]
         grads = [rng.standard_normal(9).astype(array.dtype) for array in arrays]
-        options = {"momentum": 0.9, "dampening": 0.5} if optimizer_class is fs.SGD else {}
+        options = {"momentum": 0.9, "dampening": 0.5} if vector_optimizer is fs.SGD else {}
         alone = [array.copy() for array in arrays]
-        together = optimizer_class(arrays, lr=0.1, **options)
+        together = vector_optimizer(arrays, lr=0.1, **options)
         together.step([None, grads[1], grads[2], None])
         together.step(grads)
         for k, array in enumerate(alone):
-            optimizer = optimizer_class(array, lr=0.1, **options)
+            optimizer = vector_optimizer(array, lr=0.1, **options)
             for _ in range(2 if k in (1, 2) else 1):
                 optimizer.step(grads[k])
             assert_same_bits(arrays[k], array)
@@ -114,7 +116,7 @@ class TestState:
         optimizer = fs.SGD([ones(1)], lr=lambda taken: 0.5**taken)
         optimizer.step([ones(1)])
         optimizer.add_param_group({"params": ones(1), "lr": 1.0})
-        assert optimizer.step([None, None]) == (2, (0.5, 1.0))
+        assert optimizer.step([None, None])[:2] == (2, (0.5, 1.0))
 
     def test_add_param_group(self):
         a, b = ones(1), ones(1)
@@ -128,10 +130,10 @@ class TestState:
         assert len(optimizer.param_groups) == 2
 
     @pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-    def test_copies_go_on_alone(self, optimizer_class, how, rng):
+    def test_copies_go_on_alone(self, vector_optimizer, how, rng):
         grads = rng.standard_normal((4, 5)).astype(F)
         p = ones(5)
-        optimizer = optimizer_class(p, ema_decay=0.5)
+        optimizer = vector_optimizer(p, ema_decay=0.5)
         for grad in grads[:2]:
             optimizer.step(grad)
         twin = how(optimizer)
@@ -143,22 +145,23 @@ class TestState:
         assert_same_bits(p, twin_p)
         assert reports[-1].step == 4
 
-    def test_state_dict_round_trip(self, optimizer_class, rng):
+    def test_state_dict_round_trip(self, vector_optimizer, rng):
         grads = rng.standard_normal((6, 3, 4)).astype(F)
         p = ones(3, 4)
-        optimizer = optimizer_class([p], lr=0.1, weight_decay=0.25, ema_decay=0.5)
+        decay = {} if vector_optimizer is fs.Rprop else {"weight_decay": 0.25}
+        optimizer = vector_optimizer([p], lr=0.1, ema_decay=0.5, **decay)
         for grad in grads[:3]:
             optimizer.step([grad])
         saved, saved_p = copy.deepcopy(optimizer.state_dict()), p.copy()
         for grad in grads[3:]:
             optimizer.step([grad])
-        other = optimizer_class([saved_p], lr=0.5)
+        other = vector_optimizer([saved_p], lr=0.5)
         other.load_state_dict(saved)
         for grad in grads[3:]:
             report = other.step([grad])
         assert_same_bits(saved_p, p)
         assert_same_bits(other.ema[0], optimizer.ema[0])
-        assert report == (6, 0.1)
+        assert report[:2] == (6, 0.1)
 
     def test_loading_copies(self):
         p = ones(2)

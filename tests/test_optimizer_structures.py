@@ -10,7 +10,7 @@ F = np.float32
 
 
 class TestStructures:
-    def test_all_structures_update_alike(self, optimizer_class, rng):
+    def test_all_structures_update_alike(self, vector_optimizer, rng):
         grads = [rng.standard_normal((2, 3)).astype(F), rng.standard_normal(4).astype(F)]
         results = []
         for make in (
@@ -24,7 +24,9 @@ class TestStructures:
         ):
             a, b = ones(2, 3), ones(4)
             params, given = make(a, b)
-            optimizer_class(params, lr=0.1).step(given)
+            optimizer = vector_optimizer(params, lr=0.1)
+            for _ in range(2):
+                optimizer.step(given)
             results.append((a, b))
         for a, b in results[1:]:
             assert_same_bits(a, results[0][0])

@@ -14,8 +14,8 @@ class RowSparse:
     """The gradient of an array of which few rows were used, an embedding's for example.
 
     It stands for the array of shape `shape` that has `values[k]` in row `indices[k]`, summed where an index comes more
-    than once, and zeros elsewhere. An optimizer that takes it (`SGD`, `Adagrad`, `SparseAdam`) reads and writes no other
-    rows of the parameter and its state.
+    than once, and zeros elsewhere. An optimizer that takes it (`SGD`, `Adagrad`, `SparseAdam`) reads and writes no
+    other rows of the parameter and its state.
 
     Args:
         indices: The rows, in any order, repeated or not; integers, shape (k,).

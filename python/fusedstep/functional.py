@@ -45,10 +45,10 @@ def _make(optimizer: type[Optimizer]) -> Callable[..., None]:
     given_names = [*states, *scalars]
     optional = {name for name in states if any(name not in kept for kept in description["variants"])}
     named = [p for p in inspect.signature(optimizer).parameters.values() if p.name not in ("params", "options")]
-    for option in ("maximize", *(["cautious"] if description["cautious"] else [])):
-        named.append(
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=OPTIONS[option], annotation="bool")
-        )
+    named += [
+        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=OPTIONS[option], annotation="bool")
+        for option in ("maximize", *(["cautious"] if description["cautious"] else []))
+    ]
     defaults = {p.name: p.default for p in named}
 
     def function(
@@ -89,7 +89,7 @@ def _make(optimizer: type[Optimizer]) -> Callable[..., None]:
             f"    {name}: State, {_STARTS.get(name, 'zeros')} before the first step; updated.\n" for name in states
         )
         + "".join(
-            f"    {name}: float64 array of one element ({lists}), {_STARTS.get(name, '0')} before the first step; updated.\n"
+            f"    {name}: float64 array of one element ({lists}), {_STARTS.get(name, '0')} at first; updated.\n"
             for name in scalars
         )
         + "    step: Number of this step, from 1.\n    grad_scale: What the gradient is divided by first.\n"

@@ -65,6 +65,7 @@ def adam(
     eps: float = ...,
     weight_decay: float = ...,
     amsgrad: bool = ...,
+    decoupled_weight_decay: bool = ...,
     maximize: bool = ...,
     cautious: bool = ...,
     grad_scale: float = ...,

@@ -174,7 +174,7 @@ def clip_step_average(name: str, goal: float) -> Subject:
 
 
 def unfused(name: str) -> Subject:
-    """One step of ResNet-50 with an optimizer that torch has no fused kernel for, beside both of its implementations."""
+    """One step of ResNet-50 with an optimizer that torch has not fused, beside both of its implementations."""
     params, grads = _arrays(shapes.resnet50())
     optimizer = getattr(fs, name)(params)
 

@@ -4,7 +4,8 @@ import argparse
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from fusedstep import _core, runtime
 from fusedstep._checkpoint import save_checkpoint
 from fusedstep.cli.common import add_runtime_options, check_writable, positive_int, require, use_runtime, write_json
-from fusedstep.optimizers import REGISTRY
+from fusedstep.optimizers import REGISTRY, ScheduleFreeAdamW
 
 if TYPE_CHECKING:
     from fusedstep.examples.digits import MLP
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 #: Steps that are also run on the reference, to compare time and bits.
 COMPARED_STEPS = 20
 #: Learning rates that suit the example, where the optimizer's default does not.
-LEARNING_RATES = {"sgd": 0.1}
+LEARNING_RATES = {"asgd": 0.1, "rmsprop": 1e-3, "sgd": 0.1}
+#: Those that update arrays of any shape from dense gradients.
+OPTIMIZERS = sorted(set(REGISTRY) - {"muon", "sparse_adam"})
 
 
 def add_parser(commands: Any) -> None:
@@ -34,7 +37,13 @@ def add_parser(commands: Any) -> None:
         "them held out for testing. Some steps are run on the NumPy reference too, to compare time and bits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--optimizer", choices=sorted(REGISTRY), default="adamw", help="which rule updates")
+    parser.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="adamw",
+        metavar="NAME",
+        help="which rule updates: " + ", ".join(OPTIMIZERS),
+    )
     parser.add_argument("--lr", type=float, default=argparse.SUPPRESS, help="learning rate (default: the optimizer's)")
     parser.add_argument("--batch-size", type=positive_int, default=64, help="rows of a batch", metavar="N")
     parser.add_argument("--epochs", type=positive_int, default=40, help="passes over the data", metavar="N")
@@ -135,7 +144,8 @@ def train(options: argparse.Namespace) -> tuple[dict[str, Any], "MLP", "Optimize
                     losses.append(loss)
                     hits.append(accuracy * len(rows))
                     record["steps"].append(loss)
-                test_loss, test_accuracy = model.evaluate(test_x, test_y)
+                with evaluation_weights(optimizer):
+                    test_loss, test_accuracy = model.evaluate(test_x, test_y)
                 record["epochs"].append(
                     {
                         "epoch": epoch + 1,
@@ -154,6 +164,19 @@ def train(options: argparse.Namespace) -> tuple[dict[str, Any], "MLP", "Optimize
     record["test_accuracy"] = record["epochs"][-1]["test_accuracy"] if record["epochs"] else None
     record["kernels"] = comparison.result()
     return record, model, optimizer
+
+
+@contextmanager
+def evaluation_weights(optimizer: Any) -> Iterator[None]:
+    """Some optimizers train at other weights than those to evaluate."""
+    if not isinstance(optimizer, ScheduleFreeAdamW):
+        yield
+        return
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
 
 
 class Comparison:

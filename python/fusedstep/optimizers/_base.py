@@ -227,9 +227,8 @@ class Optimizer:
         if self.rule == "adamw" and not saved.get("decoupled_weight_decay", True):
             other.append("decoupled_weight_decay")  # Adam's
         if missing or other:
-            raise ValueError(
-                f"state_dict: expected a state of {self.rule!r}, got hyper-parameters {sorted(saved.keys() - {'params'})}"
-            )
+            got = sorted(saved.keys() - {"params"})
+            raise ValueError(f"state_dict: expected a state of {self.rule!r}, got hyper-parameters {got}")
 
     def _shared_scalars(self) -> list[str]:
         description = _core.rules()[self.rule]

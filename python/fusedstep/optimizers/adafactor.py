@@ -17,7 +17,8 @@ class Adafactor(Optimizer):
 
         ρ = min(lr, 1/√t),    α = max(eps[1], RMS(p)) · ρ,    w = 1 − t^beta2_decay
         p ← (1 − lr · weight_decay) · p
-        matrix:  R ← w · R + (1 − w) · row means of g²,    C ← w · C + (1 − w) · column means of g²,    v = R C / mean(R)
+        matrix:  R ← w · R + (1 − w) · row means of g²,    C ← w · C + (1 − w) · column means of g²,    v = R C /
+            mean(R)
         vector:  v ← w · v + (1 − w) · g²
         u = g / √max(v, eps[0]²)
         p ← p − α · u / max(1, RMS(u) / d)
@@ -26,7 +27,8 @@ class Adafactor(Optimizer):
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
         beta2_decay: Power of the step that the averages move by; <= 0.
-        eps: (ε1, ε2): what the root of v is at least (None: the resolution of the dtype), and the scale of p; finite, >= 0.
+        eps: (ε1, ε2): what the root of v is at least (None: the resolution of the dtype), and the scale of p; finite,
+            >= 0.
         d: What the root mean square of u is clipped to; finite, > 0.
         weight_decay: Decoupled: what the parameter shrinks by per step and unit of lr; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
@@ -44,8 +46,8 @@ class Adafactor(Optimizer):
         0.99 (200, 1) (1, 300)
 
     Reference:
-        Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", ICML 2018, algorithms 4 and 5, in
-        PyTorch's form. Its means are NumPy's, in the dtype of the parameter, on every instruction set.
+        Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", ICML 2018, algorithms 4 and
+        5, in PyTorch's form. Its means are NumPy's, in the dtype of the parameter, on every instruction set.
     """
 
     rule: ClassVar[str] = "adafactor"

@@ -39,11 +39,11 @@ class Adagrad(Optimizer):
         >>> for _ in range(4):
         ...     report = opt.step(np.ones(2, np.float32))  # steps of 0.1, 0.1/√2, 0.1/√3, 0.1/√4
         >>> print(p.round(4))
-        [ 0.7215 -2.2785]
+        [ 0.7216 -2.2784]
 
     Reference:
-        Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 2011.
-        The mean form with lr / √t is the sum form with lr.
+        Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR
+        2011. The mean form with lr / √t is the sum form with lr.
     """
 
     rule: ClassVar[str] = "adagrad"
@@ -78,7 +78,7 @@ class Adagrad(Optimizer):
         return {"lr": h.lr / (1.0 + (step - 1) * h.lr_decay), "eps": h.eps, "to_mean": 1.0 / step}
 
     @staticmethod
-    def direction(h: Any, c: Any, g: Array, p: Array, sum: Array) -> Array:
+    def direction(h: Any, c: Any, g: Array, p: Array, sum: Array) -> Array:  # noqa: A002
         """What is taken off the parameter; the states move on."""
         sum[...] = sum + g * g
         if h.accumulator == "mean":

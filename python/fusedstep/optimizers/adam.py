@@ -43,8 +43,9 @@ class Adam(Optimizer):
         [ 0.9 -1.9] 0.1
 
     Reference:
-        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1. AMSGrad: Reddi, Kale and Kumar,
-        "On the Convergence of Adam and Beyond", ICLR 2018, algorithm 2; here, as in PyTorch, with Adam's bias corrections.
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1. AMSGrad: Reddi, Kale and
+        Kumar, "On the Convergence of Adam and Beyond", ICLR 2018, algorithm 2; here, as in PyTorch, with Adam's bias
+        corrections.
     """
 
     rule: ClassVar[str] = "adam"

@@ -41,8 +41,8 @@ class Adan(Optimizer):
         [ 0.9 -1.9]
 
     Reference:
-        Xie, Zhou, Li, Lin and Yan, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models", TPAMI 2024,
-        algorithm 1; β is what is kept, and the bias corrections are those of the authors' code.
+        Xie, Zhou, Li, Lin and Yan, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models",
+        TPAMI 2024, algorithm 1; β is what is kept, and the bias corrections are those of the authors' code.
     """
 
     rule: ClassVar[str] = "adan"

@@ -44,8 +44,8 @@ class ADOPT(Optimizer):
         [ 0.9 -1.9]
 
     Reference:
-        Taniguchi, Harada, Minegishi, Oshima, Jeong, Nagahara, Iiyama, Suzuki, Iwasawa and Matsuo, "ADOPT: Modified Adam Can
-        Converge with Any β2 with the Optimal Rate", NeurIPS 2024, algorithm 2.
+        Taniguchi, Harada, Minegishi, Oshima, Jeong, Nagahara, Iiyama, Suzuki, Iwasawa and Matsuo, "ADOPT: Modified Adam
+        Can Converge with Any β2 with the Optimal Rate", NeurIPS 2024, algorithm 2.
     """
 
     rule: ClassVar[str] = "adopt"

@@ -37,11 +37,11 @@ class ASGD(Optimizer):
         >>> for _ in range(3):
         ...     report = opt.step(p.copy())
         >>> print(p.round(4), opt.state[0]["ax"].round(4))
-        [ 0.729 -1.458] [ 0.813 -1.626]
+        [ 0.729 -1.458] [ 0.7695 -1.539 ]
 
     Reference:
-        Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control Optim. 1992. The first
-        step's η is lr, and μ is 1 until t > t0 + 1, as in PyTorch; the average is the state `ax`.
+        Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control Optim. 1992. The
+        first step's η is lr, and μ is 1 until t > t0 + 1, as in PyTorch; the average is the state `ax`.
     """
 
     rule: ClassVar[str] = "asgd"

@@ -40,7 +40,8 @@ class LARS(Optimizer):
         [ 2.7 -3.6]
 
     Reference:
-        You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017, algorithm 1; momentum as in `SGD`.
+        You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017, algorithm 1; momentum as in
+        `SGD`.
     """
 
     rule: ClassVar[str] = "lars"

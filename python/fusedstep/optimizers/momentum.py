@@ -36,9 +36,9 @@ class Momentum(Optimizer):
         [ 0.486 -0.972] 3
 
     Reference:
-        Polyak, "Some methods of speeding up the convergence of iteration methods", 1964; Bengio, Boulanger-Lewandowski and
-        Pascanu, "Advances in optimizing recurrent networks", ICASSP 2013, for the form of Nesterov's. At a constant lr it
-        takes the steps of `SGD`; when lr changes, the velocity here keeps the rates of its past.
+        Polyak, "Some methods of speeding up the convergence of iteration methods", 1964; Bengio, Boulanger-Lewandowski
+        and Pascanu, "Advances in optimizing recurrent networks", ICASSP 2013, for the form of Nesterov's. At a constant
+        lr it takes the steps of `SGD`; when lr changes, the velocity here keeps the rates of its past.
     """
 
     rule: ClassVar[str] = "momentum"

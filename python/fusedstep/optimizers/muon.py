@@ -14,7 +14,8 @@ class Muon(Optimizer):
 
         b ← b + (1 − momentum) · (g − b)
         X = b                                           (Nesterov: g + momentum · (b − g))
-        X ← X / max(‖X‖, eps);  ns_steps times:  A = X Xᵀ,  X ← a · X + (b · A + c · A²) X      with ns_coefficients (a, b, c)
+        X ← X / max(‖X‖, eps)
+        ns_steps times:  A = X Xᵀ,  X ← a · X + (b · A + c · A²) X          with ns_coefficients (a, b, c)
         p ← (1 − lr · weight_decay) · p
         p ← p − lr · √max(1, rows / columns) · X        (match_rms_adamw: 0.2 · √max(rows, columns))
 
@@ -43,9 +44,9 @@ class Muon(Optimizer):
         True
 
     Reference:
-        Jordan, Jin, Boza, You, Cesista, Newhouse and Bernstein, "Muon: An optimizer for hidden layers in neural networks",
-        2024. Its matrix products are NumPy's, in the dtype of the parameter (PyTorch's in bfloat16), and so their last bits
-        are those of its BLAS.
+        Jordan, Jin, Boza, You, Cesista, Newhouse and Bernstein, "Muon: An optimizer for hidden layers in neural
+        networks", 2024. Its matrix products are NumPy's, in the dtype of the parameter (PyTorch's in bfloat16), and so
+        their last bits are those of its BLAS.
     """
 
     rule: ClassVar[str] = "muon"

@@ -48,8 +48,8 @@ class Prodigy(Optimizer):
         True True
 
     Reference:
-        Mishchenko and Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", ICML 2024, algorithm 4, as in the
-        authors' code. d, the largest d̂ and N are the same for all parameters and stand in the groups.
+        Mishchenko and Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", ICML 2024, algorithm 4, as
+        in the authors' code. d, the largest d̂ and N are the same for all parameters and stand in the groups.
     """
 
     rule: ClassVar[str] = "prodigy"

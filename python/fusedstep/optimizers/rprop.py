@@ -39,8 +39,8 @@ class Rprop(Optimizer):
         [ 0.636 -1.636]
 
     Reference:
-        Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", ICNN 1993,
-        in the variant without weight-backtracking (iRprop−, Igel and Hüsken 2000).
+        Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm", ICNN
+        1993, in the variant without weight-backtracking (iRprop−, Igel and Hüsken 2000).
     """
 
     rule: ClassVar[str] = "rprop"

@@ -52,8 +52,8 @@ class ScheduleFreeAdamW(Optimizer):
         >>> opt.train()  # and y again
 
     Reference:
-        Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled", NeurIPS 2024, with the weights and
-        the form of y of the authors' code.
+        Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, "The Road Less Scheduled", NeurIPS 2024, with the weights
+        and the form of y of the authors' code.
     """
 
     rule: ClassVar[str] = "schedule_free_adamw"

@@ -41,7 +41,8 @@ class SparseAdam(Optimizer):
         [[1.0, 1.0], [0.8999999761581421, 0.8999999761581421], [1.0, 1.0]]
 
     Reference:
-        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1; lazily, as PyTorch's SparseAdam.
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1; lazily, as PyTorch's
+        SparseAdam.
     """
 
     rule: ClassVar[str] = "sparse_adam"

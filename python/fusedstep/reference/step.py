@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 
 def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
-    """Per gradient (and whether it is row-sparse) the sum of its squares, and how many of its elements are not finite."""
+    """Per gradient (and whether it is row-sparse): the sum of its squares, how many elements are not finite."""
     return [
         (sum_of_products(grad, grad, rows), int(np.count_nonzero(~np.isfinite(np.asarray(grad)))))
         for grad, rows in grads
@@ -58,8 +58,9 @@ def narrowed(t: SimpleNamespace) -> SimpleNamespace:
 
 
 def pieces(t: SimpleNamespace) -> tuple[Array, Array, dict[str, Array]]:
-    """What a rule works on: the gradient as it takes it, the parameter and the states; copies of the rows of both where
-    the gradient is row-sparse.
+    """What a rule works on: the gradient as it takes it, the parameter and the states.
+
+    Where the gradient is row-sparse, copies of the rows.
     """
     p, states = t.param, t.states
     if t.rows is not None:
