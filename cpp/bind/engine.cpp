@@ -59,6 +59,15 @@ double choice(const Field& field, py::handle given) {
 
 constexpr double kNone = NAN;
 
+void fetch_shapes(const Item& item) {
+  const auto fetch = [](const py::object& array) {
+    if (array && is_array(array)) __builtin_prefetch(py::detail::array_proxy(array.ptr())->dimensions);
+  };
+  fetch(item.param);
+  fetch(item.grad);
+  for (const py::object& state : item.state) fetch(state);
+}
+
 }  // namespace
 
 py::handle get(py::handle dict, py::handle key) {
@@ -329,7 +338,10 @@ void Engine::refuse_overlaps() {
   const auto same = [](const Span& a, const Span& b) {
     return a.array.data == b.array.data && a.array.bytes == b.array.bytes;
   };
-  if (!std::equal(seen_.begin(), seen_.end(), written_.begin(), written_.end(), same)) {
+  const bool seen = std::equal(seen_.begin(), seen_.end(), written_.begin(), written_.end(), same);
+  if (seen && std::equal(seen_read_.begin(), seen_read_.end(), read_.begin(), read_.end(), same)) return;
+  seen_read_.clear();
+  if (!seen) {
     seen_.clear();
     sorted_.clear();
     for (const Span& span : written_) {
@@ -347,6 +359,7 @@ void Engine::refuse_overlaps() {
                                         [](const Span& span, const char* end) { return span.array.data < end; });
     if (after != sorted_.begin() && overlap((after - 1)->array, grad.array)) refuse(grad, *(after - 1));
   }
+  seen_read_ = read_;
 }
 
 void Engine::check_params(const std::vector<py::handle>& params) {
@@ -396,6 +409,7 @@ void Engine::make_states(std::vector<Item>& items, const std::vector<Settings>& 
     if (settings.average && !item.ema) {
       item.ema = array_like(item.param, "empty_like");
       item.ema[py::ellipsis()] = item.param;
+      item.ema_made = true;
       args.ema = py::detail::array_proxy(item.ema.ptr())->data;
     }
   }
@@ -503,7 +517,10 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
   read_.clear();
   tensors_.clear();
   tensors_.reserve(items.size());
-  for (Item& item : items) inspect_item(item, groups[std::size_t(item.group)], grad_scale);
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    if (k + 2 < items.size()) fetch_shapes(items[k + 2]);
+    inspect_item(items[k], groups[std::size_t(items[k].group)], grad_scale);
+  }
   refuse_overlaps();
 
   outcome_.skipped = outcome_.has_norm = false;

@@ -37,11 +37,13 @@ struct Item {
   py::ssize_t index = 0;
   int variant = 0;
   py::object param, grad;  // held: other threads may drop theirs while the step runs
+  py::object entry;        // of the optimizer's state; null where it has none yet
   py::object rows;         // of the parameter, where the gradient is row-sparse
   py::object state[kMaxStates];
   py::object ema;
   std::int64_t step = 0;
   bool first = false;
+  bool ema_made = false;
   double scalars[kMaxScalars] = {};   // before the step
   double advanced[kMaxScalars] = {};  // after it
 };
@@ -125,7 +127,7 @@ class Engine {
   std::vector<double> sums_;
   Outcome outcome_;
   std::vector<unsigned char> coefficients_;
-  std::vector<Span> written_, read_, seen_, sorted_;
+  std::vector<Span> written_, read_, seen_, seen_read_, sorted_;
 };
 
 }  // namespace fusedstep::bind

@@ -90,6 +90,11 @@ const Names& names() {
 constexpr std::int64_t kMaxSteps = std::int64_t{1} << 53;
 
 std::int64_t whole_number(py::handle value, const Label& label, std::int64_t least) {
+  if (PyLong_CheckExact(value.ptr())) {
+    int overflows = 0;
+    const long long number = PyLong_AsLongLongAndOverflow(value.ptr(), &overflows);
+    if (overflows == 0 && number >= least && number < kMaxSteps) return number;
+  }
   const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
   const long long number = index ? PyLong_AsLongLong(index.ptr()) : -1;
   PyErr_Clear();
@@ -100,6 +105,19 @@ std::int64_t whole_number(py::handle value, const Label& label, std::int64_t lea
 }
 
 bool is_sequence(py::handle object) { return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr()); }
+
+void fetch_object(const py::object& object) {
+  if (!object) return;
+  __builtin_prefetch(object.ptr());
+  __builtin_prefetch(reinterpret_cast<const char*>(object.ptr()) + 64);
+}
+
+// The keys and values of a small dict lie next to each other.
+void fetch_entry(const py::object& entry) {
+  if (!entry || !PyDict_Check(entry.ptr())) return;
+  const char* keys = reinterpret_cast<const char*>(reinterpret_cast<const PyDictObject*>(entry.ptr())->ma_keys);
+  for (int line = 0; line < 3; ++line) __builtin_prefetch(keys + 64 * line);
+}
 
 // How the parameters were given: the gradients come the same way.
 enum class Structure { array, list, dict, groups };
@@ -292,42 +310,59 @@ class Optimizer {
       value_error({"grads"}, "expected " + std::to_string(all) + " arrays, got " + std::to_string(grads_.size()));
     }
     items_.clear();
+    items_.reserve(all);
     py::ssize_t index = 0;
     for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups_.ptr()); ++g) {
-      const Settings& settings = settings_[std::size_t(g)];
       const py::handle params = get(PyList_GET_ITEM(groups_.ptr(), g), names().params);
       for (py::ssize_t k = 0; k < PyList_GET_SIZE(params.ptr()); ++k, ++index) {
         const py::handle grad = grads_[std::size_t(index)];
         if (grad.is_none()) continue;
-        Item item;
+        Item& item = items_.emplace_back();
         item.group = int(g);
         item.index = index;
         item.param = hold(PyList_GET_ITEM(params.ptr(), k));
         item.grad = hold(grad);
-        const py::handle state = get(state_, py::int_(index));
-        item.variant = engine_.variant_for(settings, item.param);
-        item.first = !state;
-        item.step = 1;
-        for (int s = 0; s < own_scalars(); ++s) {
-          item.scalars[s] = engine_.rule().initial_scalar(settings.hypers, s);
-        }
-        if (state) {
-          if (!PyDict_Check(state.ptr())) type_error({"state", index}, "expected a dict, got " + kind_text(state));
-          for (int s = 0; s < engine_.states(); ++s) {
-            if (!engine_.keeps(item, s)) continue;
-            item.state[s] = hold(get(state, state_names_[std::size_t(s)]));
-            item.first = item.first || !item.state[s];
-          }
-          for (int s = 0; s < own_scalars(); ++s) {
-            const py::handle given = get(state, scalar_names_[std::size_t(s)]);
-            if (given) item.scalars[s] = scalar(given, {"state", index, engine_.rule().scalars[std::size_t(s)]});
-          }
-          if (settings.average) item.ema = hold(get(state, names().ema));
-          item.step = taken_by(state, index) + 1;
-        }
-        items_.push_back(item);
+        item.entry = hold(get(state_, index_key(index)));
+        // The last step has pushed Python's objects out of the caches.
+        fetch_object(item.param);
+        fetch_object(item.grad);
+        fetch_object(item.entry);
       }
     }
+    for (const Item& item : items_) fetch_entry(item.entry);
+    for (Item& item : items_) collect_state(item);
+  }
+
+  void collect_state(Item& item) const {
+    const Settings& settings = settings_[std::size_t(item.group)];
+    item.variant = engine_.variant_for(settings, item.param);
+    item.first = !item.entry;
+    item.step = 1;
+    for (int s = 0; s < own_scalars(); ++s) {
+      item.scalars[s] = engine_.rule().initial_scalar(settings.hypers, s);
+    }
+    if (!item.entry) return;
+    if (!PyDict_Check(item.entry.ptr())) {
+      type_error({"state", item.index}, "expected a dict, got " + kind_text(item.entry));
+    }
+    for (int s = 0; s < engine_.states(); ++s) {
+      if (!engine_.keeps(item, s)) continue;
+      item.state[s] = hold(get(item.entry, state_names_[std::size_t(s)]));
+      item.first = item.first || !item.state[s];
+      fetch_object(item.state[s]);
+    }
+    for (int s = 0; s < own_scalars(); ++s) {
+      const py::handle given = get(item.entry, scalar_names_[std::size_t(s)]);
+      if (given) item.scalars[s] = scalar(given, {"state", item.index, engine_.rule().scalars[std::size_t(s)]});
+    }
+    if (settings.average) item.ema = hold(get(item.entry, names().ema));
+    const py::handle step = get(item.entry, names().step);
+    item.step = (step ? whole_number(step, {"state", item.index, "step"}, 0) : 0) + 1;
+  }
+
+  py::handle index_key(py::ssize_t index) {
+    while (py::ssize_t(index_keys_.size()) <= index) index_keys_.push_back(py::int_(index_keys_.size()));
+    return index_keys_[std::size_t(index)];
   }
 
   // Scalars that a parameter keeps itself.
@@ -350,34 +385,31 @@ class Optimizer {
     }
   }
 
-  std::int64_t taken_by(py::handle state, py::ssize_t index) const {
-    const py::handle step = get(state, names().step);
-    return step ? whole_number(step, {"state", index, "step"}, 0) : 0;
-  }
-
   void commit() {
     const auto put = [](py::handle dict, py::handle key, py::handle value) {
       if (PyDict_SetItem(dict.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
     };
-    for (const Item& item : items_) {
-      const Settings& settings = settings_[std::size_t(item.group)];
-      const py::int_ index(item.index);
-      py::handle state = get(state_, index);
-      if (!state) {
-        const py::dict fresh;
-        put(state_, index, fresh);
-        state = fresh;
+    py::int_ step(0);
+    std::int64_t value = 0;
+    for (Item& item : items_) {
+      if (!item.entry) {
+        item.entry = py::dict();
+        put(state_, index_key(item.index), item.entry);
       }
-      put(state, names().step, py::int_(item.step));
+      if (item.step != value) {
+        value = item.step;
+        step = py::int_(value);
+      }
+      put(item.entry, names().step, step);
       if (item.first) {
         for (int s = 0; s < engine_.states(); ++s) {
-          if (engine_.keeps(item, s)) put(state, state_names_[std::size_t(s)], item.state[s]);
+          if (engine_.keeps(item, s)) put(item.entry, state_names_[std::size_t(s)], item.state[s]);
         }
       }
       for (int s = 0; s < own_scalars(); ++s) {
-        put(state, scalar_names_[std::size_t(s)], py::float_(item.advanced[s]));
+        put(item.entry, scalar_names_[std::size_t(s)], py::float_(item.advanced[s]));
       }
-      if (settings.average) put(state, names().ema, item.ema);
+      if (item.ema_made) put(item.entry, names().ema, item.ema);
     }
     if (!engine_.rule().shared_scalars) return;
     for (const py::handle group : py::reinterpret_borrow<py::list>(groups_)) {
@@ -448,7 +480,7 @@ class Optimizer {
   Structure structure_;
   std::int64_t taken_;
   bool busy_ = false;
-  std::vector<py::object> state_names_, scalar_names_;
+  std::vector<py::object> state_names_, scalar_names_, index_keys_;
   double shared_[kMaxScalars] = {};
   // Reused from step to step.
   std::vector<Settings> settings_;
