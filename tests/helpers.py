@@ -5,7 +5,7 @@ import numpy as np
 import fusedstep as fs
 from fusedstep import _core
 
-BLOCK, CHUNK = 1024, 8192
+BLOCK, CHUNK = 1024, 4096
 LENGTHS = [
     0,
     1,

@@ -205,15 +205,13 @@ int Engine::variant_for(const Settings& settings, py::handle param) const {
   return variant < 0 ? settings.variant : variant;
 }
 
-Label Engine::param_label(const Item& item) const {
-  return {naming_ == Naming::function ? "param" : "params", item.index};
-}
-Label Engine::grad_label(const Item& item) const {
-  return {naming_ == Naming::function ? "grad" : "grads", item.index};
-}
-Label Engine::state_label(const Item& item, const char* name) const {
-  if (naming_ == Naming::function) return {name, item.index};
-  return {"state", item.index, name};
+Label Engine::label(py::ssize_t index, int owner) const {
+  const bool function = naming_ == Naming::function;
+  if (owner == kParam) return {function ? "param" : "params", index};
+  if (owner == kGrad) return {function ? "grad" : "grads", index};
+  const char* name = owner == kAverage ? "ema" : rule_.states[std::size_t(owner)];
+  if (function) return {name, index};
+  return {"state", index, name};
 }
 
 // Runs other libraries' code, which may do anything: before any pointer is taken.
@@ -249,7 +247,7 @@ void Engine::inspect_param(const Item& item, runtime::StepTensor& tensor) {
   if (const char* reason = rule_.refuse_axes(axes_of(item.param))) {
     value_error(label, std::string(reason) + ", got shape " + shape_text(item.param));
   }
-  written_.push_back({param, label});
+  written_.push_back({param.data, param.bytes, std::int32_t(item.index), kParam});
   tensor.args.param = param.data;
   tensor.size = param.size;
   tensor.dtype = param.dtype;
@@ -266,7 +264,7 @@ void Engine::inspect_grad(Item& item, runtime::StepTensor& tensor) {
     grad = inspect(copy, label);
     item.grad = std::move(copy);
   }
-  read_.push_back({grad, label});
+  read_.push_back({grad.data, grad.bytes, std::int32_t(item.index), kGrad});
   tensor.args.grad = grad.data;
 }
 
@@ -287,8 +285,9 @@ void Engine::inspect_rows(const Item& item, const Settings& settings, runtime::S
   tensor.row_size = tensor.row_count == 0 ? 0 : grad.size / tensor.row_count;
 }
 
-char* Engine::inspect_state(const Item& item, py::handle object, const char* name, Shape shape) {
-  const Label label = state_label(item, name);
+char* Engine::inspect_state(const Item& item, py::handle object, int owner) {
+  const Label label = this->label(item.index, owner);
+  const Shape shape = owner < 0 ? Shape::same : rule_.shapes[std::size_t(owner)];
   const Array array = inspect(object, label);
   require_same_dtype(object, label, item.param, param_label(item));
   if (shape == Shape::same) {
@@ -302,7 +301,7 @@ char* Engine::inspect_state(const Item& item, py::handle object, const char* nam
     require_dense(object, label);
   }
   require_writable(object, label);
-  written_.push_back({array, label});
+  written_.push_back({array.data, array.bytes, std::int32_t(item.index), owner});
   return array.data;
 }
 
@@ -318,11 +317,9 @@ void Engine::inspect_item(Item& item, const Settings& settings, double grad_scal
   }
   for (int s = 0; s < states(); ++s) {
     if (!keeps(item, s)) continue;
-    args.state[args.states++] =
-        item.state[s] ? inspect_state(item, item.state[s], rule_.states[std::size_t(s)], rule_.shapes[std::size_t(s)])
-                      : nullptr;
+    args.state[args.states++] = item.state[s] ? inspect_state(item, item.state[s], s) : nullptr;
   }
-  args.ema = settings.average && item.ema ? inspect_state(item, item.ema, "ema", Shape::same) : nullptr;
+  args.ema = settings.average && item.ema ? inspect_state(item, item.ema, kAverage) : nullptr;
   args.grad_factor = (settings.maximize ? -1.0 : 1.0) / grad_scale;
   args.decay = settings.coupled_decay;
   args.ema_decay = settings.ema_decay;
@@ -332,12 +329,13 @@ void Engine::inspect_item(Item& item, const Settings& settings, double grad_scal
 // The arrays that are written must overlap neither each other nor a gradient. They are sorted once, for as long as they
 // stay where they are.
 void Engine::refuse_overlaps() {
-  const auto refuse = [](const Span& a, const Span& b) {
-    value_error(a.label, "overlaps " + b.label.text() + " in memory");
+  const auto overlap = [](const Span& a, const Span& b) {
+    return a.bytes > 0 && b.bytes > 0 && a.data < b.data + b.bytes && b.data < a.data + a.bytes;
   };
-  const auto same = [](const Span& a, const Span& b) {
-    return a.array.data == b.array.data && a.array.bytes == b.array.bytes;
+  const auto refuse = [&](const Span& a, const Span& b) {
+    value_error(label(a.index, a.owner), "overlaps " + label(b.index, b.owner).text() + " in memory");
   };
+  const auto same = [](const Span& a, const Span& b) { return a.data == b.data && a.bytes == b.bytes; };
   const bool seen = std::equal(seen_.begin(), seen_.end(), written_.begin(), written_.end(), same);
   if (seen && std::equal(seen_read_.begin(), seen_read_.end(), read_.begin(), read_.end(), same)) return;
   seen_read_.clear();
@@ -345,19 +343,18 @@ void Engine::refuse_overlaps() {
     seen_.clear();
     sorted_.clear();
     for (const Span& span : written_) {
-      if (span.array.bytes > 0) sorted_.push_back(span);
+      if (span.bytes > 0) sorted_.push_back(span);
     }
-    std::stable_sort(sorted_.begin(), sorted_.end(),
-                     [](const Span& a, const Span& b) { return a.array.data < b.array.data; });
+    std::stable_sort(sorted_.begin(), sorted_.end(), [](const Span& a, const Span& b) { return a.data < b.data; });
     for (std::size_t k = 1; k < sorted_.size(); ++k) {
-      if (overlap(sorted_[k - 1].array, sorted_[k].array)) refuse(sorted_[k], sorted_[k - 1]);
+      if (overlap(sorted_[k - 1], sorted_[k])) refuse(sorted_[k], sorted_[k - 1]);
     }
     seen_ = written_;
   }
   for (const Span& grad : read_) {
-    const auto after = std::lower_bound(sorted_.begin(), sorted_.end(), grad.array.data + grad.array.bytes,
-                                        [](const Span& span, const char* end) { return span.array.data < end; });
-    if (after != sorted_.begin() && overlap((after - 1)->array, grad.array)) refuse(grad, *(after - 1));
+    const auto after = std::lower_bound(sorted_.begin(), sorted_.end(), grad.data + grad.bytes,
+                                        [](const Span& span, const char* end) { return span.data < end; });
+    if (after != sorted_.begin() && overlap(*(after - 1), grad)) refuse(grad, *(after - 1));
   }
   seen_read_ = read_;
 }
@@ -490,7 +487,7 @@ void Engine::total_gradient(double grad_scale) {
 void Engine::measure_gradient(const std::vector<Item>& items, double grad_scale) {
   if (table_ != nullptr) {
     const py::gil_scoped_release released;
-    step_.run(table_->gradient_sums, sums_);
+    step_.run(table_->gradient_sums, sums_, runtime::Reads::gradient);
   } else {
     py::list grads;
     for (const Item& item : items) grads.append(py::make_tuple(item.grad, bool(item.rows)));

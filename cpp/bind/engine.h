@@ -91,20 +91,24 @@ class Engine {
   double lr_of(const Settings& settings) const { return settings.hypers[lr_]; }
 
  private:
+  // What memory an array takes, and whose it is: the s-th state's of a parameter, or one of these.
+  enum Owner { kParam = -1, kGrad = -2, kAverage = -3 };
   struct Span {
-    Array array;
-    Label label;
+    const char* data;
+    std::int64_t bytes;
+    std::int32_t index;
+    std::int32_t owner;
   };
 
-  Label param_label(const Item& item) const;
-  Label grad_label(const Item& item) const;
-  Label state_label(const Item& item, const char* name) const;
+  Label label(py::ssize_t index, int owner) const;
+  Label param_label(const Item& item) const { return label(item.index, kParam); }
+  Label grad_label(const Item& item) const { return label(item.index, kGrad); }
   void read_field(const Field& field, py::handle given, double* out) const;
   void view_grads(std::vector<Item>& items) const;
   void inspect_param(const Item& item, runtime::StepTensor& tensor);
   void inspect_grad(Item& item, runtime::StepTensor& tensor);
   void inspect_rows(const Item& item, const Settings& settings, runtime::StepTensor& tensor);
-  char* inspect_state(const Item& item, py::handle array, const char* name, Shape shape);
+  char* inspect_state(const Item& item, py::handle array, int owner);
   void inspect_item(Item& item, const Settings& settings, double grad_scale);
   void refuse_overlaps();
   py::object initial_state(const Item& item, const Settings& settings, int s) const;

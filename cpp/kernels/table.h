@@ -7,9 +7,9 @@
 
 namespace fusedstep {
 
-// Blocks sit in the first-level cache; chunks are what a thread takes. Neither depends on the number of threads.
+// Blocks sit in the first-level cache; sums are taken of chunks. Neither depends on the number of threads.
 inline constexpr std::int64_t kBlock = 1024;
-inline constexpr std::int64_t kChunk = 8 * kBlock;
+inline constexpr std::int64_t kChunk = 4 * kBlock;
 
 // Rows of an (N, C) array whose statistics are taken together.
 inline constexpr std::int64_t kStatsRows = 128;

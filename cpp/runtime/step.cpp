@@ -7,93 +7,92 @@
 namespace fusedstep::runtime {
 namespace {
 
-// What a chunk, or a row, costs beside its elements, in elements.
-constexpr std::int64_t kChunkOverhead = 128;
+// What a tensor, or a row, costs beside its elements, in elements.
+constexpr std::int64_t kOverhead = 128;
 
+std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 8; }
 std::int64_t chunks_in(std::int64_t elements) { return (elements + kChunk - 1) / kChunk; }
+std::int64_t items_of(const StepTensor& t) { return t.rows != nullptr ? t.row_count : t.size; }
+std::int64_t item_cost(const StepTensor& t) { return t.rows != nullptr ? t.row_size + kOverhead : 1; }
 
 }  // namespace
 
 void Step::cut(const std::vector<StepTensor>& tensors) {
-  chunks_.clear();
+  tensors_ = &tensors;
+  costs_.clear();
   pieces_.clear();
-  bytes_ = cost_ = 0;
-  std::int64_t piece = 0;
+  bytes_ = gradient_bytes_ = 0;
+  std::int64_t cost = 0, piece = 0;
   for (const StepTensor& t : tensors) {
+    costs_.push_back(cost);
     pieces_.push_back(piece);
-    if (t.rows == nullptr) {
-      for (std::int64_t at = 0; at < t.size; at += kChunk) {
-        const std::int64_t end = std::min(at + kChunk, t.size);
-        chunks_.push_back({&t, at, end, piece++, cost_});
-        cost_ += end - at + kChunkOverhead;
-      }
-      bytes_ += t.size * t.bytes_per_element;
-      continue;
-    }
-    const std::int64_t rows = std::max<std::int64_t>(1, kChunk / std::max<std::int64_t>(1, t.row_size));
-    for (std::int64_t at = 0; at < t.row_count; at += rows) {
-      const std::int64_t end = std::min(at + rows, t.row_count);
-      chunks_.push_back({&t, at, end, piece, cost_});
-      piece += (end - at) * chunks_in(t.row_size);
-      cost_ += (end - at) * (t.row_size + kChunkOverhead);
-    }
-    bytes_ += t.row_count * t.row_size * t.bytes_per_element;
+    const std::int64_t elements = t.rows != nullptr ? t.row_count * t.row_size : t.size;
+    cost += kOverhead + items_of(t) * item_cost(t);
+    piece += t.rows != nullptr ? t.row_count * chunks_in(t.row_size) : chunks_in(t.size);
+    bytes_ += elements * t.bytes_per_element;
+    gradient_bytes_ += elements * item_bytes(t.dtype);
   }
+  costs_.push_back(cost);
   pieces_.push_back(piece);
 }
 
-void Step::run_rows(const Chunk& chunk, const StepPass (&kernels)[kDtypes], double* sums) {
-  const StepTensor& t = *chunk.tensor;
-  const std::int64_t row_bytes = t.row_size * (t.dtype == Dtype::float32 ? 4 : 8);
-  for (std::int64_t k = chunk.begin; k < chunk.end; ++k) {
+void Step::run_rows(const StepTensor& t, std::int64_t from, std::int64_t to, StepPass kernel, double* sums) {
+  const std::int64_t row_bytes = t.row_size * item_bytes(t.dtype);
+  for (std::int64_t k = from; k < to; ++k) {
     StepArgs row = t.args;
     const std::int64_t offset = t.rows[k] * row_bytes;
     row.param = static_cast<char*>(row.param) + offset;
     row.grad = static_cast<const char*>(row.grad) + k * row_bytes;
     for (int s = 0; s < row.states; ++s) row.state[s] = static_cast<char*>(row.state[s]) + offset;
-    kernels[int(t.dtype)](row, 0, t.row_size, sums);
-    if (sums != nullptr) sums += chunks_in(t.row_size) * kStepSums;
+    kernel(row, 0, t.row_size, sums == nullptr ? nullptr : sums + k * chunks_in(t.row_size) * kStepSums);
   }
 }
 
-// A tensor's chunks that follow each other are one call.
-void Step::run_range(const Chunk* chunk, const Chunk* stop, const StepPass (&kernels)[kDtypes], double* sums) const {
-  while (chunk != stop) {
-    const StepTensor& t = *chunk->tensor;
-    double* out = sums == nullptr ? nullptr : sums + chunk->piece * kStepSums;
+void Step::run_range(Place from, Place to, const StepPass (&kernels)[kDtypes], double* sums) const {
+  for (std::size_t k = from.tensor; k <= to.tensor && k < tensors_->size(); ++k) {
+    const StepTensor& t = (*tensors_)[k];
+    const std::int64_t begin = k == from.tensor ? from.item : 0;
+    const std::int64_t end = k == to.tensor ? to.item : items_of(t);
+    if (begin >= end) continue;
+    const StepPass kernel = kernels[int(t.dtype)];
+    double* out = sums == nullptr ? nullptr : sums + pieces_[k] * kStepSums;
     if (t.rows != nullptr) {
-      run_rows(*chunk++, kernels, out);
-      continue;
+      run_rows(t, begin, end, kernel, out);
+    } else {
+      kernel(t.args, begin, end, out == nullptr ? nullptr : out + begin / kChunk * kStepSums);
     }
-    const std::int64_t begin = chunk->begin;
-    std::int64_t end = begin;
-    for (; chunk != stop && chunk->tensor == &t; ++chunk) end = chunk->end;
-    kernels[int(t.dtype)](t.args, begin, end, out);
   }
 }
 
-void Step::run_chunks(const StepPass (&kernels)[kDtypes], double* sums) const {
-  const Chunk *first = chunks_.data(), *last = first + chunks_.size();
-  const int threads = threads_for(bytes_);
-  if (threads == 1) return run_range(first, last, kernels, sums);
+// Elements are cut at multiples of the granule, rows between any two.
+Step::Place Step::place_of(std::int64_t cost, std::int64_t granule) const {
+  const auto next = std::upper_bound(costs_.begin(), costs_.end(), cost);
+  if (next == costs_.end()) return {tensors_->size(), 0};
+  const std::size_t k = std::size_t(next - costs_.begin()) - 1;
+  const StepTensor& t = (*tensors_)[k];
+  std::int64_t item = std::max<std::int64_t>(0, cost - costs_[k] - kOverhead) / item_cost(t);
+  if (t.rows == nullptr) item = (item + granule / 2) / granule * granule;
+  return {k, std::min(item, items_of(t))};
+}
+
+void Step::run_all(const StepPass (&kernels)[kDtypes], double* sums, std::int64_t bytes) const {
+  const std::int64_t granule = sums == nullptr ? kBlock : kChunk;
+  const std::int64_t cost = costs_.back();
+  const int threads = threads_for(bytes);
+  if (threads == 1) return run_range({0, 0}, {tensors_->size(), 0}, kernels, sums);
   // Equal shares of cost, contiguous: a thread meets the same memory in every step.
-  const auto shares = std::min<std::int64_t>(threads, std::int64_t(chunks_.size()));
-  parallel_for(shares, threads, bytes_, [&](std::int64_t share, std::int64_t share_end) {
-    const auto starts_before = [](const Chunk& chunk, std::int64_t limit) { return chunk.cost_before < limit; };
-    const Chunk* chunk = std::lower_bound(first, last, cost_ * share / shares, starts_before);
-    const Chunk* stop = std::lower_bound(chunk, last, cost_ * share_end / shares, starts_before);
-    run_range(chunk, stop, kernels, sums);
+  parallel_for(threads, threads, bytes, [&](std::int64_t first, std::int64_t last) {
+    run_range(place_of(cost * first / threads, granule), place_of(cost * last / threads, granule), kernels, sums);
   });
 }
 
-void Step::run(const StepPass (&kernels)[kDtypes]) { run_chunks(kernels, nullptr); }
+void Step::run(const StepPass (&kernels)[kDtypes]) { run_all(kernels, nullptr, bytes_); }
 
-void Step::run(const StepPass (&kernels)[kDtypes], std::vector<double>& sums) {
-  const std::size_t tensors = pieces_.size() - 1;
+void Step::run(const StepPass (&kernels)[kDtypes], std::vector<double>& sums, Reads reads) {
   piece_sums_.assign(std::size_t(pieces_.back()) * kStepSums, 0.0);
-  run_chunks(kernels, piece_sums_.data());
-  sums.assign(tensors * kStepSums, 0.0);
-  for (std::size_t t = 0; t < tensors; ++t) {
+  run_all(kernels, piece_sums_.data(), reads == Reads::gradient ? gradient_bytes_ : bytes_);
+  sums.assign(tensors_->size() * kStepSums, 0.0);
+  for (std::size_t t = 0; t < tensors_->size(); ++t) {
     for (std::int64_t piece = pieces_[t]; piece < pieces_[t + 1]; ++piece) {
       for (int k = 0; k < kStepSums; ++k) sums[t * kStepSums + k] += piece_sums_[std::size_t(piece) * kStepSums + k];
     }

@@ -1,4 +1,4 @@
-// A whole optimizer step: every tensor cut into chunks, the chunks shared out in one parallel region a pass.
+// A whole optimizer step: all tensors, end to end, shared out in one parallel region a pass.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,9 @@ struct StepTensor {
   std::int64_t row_count, row_size;
 };
 
+// What a pass moves: everything that a step does, or the gradients alone.
+enum class Reads { all, gradient };
+
 class Step {
  public:
   // The tensors stay where they are until the passes are over.
@@ -26,25 +29,26 @@ class Step {
   // `kernels` by dtype. With sums, gives kStepSums of them a tensor: those of its chunks (row by row, where the
   // gradient is row-sparse) added in order, so that they do not depend on the threads.
   void run(const StepPass (&kernels)[kDtypes]);
-  void run(const StepPass (&kernels)[kDtypes], std::vector<double>& sums);
+  void run(const StepPass (&kernels)[kDtypes], std::vector<double>& sums, Reads reads = Reads::all);
 
  private:
-  struct Chunk {
-    const StepTensor* tensor;
-    std::int64_t begin, end;  // elements, or rows
-    std::int64_t piece;       // where its sums are
-    std::int64_t cost_before;
+  // An element, or a row, of a tensor.
+  struct Place {
+    std::size_t tensor;
+    std::int64_t item;
   };
 
-  void run_chunks(const StepPass (&kernels)[kDtypes], double* sums) const;
-  void run_range(const Chunk* chunk, const Chunk* stop, const StepPass (&kernels)[kDtypes], double* sums) const;
-  static void run_rows(const Chunk& chunk, const StepPass (&kernels)[kDtypes], double* sums);
+  Place place_of(std::int64_t cost, std::int64_t granule) const;
+  void run_all(const StepPass (&kernels)[kDtypes], double* sums, std::int64_t bytes) const;
+  void run_range(Place from, Place to, const StepPass (&kernels)[kDtypes], double* sums) const;
+  static void run_rows(const StepTensor& t, std::int64_t from, std::int64_t to, StepPass kernel, double* sums);
 
-  // Reused from step to step.
-  std::vector<Chunk> chunks_;
-  std::vector<std::int64_t> pieces_;  // by tensor, the number of the first
+  const std::vector<StepTensor>* tensors_ = nullptr;
+  // By tensor, reused from step to step: the cost before it, and the number of the first of the pieces whose sums are
+  // taken apart.
+  std::vector<std::int64_t> costs_, pieces_;
   std::vector<double> piece_sums_;
-  std::int64_t bytes_ = 0, cost_ = 0;
+  std::int64_t bytes_ = 0, gradient_bytes_ = 0;
 };
 
 }  // namespace fusedstep::runtime

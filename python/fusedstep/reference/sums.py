@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LANES = 32
-CHUNK = 8192
+CHUNK = 4096
 STRIP = 256
 
 
