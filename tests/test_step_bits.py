@@ -31,8 +31,6 @@ OPTIONS = {
 def options_of(rule):
     """Those that apply; `grad_scale` is an argument of the step."""
     known = {*REGISTRY[rule].options(), "grad_scale"}
-    if not _core.rules()[rule]["dense"]:
-        known -= {"ema_decay"}
     return {name: value for name, value in OPTIONS.items() if name in known}
 
 

@@ -115,6 +115,25 @@ bool same_layout(py::handle first, py::handle second) {
   return true;
 }
 
+void require_rows(py::handle rows, py::handle values, py::handle param, const Label& label) {
+  const auto refuse = [&](const char* what) { value_error(label, std::string("its coalesced form: ") + what); };
+  if (!is_array(rows) || !py::reinterpret_borrow<py::dtype>(proxy(rows)->descr).equal(py::dtype::of<std::int64_t>()) ||
+      proxy(rows)->nd != 1 || !is_contiguous(rows)) {
+    refuse("expected rows as a contiguous int64 array of one axis");
+  }
+  const auto *v = proxy(values), *p = proxy(param);
+  if (!is_contiguous(values) || v->nd != p->nd || v->nd == 0 || v->dimensions[0] != proxy(rows)->dimensions[0] ||
+      !std::equal(v->dimensions + 1, v->dimensions + v->nd, p->dimensions + 1)) {
+    refuse("expected contiguous values, as many rows of the parameter");
+  }
+  const auto* row = reinterpret_cast<const std::int64_t*>(proxy(rows)->data);
+  std::int64_t least = 0;
+  for (py::ssize_t k = 0; k < proxy(rows)->dimensions[0]; ++k) {
+    if (row[k] < least || row[k] >= p->dimensions[0]) refuse("expected rows of the parameter, in rising order");
+    least = row[k] + 1;
+  }
+}
+
 int axes_of(py::handle array) { return proxy(array)->nd; }
 
 bool is_contiguous(py::handle array) {
@@ -131,7 +150,8 @@ py::tuple reduced_shape(py::handle array, Shape shape) {
 
 py::object array_like(py::handle array, const char* how) {
   static const py::handle numpy = py::module_::import("numpy").release();
-  return numpy.attr(how)(array, py::arg("subok") = false);
+  // Of a plain view: a subclass may answer in NumPy's place.
+  return numpy.attr(how)(numpy.attr("asarray")(array), py::arg("subok") = false);
 }
 
 bool overlap(const Array& a, const Array& b) {

@@ -46,6 +46,9 @@ void require_same_shape(py::handle array, const Label& label, py::handle other, 
 // Same shape assumed: do both put each element at the same offset?
 bool same_layout(py::handle a, py::handle b);
 
+// Rows of `param` in rising order, once each, and what they hold: int64, and the shape of so many rows.
+void require_rows(py::handle rows, py::handle values, py::handle param, const Label& label);
+
 int axes_of(py::handle array);
 bool is_contiguous(py::handle array);
 // The shape with one column, or with one row.

@@ -209,7 +209,9 @@ Label Engine::label(py::ssize_t index, int owner) const {
   const bool function = naming_ == Naming::function;
   if (owner == kParam) return {function ? "param" : "params", index};
   if (owner == kGrad) return {function ? "grad" : "grads", index};
-  const char* name = owner == kAverage ? "ema" : rule_.states[std::size_t(owner)];
+  const char* name = owner == kAverage  ? "ema"
+                     : owner < states() ? rule_.states[std::size_t(owner)]
+                                        : rule_.scalars[std::size_t(owner - states())];
   if (function) return {name, index};
   return {"state", index, name};
 }
@@ -279,6 +281,7 @@ void Engine::inspect_rows(const Item& item, const Settings& settings, runtime::S
   const Array grad = inspect(item.grad, label);
   require_same_dtype(item.grad, label, item.param, param_label(item));
   if (!is_contiguous(item.param)) value_error(param_label(item), "expected rows in one piece: a C-contiguous array");
+  require_rows(item.rows, item.grad, item.param, label);
   tensor.args.grad = grad.data;
   tensor.rows = reinterpret_cast<const std::int64_t*>(py::detail::array_proxy(item.rows.ptr())->data);
   tensor.row_count = std::int64_t(py::len(item.rows));
@@ -318,6 +321,13 @@ void Engine::inspect_item(Item& item, const Settings& settings, double grad_scal
   for (int s = 0; s < states(); ++s) {
     if (!keeps(item, s)) continue;
     args.state[args.states++] = item.state[s] ? inspect_state(item, item.state[s], s) : nullptr;
+  }
+  for (int s = 0; s < scalars(); ++s) {
+    const py::object& scalar = item.scalar_array[s];
+    if (scalar) {
+      written_.push_back({py::detail::array_proxy(scalar.ptr())->data, std::int64_t(sizeof(double)),
+                          std::int32_t(item.index), states() + s});
+    }
   }
   args.ema = settings.average && item.ema ? inspect_state(item, item.ema, kAverage) : nullptr;
   args.grad_factor = (settings.maximize ? -1.0 : 1.0) / grad_scale;
@@ -505,7 +515,8 @@ void Engine::measure_gradient(const std::vector<Item>& items, double grad_scale)
 const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared,
                            double grad_scale) {
   // Its reciprocal must be a number in float32 too.
-  if (!(std::isfinite(grad_scale) && grad_scale > 0.0 && std::isfinite(float(1.0 / grad_scale)))) {
+  if (!(std::isfinite(grad_scale) && grad_scale > 0.0 && std::isfinite(float(1.0 / grad_scale)) &&
+        float(1.0 / grad_scale) > 0.0f)) {
     value_error({"grad_scale"}, "expected a finite number > 0, got " + std::string(py::str(py::float_(grad_scale))));
   }
   table_ = rule_.native ? runtime::active_table() : nullptr;
@@ -520,7 +531,7 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
   }
   refuse_overlaps();
 
-  outcome_.skipped = outcome_.has_norm = false;
+  outcome_.skipped = outcome_.has_norm = outcome_.measured = false;
   outcome_.clip_coefficient = 1.0;
   outcome_.sums.clear();
   step_.cut(tensors_);
@@ -531,7 +542,7 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
       outcome_.skipped = true;
       return outcome_;
     }
-    if (whole.clip) {
+    if (whole.clip && std::isfinite(whole.max_grad_norm)) {
       // PyTorch's bound; the sum with 1e-6 keeps it from dividing by 0. NaN stays NaN.
       const double coefficient = whole.max_grad_norm / (outcome_.grad_norm + 1e-6);
       outcome_.clip_coefficient = coefficient > 1.0 ? 1.0 : coefficient;
@@ -545,6 +556,7 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
     run_native(items, groups, shared);
   }
   if (whole.telemetry) {
+    outcome_.measured = true;
     outcome_.sums = sums_;
     if (!outcome_.has_norm) total_gradient(grad_scale);
   }

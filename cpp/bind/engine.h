@@ -41,6 +41,7 @@ struct Item {
   py::object rows;         // of the parameter, where the gradient is row-sparse
   py::object state[kMaxStates];
   py::object ema;
+  py::object scalar_array[kMaxScalars];  // where a function's scalars are
   std::int64_t step = 0;
   bool first = false;
   bool ema_made = false;
@@ -51,11 +52,12 @@ struct Item {
 // What a step did.
 struct Outcome {
   bool skipped = false;
+  bool measured = false;  // with telemetry: `sums` are there
   bool has_norm = false;  // grad_norm and nonfinite are known
   double grad_norm = 0.0;
   double nonfinite = 0.0;
   double clip_coefficient = 1.0;
-  std::vector<double> sums;  // with telemetry: kStepSums an item
+  std::vector<double> sums;  // kStepSums an item
 };
 
 // How errors name an argument: params[2] and state[2]['exp_avg'], or param[2] and exp_avg[2].
@@ -91,7 +93,8 @@ class Engine {
   double lr_of(const Settings& settings) const { return settings.hypers[lr_]; }
 
  private:
-  // What memory an array takes, and whose it is: the s-th state's of a parameter, or one of these.
+  // What memory an array takes, and whose it is: the s-th state's of a parameter, the scalars' behind the states, or
+  // one of these.
   enum Owner { kParam = -1, kGrad = -2, kAverage = -3 };
   struct Span {
     const char* data;

@@ -1,4 +1,5 @@
 // The native half of an optimizer and of the functions of fusedstep.functional: from Python's structures to items.
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -28,10 +29,10 @@ PyTypeObject* report_type() {
       {"skipped", "whether skip_nonfinite left this step out"},
       {"update_norm", "telemetry: norm of the change of the parameters"},
       {"param_norm", "telemetry: norm of the parameters before the step"},
-      {"update_ratio", "telemetry: update_norm / param_norm; None where that is 0 / 0"},
+      {"update_ratio", "telemetry: update_norm / param_norm; None where param_norm is 0"},
       {"grad_momentum_cosine",
        "telemetry: cosine of the angle between the gradient and the updated average of the "
-       "gradients; None where the optimizer keeps none, or either is 0"},
+       "gradients, over the parameters that have one; None where it is not a number"},
       {"nonfinite", "elements of the gradients that are infinite or NaN; None where nothing asked for it"},
       {"tensors", "telemetry: a TensorReport per parameter, None for one without gradient"},
       {nullptr, nullptr}};
@@ -61,7 +62,8 @@ struct Measured {
   py::object update_ratio, cosine;
   double nonfinite;
 
-  Measured(const double* sums, double grad_scale, double moment_sign)
+  // `averaged_squares` are the gradient's squares, of the parameters that keep an average of it.
+  Measured(const double* sums, double averaged_squares, double grad_scale, double moment_sign)
       : grad_norm(std::sqrt(sums[kGradSquares]) / grad_scale),
         update_norm(std::sqrt(sums[kUpdateSquares])),
         param_norm(std::sqrt(sums[kParamSquares])),
@@ -69,8 +71,9 @@ struct Measured {
         cosine(py::none()),
         nonfinite(sums[kNonFinite]) {
     if (param_norm > 0.0) update_ratio = py::float_(update_norm / param_norm);
-    const double norms = std::sqrt(sums[kGradSquares]) * std::sqrt(sums[kMomentSquares]);
-    if (norms > 0.0) cosine = py::float_(moment_sign * sums[kGradMoment] / norms);
+    const double norms = std::sqrt(averaged_squares) * std::sqrt(sums[kMomentSquares]);
+    const double value = moment_sign * sums[kGradMoment] / norms;
+    if (norms > 0.0 && std::isfinite(value)) cosine = py::float_(std::clamp(value, -1.0, 1.0));
   }
 };
 
@@ -193,12 +196,26 @@ class Optimizer {
       const py::object group = hold(PyList_GET_ITEM(groups_.ptr(), g));
       if (!PyDict_Check(group.ptr())) type_error({"param_groups", g}, "expected a dict, got " + kind_text(group));
       settings_.push_back(engine_.read(group, schedules, taken_));
-      agree(settings_[0].whole, settings_.back().whole);
+      agree(settings_[0], settings_.back());
     }
   }
 
-  static void agree(const WholeStep& a, const WholeStep& b) {
+  // What holds for all groups together.
+  void agree(const Settings& first, const Settings& other) const {
+    const WholeStep &a = first.whole, &b = other.whole;
     const char* differs = nullptr;
+    // A step size that all parameters share follows from the hyper-parameters of all.
+    if (engine_.rule().shared_scalars) {
+      int at = 0;
+      for (const Field& field : engine_.rule().fields) {
+        const std::string name = field.name;
+        for (int k = 0; k < field.count; ++k, ++at) {
+          const double x = first.hypers[at], y = other.hypers[at];
+          const bool same = x == y || (x != x && y != y);
+          if (!same && name != "lr" && name != "eps" && name != "weight_decay") differs = field.name;
+        }
+      }
+    }
     if (a.clip != b.clip || (a.clip && a.max_grad_norm != b.max_grad_norm)) differs = "max_grad_norm";
     if (a.skip_nonfinite != b.skip_nonfinite) differs = "skip_nonfinite";
     if (a.telemetry != b.telemetry) differs = "telemetry";
@@ -421,6 +438,11 @@ class Optimizer {
     return engine_.rule().moment_sign * (settings_[std::size_t(item.group)].maximize ? -1.0 : 1.0);
   }
 
+  bool keeps_average(const Item& item) const {
+    const int moment = engine_.rule().first_moment;
+    return moment >= 0 && engine_.keeps(item, moment);
+  }
+
   py::object report(const Outcome& outcome, double grad_scale) const {
     py::object lr = py::float_(engine_.lr_of(settings_[0]));
     if (settings_.size() > 1) {
@@ -442,7 +464,7 @@ class Optimizer {
                            none,
                            outcome.has_norm ? py::object(py::int_(std::int64_t(outcome.nonfinite))) : py::object(none),
                            none};
-    if (!outcome.sums.empty()) report_tensors(outcome, grad_scale, fields + 5);
+    if (outcome.measured) report_tensors(outcome, grad_scale, fields + 5);
     auto report = py::reinterpret_steal<py::object>(PyStructSequence_New(report_type()));
     for (int k = 0; k < 11; ++k) PyStructSequence_SetItem(report.ptr(), k, fields[k].release().ptr());
     return report;
@@ -452,11 +474,12 @@ class Optimizer {
   void report_tensors(const Outcome& outcome, double grad_scale, py::object* fields) const {
     py::tuple tensors(grads_.size());
     for (std::size_t k = 0; k < grads_.size(); ++k) tensors[k] = py::none();
-    double all[kStepSums] = {};
+    double all[kStepSums] = {}, averaged_squares = 0.0;
     for (std::size_t k = 0; k < items_.size(); ++k) {
       const double* sums = &outcome.sums[k * kStepSums];
       for (int s = 0; s < kStepSums; ++s) all[s] += s == kGradMoment ? cosine_sign(items_[k]) * sums[s] : sums[s];
-      const Measured one(sums, grad_scale, cosine_sign(items_[k]));
+      if (keeps_average(items_[k])) averaged_squares += sums[kGradSquares];
+      const Measured one(sums, sums[kGradSquares], grad_scale, cosine_sign(items_[k]));
       auto tensor = py::reinterpret_steal<py::object>(PyStructSequence_New(tensor_report_type()));
       py::object values[] = {py::float_(one.grad_norm),
                              py::float_(one.update_norm),
@@ -467,7 +490,7 @@ class Optimizer {
       for (int v = 0; v < 6; ++v) PyStructSequence_SetItem(tensor.ptr(), v, values[v].release().ptr());
       tensors[std::size_t(items_[k].index)] = tensor;
     }
-    const Measured whole(all, grad_scale, 1.0);
+    const Measured whole(all, averaged_squares, grad_scale, 1.0);
     fields[0] = py::float_(whole.update_norm);
     fields[1] = py::float_(whole.param_norm);
     fields[2] = whole.update_ratio;
@@ -558,7 +581,8 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
     }
     if (!r.shared_scalars) {
       for (std::size_t s = 0; s < r.scalars.size(); ++s) {
-        item.scalars[s] = *scalar_of(pick(states[first_scalar + s], r.scalars[s], k), {r.scalars[s], item.index});
+        item.scalar_array[s] = hold(pick(states[first_scalar + s], r.scalars[s], k));
+        item.scalars[s] = *scalar_of(item.scalar_array[s], {r.scalars[s], item.index});
       }
     }
     item.step = is_sequence(step) ? whole_number(pick(step, "step", k), {"step", item.index}, 1)
@@ -569,6 +593,7 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
   if (r.shared_scalars) {
     for (std::size_t s = 0; s < r.scalars.size(); ++s) {
       shared[s] = *scalar_of(states[first_scalar + s], {r.scalars[s]});
+      if (count > 0) items[0].scalar_array[s] = hold(states[first_scalar + s]);
     }
   }
   engine.run(items, settings, shared, number(grad_scale, "grad_scale"));
@@ -599,8 +624,12 @@ void register_optimizer(py::module_& m) {
       .def("check", &Optimizer::check)
       .def_property_readonly("taken", &Optimizer::taken);
   m.def("apply", &apply);
-  m.def("variant", [](const std::string& rule, const py::dict& hypers) {
-    return Engine(rule, Naming::function).read(hypers, Schedules::skip, 0).variant;
+  // Of a parameter of so many axes.
+  m.def("variant", [](const std::string& rule, const py::dict& hypers, int axes) {
+    const Engine engine(rule, Naming::function);
+    const Settings settings = engine.read(hypers, Schedules::skip, 0);
+    const int variant = engine.rule().variant_of(settings.hypers, axes);
+    return variant < 0 ? settings.variant : variant;
   });
 }
 

@@ -33,13 +33,13 @@ double dot(py::handle x, py::handle y) {
 
 void axpy(double a, py::handle x, py::handle y) {
   check_pair(x, y, true);
+  const Array from = inspect(x, {"x"}), to = inspect(y, {"y"});
+  if (overlap(from, to) && from.data != to.data) value_error({"x"}, "overlaps y in memory");
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
     reference().attr("axpy")(a, x, y);
     return;
   }
-  const Array from = inspect(x, {"x"}), to = inspect(y, {"y"});
-  if (overlap(from, to) && from.data != to.data) value_error({"x"}, "overlaps y in memory");
   const py::gil_scoped_release released;
   runtime::axpy(*table, from.dtype, a, from.data, to.data, from.size);
 }

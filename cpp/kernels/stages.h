@@ -26,9 +26,10 @@ inline const T* gradient_stage(const StepArgs& a, const T* g, const T* p, std::i
 
 template <class T>
 inline void average_stage(const StepArgs& a, const T* p, T* ema, std::int64_t n) {
-  const T kept = T(a.ema_decay), rest = T(1.0 - a.ema_decay);
+  // One factor: two that are rounded apart do not add up to 1, and the average would drift from what it averages.
+  const T rest = T(1.0 - a.ema_decay);
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) ema[i] = kept * ema[i] + rest * p[i];
+  for (std::int64_t i = 0; i < n; ++i) ema[i] = ema[i] + rest * (p[i] - ema[i]);
 }
 
 }  // namespace fusedstep::FUSEDSTEP_SET

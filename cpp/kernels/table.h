@@ -27,8 +27,8 @@ enum StepSum { kGradSquares, kNonFinite, kUpdateSquares, kParamSquares, kGradMom
 // Of a rule's measure, which writes pairs of factors.
 inline constexpr int kMaxMeasures = 2;
 
-// A rule on n elements; `scale` is of the cautious mask. It may look ahead in memory, but no further than `reach`
-// elements: what lies there is soon this thread's.
+// A rule on n elements; `scale` is of the cautious mask. It may look ahead in memory, but not from `reach` elements on:
+// what lies before is soon this thread's.
 using UpdateLoop = void (*)(const void* coefficients, double scale, const void* grad, void* param, void* const* states,
                             std::int64_t n, std::int64_t reach);
 // The same, and the sums of telemetry in `lanes`: kSumLanes of each.

@@ -40,7 +40,7 @@ struct AdEMAMix : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, rest1, beta2, rest2, beta3, rest3;
+    T beta1, rest1, beta2, rest2, rest3;
     T alpha;
     T to_m_hat;  // 1 / (1 - beta1^t)
     T to_v_hat;  // 1 / sqrt(1 - beta2^t)
@@ -54,7 +54,6 @@ struct AdEMAMix : RuleBase {
             T(1.0 - h.beta1),
             T(h.beta2),
             T(1.0 - h.beta2),
-            T(beta3),
             T(1.0 - beta3),
             T(t < h.t_alpha ? t * h.alpha / h.t_alpha : h.alpha),
             T(1.0 / (1.0 - integer_power(h.beta1, now.step))),
@@ -68,7 +67,7 @@ struct AdEMAMix : RuleBase {
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg_fast, T& exp_avg_sq, T& exp_avg_slow) {
     exp_avg_fast = c.beta1 * exp_avg_fast + c.rest1 * g;
     exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
-    exp_avg_slow = c.beta3 * exp_avg_slow + c.rest3 * g;
+    exp_avg_slow = blend(exp_avg_slow, g, c.rest3);
     const T mixed = exp_avg_fast * c.to_m_hat + c.alpha * exp_avg_slow;
     return c.lr * (mixed / (square_root(exp_avg_sq) * c.to_v_hat + c.eps));
   }

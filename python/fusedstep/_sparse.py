@@ -10,6 +10,13 @@ from fusedstep._arrays import as_array
 Array = NDArray[Any]
 
 
+def _plain(value: Any, name: str) -> Array:
+    array = as_array(value, name)
+    if isinstance(array, np.ma.MaskedArray):  # its mask would be lost
+        raise TypeError(f"{name}: expected a plain NumPy array, got MaskedArray")
+    return array
+
+
 class RowSparse:
     """The gradient of an array of which few rows were used, an embedding's for example.
 
@@ -38,12 +45,13 @@ class RowSparse:
     def __init__(self, indices: Any, values: Any, shape: tuple[int, ...]) -> None:
         if isinstance(indices, (list, tuple)):
             indices = np.asarray(indices, dtype=None if len(indices) else np.int64)
-        self.indices: Array = as_array(indices, "indices")
-        self.values: Array = as_array(values, "values")
+        self.indices: Array = indices
+        self.values: Array = values
         self.shape = tuple(int(length) for length in shape)
         self._check("")
 
     def _check(self, prefix: str) -> None:
+        self.indices, self.values = (_plain(getattr(self, name), f"{prefix}{name}") for name in ("indices", "values"))
         if self.indices.dtype.kind not in "iu":
             raise TypeError(f"{prefix}indices: expected integers, got dtype {self.indices.dtype}")
         if self.indices.ndim != 1:
@@ -68,7 +76,8 @@ class RowSparse:
         if len(rows) == len(indices):
             return rows, np.ascontiguousarray(self.values[np.argsort(indices)])
         values = np.zeros((len(rows), *self.shape[1:]), self.values.dtype)
-        np.add.at(values, places, self.values)
+        with np.errstate(all="ignore"):
+            np.add.at(values, places, self.values)
         return rows, values
 
     def __repr__(self) -> str:

@@ -1,9 +1,9 @@
 """One update in place, without an optimizer object: one function per rule, made from the registry.
 
-Each takes `(param, grad, *states, step, <hyper-parameters>, maximize=False, grad_scale=1.0)`: single arrays, or
-lists of equal length (then `step` may be a list too). `step` counts from 1; states start as zeros, where the function
-does not say otherwise. The names and defaults of the hyper-parameters are those of the optimizer class, and so are the
-errors.
+Each takes `(param, grad, *states, step, <hyper-parameters>, maximize=False, grad_scale=1.0)`, and `cautious=False`
+where the optimizer has it: single arrays, or lists of equal length (then `step` may be a list too). `step` counts
+from 1; states start as zeros, where the function does not say otherwise. The names and defaults of the
+hyper-parameters are those of the optimizer class, and so are the errors.
 
 Examples:
     >>> import numpy as np, fusedstep as fs

@@ -23,7 +23,8 @@ class Options(TypedDict, total=False):
     Attributes:
         maximize: Climbs instead of descending. False by default.
         ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter, starting from the parameter
-            before its first step; in [0, 1). None, for no average, by default.
+            before its first step; in [0, 1). It moves where the parameter has a gradient. None, for no average, by
+            default. Not for row-sparse gradients.
         max_grad_norm: Multiplies all gradients by `min(1, max_grad_norm / (norm + 1e-6))`, with the norm of all of them
             together; > 0, infinity to have the norm reported only. None, for no clipping, by default. For the whole
             step: the same in all groups.
@@ -56,8 +57,8 @@ OPTIONS: dict[str, Any] = {
 
 # Of PyTorch's groups: how it computes, not what.
 _TORCH_KEYS = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay"}
-# Hyper-parameters that PyTorch's optimizer of the same name does not have.
-_OWN_HYPERS = {"accumulator"}
+# Hyper-parameters that PyTorch's optimizer of the same name does not have, or has not always had.
+_NOT_TORCHS = {"accumulator", "decoupled_weight_decay", "nesterov"}
 
 
 class Optimizer:
@@ -87,6 +88,7 @@ class Optimizer:
         self._structure = _structure_of(params)
         for group in params if self._structure is Structure.groups else [{"params": params}]:
             self._param_groups.append(self._group(group))
+            self._torch = self._torch or _has_tensors(group)
         if not self.param_groups:
             raise ValueError("params: expected at least one group, got an empty list")
         self._native = self._make_native(self._param_groups, 0)
@@ -94,8 +96,10 @@ class Optimizer:
     @classmethod
     def options(cls) -> dict[str, Any]:
         """The options that apply to this optimizer, with their defaults; see `Options`."""
-        cautious = _core.rules()[cls.rule]["cautious"]
-        return {name: default for name, default in OPTIONS.items() if cautious or name != "cautious"}
+        rule = _core.rules()[cls.rule]
+        # An average moves rows that a row-sparse gradient leaves alone.
+        applies = {"cautious": rule["cautious"], "ema_decay": rule["dense"]}
+        return {name: default for name, default in OPTIONS.items() if applies.get(name, True)}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -153,6 +157,7 @@ class Optimizer:
         native = self._make_native([*self._param_groups, added], self._native.taken, Structure.groups)
         self._param_groups.append(added)
         self._structure, self._native = Structure.groups, native
+        self._torch = self._torch or _has_tensors(group)
 
     def state_dict(self) -> dict[str, Any]:
         """The state, laid out as PyTorch lays out its own: `state` by position and `param_groups` with positions.
@@ -202,18 +207,23 @@ class Optimizer:
         if "rule" not in state_dict:
             for saved in saved_groups:
                 self._refuse_other_hypers(saved)
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+            names, saved_names = group.get("param_names"), saved.get("param_names")
+            if names is not None and saved_names is not None and list(names) != list(saved_names):
+                raise ValueError(f"state_dict: expected parameters {list(names)}, got {list(saved_names)}")
         known = [*self.defaults, *self._shared_scalars()]
         groups = []
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
             hypers = {name: _plain(saved[name]) for name in known if name in saved}
-            groups.append({**group, **hypers})
+            kept = {name: value for name, value in group.items() if name not in self._shared_scalars()}
+            groups.append({**kept, **hypers})
         params = [param for group in self.param_groups for param in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for key, entry in state_dict["state"].items():
             position = int(key)
             if not 0 <= position < len(params):
                 raise ValueError(f"state_dict: expected positions below {len(params)}, got {position}")
-            state[position] = self._load_entry(entry, params[position], position)
+            state[position] = self._load_entry(entry, params[position], position, groups)
         furthest = max((entry.get("step", 0) for entry in state.values()), default=0)
         taken = _whole_number(state_dict.get("step", furthest), "state_dict['step']")
         native = self._make_native(groups, taken)
@@ -223,7 +233,7 @@ class Optimizer:
         """PyTorch's state does not name its optimizer, but its groups have its hyper-parameters."""
         own = set(_core.rules()[self.rule]["hypers"])
         other = [name for name in saved if name not in {*own, *OPTIONS, *_PARAM_KEYS, *_TORCH_KEYS}]
-        missing = [name for name in own - _OWN_HYPERS if name not in saved]
+        missing = [name for name in own - _NOT_TORCHS if name not in saved]
         if self.rule == "adamw" and not saved.get("decoupled_weight_decay", True):
             other.append("decoupled_weight_decay")  # Adam's
         if missing or other:
@@ -234,7 +244,9 @@ class Optimizer:
         description = _core.rules()[self.rule]
         return description["scalars"] if description["shared_scalars"] else []
 
-    def _load_entry(self, entry: Mapping[str, Any], param: Array, position: int) -> dict[str, Any]:
+    def _load_entry(
+        self, entry: Mapping[str, Any], param: Array, position: int, groups: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         rule = _core.rules()[self.rule]
         shapes = {"ema": param.shape}
         for name, kind in zip(rule["states"], rule["shapes"], strict=True):
@@ -260,15 +272,18 @@ class Optimizer:
                 )
                 loaded[name][...] = source
         kept = [name for name in rule["states"] if name in loaded]
-        if kept and kept not in rule["variants"]:
-            raise ValueError(f"state_dict['state'][{position}]: has {kept}, expected one of {rule['variants']}")
+        variants = rule["variants"]
+        if set(rule["shapes"]) != {"same"}:  # then they follow from the parameter's axes
+            variants = [variants[_core.variant(self.rule, groups[0], param.ndim)]]
+        if kept and kept not in variants:
+            raise ValueError(f"state_dict['state'][{position}]: has {kept}, expected one of {variants}")
         return loaded
 
     def _group(self, given: Mapping[str, Any]) -> dict[str, Any]:
         if "params" not in given:
             raise ValueError("params: a group has no 'params'")
         for key in given:
-            if key not in (*self.defaults, *_PARAM_KEYS, *self._shared_scalars()):
+            if key not in (*self.defaults, *_PARAM_KEYS):
                 what = "does not apply to" if key in OPTIONS else "not a hyper-parameter of"
                 raise ValueError(f"{key}: {what} {type(self).__name__}")
         params = given["params"]
@@ -278,7 +293,6 @@ class Optimizer:
             params = list(params.values())
         elif not isinstance(params, (list, tuple)):
             params = [params]
-        self._torch = self._torch or any(hasattr(param, "detach") for param in params)
         group["params"] = [as_array(param, f"params[{k}]") for k, param in enumerate(params)]
         return group
 
@@ -304,6 +318,14 @@ class Optimizer:
             hypers = ", ".join(f"{name}={group[name]!r}" for name in self.defaults)
             lines.append(f"    {len(group['params'])} arrays of {count:,} parameters: {hypers}")
         return "\n".join([*lines, ")"])
+
+
+def _has_tensors(group: Mapping[str, Any]) -> bool:
+    """Whether its parameters are PyTorch's."""
+    params = group["params"]
+    if isinstance(params, Mapping):
+        params = list(params.values())
+    return any(hasattr(param, "detach") for param in (params if isinstance(params, (list, tuple)) else [params]))
 
 
 def _whole_number(value: Any, label: str) -> int:

@@ -17,8 +17,8 @@ class Adafactor(Optimizer):
 
         ρ = min(lr, 1/√t),    α = max(eps[1], RMS(p)) · ρ,    w = 1 − t^beta2_decay
         p ← (1 − lr · weight_decay) · p
-        matrix:  R ← w · R + (1 − w) · row means of g²,    C ← w · C + (1 − w) · column means of g²,    v = R C /
-            mean(R)
+        matrix:  R ← w · R + (1 − w) · row means of g²,    C ← w · C + (1 − w) · column means of g²
+                 v = R C / max(mean(R), eps[0])
         vector:  v ← w · v + (1 − w) · g²
         u = g / √max(v, eps[0]²)
         p ← p − α · u / max(1, RMS(u) / d)
@@ -47,7 +47,8 @@ class Adafactor(Optimizer):
 
     Reference:
         Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", ICML 2018, algorithms 4 and
-        5, in PyTorch's form. Its means are NumPy's, in the dtype of the parameter, on every instruction set.
+        5, in PyTorch's form. Its means are NumPy's, in double and rounded once, on every instruction set. An eps[0]
+        whose square vanishes in the dtype divides by 0 where a gradient always was, as PyTorch's.
     """
 
     rule: ClassVar[str] = "adafactor"
@@ -78,7 +79,6 @@ class Adafactor(Optimizer):
     def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
         """What depends on the step alone, in double."""
         return {
-            "lr": h.lr,
             "rate": min(h.lr, 1.0 / sqrt(step)),
             "rest": real_power(step, h.beta2_decay),
             "keep": 1.0 - h.lr * h.weight_decay,
@@ -96,6 +96,8 @@ class Adafactor(Optimizer):
     ) -> Array:
         """What is taken off the parameter; the states move on."""
         dtype = p.dtype.type
+        if not p.size:
+            return p  # it has no means
         eps1 = float(np.finfo(p.dtype).eps) if h.eps[0] is None else h.eps[0]
         alpha = max(h.eps[1], root_mean_square(p)) * float(c.rate)
         square = g * g

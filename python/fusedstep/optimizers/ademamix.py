@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.reference.maths import blend
 from fusedstep.reference.power import integer_power, real_exp, real_log
 
 
@@ -90,7 +91,6 @@ class AdEMAMix(Optimizer):
             "rest1": 1.0 - beta1,
             "beta2": beta2,
             "rest2": 1.0 - beta2,
-            "beta3": beta3,
             "rest3": 1.0 - beta3,
             "alpha": alpha,
             "to_m_hat": 1.0 / (1.0 - integer_power(beta1, step)),
@@ -107,6 +107,6 @@ class AdEMAMix(Optimizer):
         """What is taken off the parameter; the states move on."""
         exp_avg_fast[...] = c.beta1 * exp_avg_fast + c.rest1 * g
         exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
-        exp_avg_slow[...] = c.beta3 * exp_avg_slow + c.rest3 * g
+        exp_avg_slow[...] = blend(exp_avg_slow, g, c.rest3)
         mixed = exp_avg_fast * c.to_m_hat + c.alpha * exp_avg_slow
         return c.lr * (mixed / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps))

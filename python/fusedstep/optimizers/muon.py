@@ -82,7 +82,7 @@ class Muon(Optimizer):
     @staticmethod
     def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
         """What depends on the step alone, in double."""
-        return {"lr": h.lr, "rest": 1.0 - h.momentum, "momentum": h.momentum, "keep": 1.0 - h.lr * h.weight_decay}
+        return {"rest": 1.0 - h.momentum, "momentum": h.momentum, "keep": 1.0 - h.lr * h.weight_decay}
 
     @staticmethod
     def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array) -> Array:

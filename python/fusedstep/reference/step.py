@@ -14,10 +14,12 @@ Array = NDArray[Any]
 
 def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
     """Per gradient (and whether it is row-sparse): the sum of its squares, how many elements are not finite."""
-    return [
-        (sum_of_products(grad, grad, rows), int(np.count_nonzero(~np.isfinite(np.asarray(grad)))))
-        for grad, rows in grads
-    ]
+    sums = []
+    with np.errstate(all="ignore"):
+        for given, rows in grads:
+            grad = np.asarray(given)  # a subclass may redefine arithmetic
+            sums.append((sum_of_products(grad, grad, rows), int(np.count_nonzero(~np.isfinite(grad)))))
+    return sums
 
 
 def run(rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool) -> list[Any] | None:
@@ -111,7 +113,7 @@ def update(optimizer: Any, t: SimpleNamespace, telemetry: bool = True) -> tuple[
             t.states[name][t.rows] = state
     if t.ema is not None:
         ema, dtype = np.asarray(t.ema), p.dtype.type
-        ema[...] = dtype(t.ema_decay) * ema + dtype(1.0 - t.ema_decay) * p
+        ema[...] = ema + dtype(1.0 - t.ema_decay) * (p - ema)
     if not telemetry:
         return None
     moment = None if t.first_moment is None else states[t.first_moment]
