@@ -204,3 +204,10 @@ def test_a_step_in_the_order_of_memory(rule, rng):
         for _ in range(3):
             optimizer.step(g)
     np.testing.assert_allclose(param, other, rtol=1e-12)
+
+
+@pytest.mark.parametrize("hypers", [{"momentum_decay": 1e308}, {"momentum_decay": 1e-308}])
+def test_powers_of_absurd_numbers(hypers, rng):
+    """What overflows on the way is 0 or infinite on every set."""
+    compare("nadam", hypers, [rng.standard_normal(9)], [[rng.standard_normal(9)] for _ in range(2)])
+    compare("asgd", {"lambd": 1e200, "lr": 1e200}, [rng.standard_normal(9)], [[rng.standard_normal(9)]] * 2)

@@ -67,7 +67,7 @@ Array inspect(py::handle object, const Label& label) {
     value_error(label, "expected an array aligned to its items");
   }
   const std::int64_t size = count(a);
-  return {a->data, size, size * (dtype == Dtype::float32 ? 4 : 8), dtype};
+  return {a->data, size, size * item_bytes(dtype), dtype};
 }
 
 void require_dense(py::handle array, const Label& label) {

@@ -333,7 +333,7 @@ void Engine::inspect_item(Item& item, const Settings& settings, double grad_scal
   args.grad_factor = (settings.maximize ? -1.0 : 1.0) / grad_scale;
   args.decay = settings.coupled_decay;
   args.ema_decay = settings.ema_decay;
-  tensor.bytes_per_element = (tensor.dtype == Dtype::float32 ? 4 : 8) * (3 + 2 * args.states + 2 * settings.average);
+  tensor.bytes_per_element = item_bytes(tensor.dtype) * (3 + 2 * args.states + 2 * settings.average);
 }
 
 // The arrays that are written must overlap neither each other nor a gradient. They are sorted once, for as long as they
@@ -470,11 +470,11 @@ void Engine::measure(const std::vector<Item>& items, const std::vector<Settings>
     const Settings& settings = groups[std::size_t(items[k].group)];
     double* sums = &sums_[k * kStepSums];
     if (settings.cautious) tensors_[k].args.scale = double(tensors_[k].size) / (sums[0] + 1.0);
-    if (!rule_.shares) continue;
+    if (!rule_.shared_scalars) continue;
     rule_.weigh(settings.hypers, {items[k].step, items[k].first}, shared, sums);
     for (int s = 0; s < rule_.sums; ++s) totals[s] += sums[s];
   }
-  if (rule_.shares) rule_.share(groups[0].hypers, totals, shared);
+  if (rule_.shared_scalars) rule_.share(groups[0].hypers, totals, shared);
   if (rule_.sums == 0) return;
   for (std::size_t k = 0; k < items.size(); ++k) {
     rule_.settle(groups[std::size_t(items[k].group)].hypers, tensors_[k].dtype, &sums_[k * kStepSums], shared,

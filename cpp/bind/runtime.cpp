@@ -34,10 +34,7 @@ py::dict describe_rules() {
         py::dict(py::arg("hypers") = hypers, py::arg("states") = py::cast(rule.states), py::arg("variants") = variants,
                  py::arg("shapes") = shapes, py::arg("copies") = copies, py::arg("scalars") = py::cast(rule.scalars),
                  py::arg("shared_scalars") = rule.shared_scalars, py::arg("cautious") = rule.cautious,
-                 py::arg("sparse") = rule.sparse, py::arg("dense") = rule.dense, py::arg("native") = rule.native,
-                 py::arg("first_moment") = rule.first_moment < 0
-                                               ? py::object(py::none())
-                                               : py::object(py::str(rule.states[std::size_t(rule.first_moment)])));
+                 py::arg("sparse") = rule.sparse, py::arg("dense") = rule.dense, py::arg("native") = rule.native);
   }
   return all;
 }

@@ -18,6 +18,7 @@ inline constexpr int kMaxRules = 64;
 
 enum class Dtype { float32, float64 };
 inline constexpr int kDtypes = 2;
+constexpr std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 8; }
 
 // Elements that sums look at together.
 inline constexpr std::int64_t kStrip = 256;

@@ -73,6 +73,9 @@ inline double real_power(double base, double exponent) {
   if (exponent == 0.0) return 1.0;
   if (base == 0.0) return exponent > 0.0 ? 0.0 : __builtin_huge_val();
   if (exponent == 1.0 || base == 1.0) return base;
+  if (!(base < __builtin_huge_val() && exponent < __builtin_huge_val() && exponent > -__builtin_huge_val())) {
+    return (base > 1.0) == (exponent > 0.0) ? __builtin_huge_val() : 0.0;
+  }
   const TwoDoubles y = log_two(base) * TwoDoubles{exponent, 0.0};
   if (y.high < -700.0) return 0.0;
   if (y.high > 700.0) return __builtin_huge_val();

@@ -62,7 +62,6 @@ void describe_native(Rule& rule) {
     };
   }
   if constexpr (R::shared_scalars) {
-    rule.shares = true;
     rule.weigh = [](const double* h, Moment now, const double* scalars, double* sums) {
       R::weigh(unpack<R>(h), now, scalars, sums);
     };

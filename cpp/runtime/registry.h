@@ -16,13 +16,12 @@ struct Rule {
   std::vector<Shape> shapes;
   std::vector<unsigned> keeps;  // by variant, bit k: it has the k-th state
   std::vector<const char*> scalars;
-  bool shared_scalars;
-  unsigned copies;  // bit k: the k-th state begins as the parameter
+  bool shared_scalars;  // and then its sums are taken over all tensors together
+  unsigned copies;      // bit k: the k-th state begins as the parameter
   int first_moment;
   double moment_sign;
   int sums;
   bool cautious, sparse, dense, native;
-  bool shares;  // its sums are taken over all tensors together
 
   // Hyper-parameters are doubles in the order of the fields, tuples flattened.
   int (*variant)(const double* hypers);

@@ -10,7 +10,6 @@ namespace {
 // What a tensor, or a row, costs beside its elements, in elements.
 constexpr std::int64_t kOverhead = 128;
 
-std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 8; }
 std::int64_t chunks_in(std::int64_t elements) { return (elements + kChunk - 1) / kChunk; }
 std::int64_t items_of(const StepTensor& t) { return t.rows != nullptr ? t.row_count : t.size; }
 std::int64_t item_cost(const StepTensor& t) { return t.rows != nullptr ? t.row_size + kOverhead : 1; }

@@ -16,8 +16,6 @@ void each_chunk(std::int64_t n, std::int64_t bytes, const Body& body) {
   });
 }
 
-std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 8; }
-
 }  // namespace
 
 double dot(const KernelTable& table, Dtype dtype, const void* x, const void* y, std::int64_t n) {

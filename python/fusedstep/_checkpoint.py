@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fusedstep import _core
 from fusedstep._arrays import as_array
-from fusedstep.optimizers import Optimizer
+from fusedstep.optimizers import LBFGS, Optimizer
 
 FORMAT = 2
 _TEXT = "fusedstep"
@@ -78,7 +78,7 @@ class Checkpoint:
 def save_checkpoint(
     path: str | os.PathLike[str],
     params: Mapping[str, Array] | Sequence[Array],
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | LBFGS | None = None,
     *,
     rng: np.random.Generator | None = None,
     **metadata: Any,

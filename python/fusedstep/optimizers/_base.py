@@ -163,8 +163,8 @@ class Optimizer:
         """The state, laid out as PyTorch lays out its own: `state` by position and `param_groups` with positions.
 
         The arrays are the optimizer's own, not copies; where parameters were given as PyTorch's tensors, they are
-        tensors, and `torch.optim`'s optimizer of the same name can load the result. `rule` and `step` (steps taken)
-        stand beside PyTorch's keys.
+        tensors, and `torch.optim`'s optimizer of the same name can load the result (but for a learning rate that is a
+        schedule, which it cannot call). `rule` and `step` (steps taken) stand beside PyTorch's keys.
         """
         groups, position = [], 0
         for group in self.param_groups:

@@ -4,6 +4,7 @@ The C library's differ in the last bit between processors.
 """
 
 from decimal import Context, Decimal, localcontext
+from math import isinf
 
 
 def integer_power(base: float, n: int) -> float:
@@ -19,11 +20,13 @@ def integer_power(base: float, n: int) -> float:
 
 def real_power(base: float, exponent: float) -> float:
     """base^exponent for base >= 0; results below e^-700 are given as 0, above e^700 as infinity."""
-    if exponent == 0.0:
+    if exponent == 0.0 or base == 1.0:
         return 1.0
     if base == 0.0:
         return 0.0 if exponent > 0.0 else float("inf")
     with localcontext(Context(prec=50)):
+        if isinf(base) or isinf(exponent):
+            return float("inf") if (base > 1.0) == (exponent > 0.0) else 0.0
         y = Decimal(base).ln() * Decimal(exponent)
         if abs(y) > 700:
             return 0.0 if y < 0 else float("inf")
