@@ -1,6 +1,7 @@
 // Sums of products, in double.
 #pragma once
 
+#include "kernels/ahead.h"
 #include "kernels/table.h"
 #include "kernels/vector.h"
 
@@ -57,11 +58,26 @@ struct PairSum {
   FUSEDSTEP_INLINE double total() const { return lanes.total(); }
 };
 
+// How many elements it looks ahead.
+inline constexpr std::int64_t kDotAhead = 1024;
+
+// Fetches up to `reach`; `Same`: y is x.
+template <class T, bool Same>
+FUSEDSTEP_INLINE double dot_of(const T* x, const T* y, std::int64_t begin, std::int64_t end, std::int64_t reach) {
+  PairSum<T> sum;
+  for (std::int64_t i = begin; i < end; i += kStride) {
+    if (i + kDotAhead < reach) {
+      fetch<false>(x + i + kDotAhead);
+      if constexpr (!Same) fetch<false>(y + i + kDotAhead);
+    }
+    sum.add(x + i, y + i, end - i < kStride ? end - i : kStride);
+  }
+  return sum.total();
+}
+
 template <class T>
 inline double dot(const void* x, const void* y, std::int64_t begin, std::int64_t end) {
-  PairSum<T> sum;
-  sum.add(static_cast<const T*>(x) + begin, static_cast<const T*>(y) + begin, end - begin);
-  return sum.total();
+  return dot_of<T, false>(static_cast<const T*>(x), static_cast<const T*>(y), begin, end, end);
 }
 
 template <class T>

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "kernels/ahead.h"
 #include "kernels/pair_sum.h"
 #include "kernels/vector.h"
 
@@ -26,19 +27,16 @@ FUSEDSTEP_INLINE void update_element(const typename Rule::template Coefficients<
   }
 }
 
-// Elements between two looks ahead, and how far ahead: a loop of several arrays that waits for the divider looks too
-// few lines ahead itself, and the processor's own prefetch ends at each page.
-inline constexpr std::int64_t kStride = 32, kAhead = 512;
+// How many elements a rule looks ahead.
+inline constexpr std::int64_t kAhead = 512;
 
 template <class T, int... S>
 FUSEDSTEP_INLINE void look_ahead(const T* g, const T* p, [[maybe_unused]] T* const* states, std::int64_t from,
                                  std::int64_t reach, std::integer_sequence<int, S...>) {
   if (from >= reach) return;
-  for (std::int64_t k = 0; k < kStride; k += 64 / std::int64_t(sizeof(T))) {
-    __builtin_prefetch(g + from + k, 0);
-    __builtin_prefetch(p + from + k, 1);
-    (__builtin_prefetch(states[S] + from + k, 1), ...);
-  }
+  fetch<false>(g + from);
+  fetch<true>(p + from);
+  (fetch<true>(states[S] + from), ...);
 }
 
 // Works on locals: through references into the arrays the compiler would reload.
@@ -54,14 +52,7 @@ FUSEDSTEP_INLINE void update_elements(const typename Rule::template Coefficients
     p[i] = x;
     ((s[S][i] = local[S]), ...);
   };
-  std::int64_t i = 0;
-  for (; i + kStride <= n; i += kStride) {
-    look_ahead(g, p, s, i + kAhead, reach, each);
-#pragma omp simd
-    for (std::int64_t k = 0; k < kStride; ++k) element(i + k);
-  }
-#pragma omp simd
-  for (std::int64_t k = i; k < n; ++k) element(k);
+  each_element(n, [&](std::int64_t i) FUSEDSTEP_LAMBDA { look_ahead(g, p, s, i + kAhead, reach, each); }, element);
 }
 
 template <class Rule, int V, bool Cautious, class T>

@@ -16,13 +16,13 @@ struct Block {
 };
 
 template <class T>
-inline Block<T> load_block(const StepArgs& a, std::int64_t at, std::int64_t n, T* g_scratch) {
+inline Block<T> load_block(const StepArgs& a, std::int64_t at, std::int64_t n, std::int64_t reach, T* g_scratch) {
   using Array = Codec<T, T>;
   Block<T> block;
   block.p = Array::load(a.param, at, n, nullptr);
   block.raw = Array::load(a.grad, at, n, nullptr);
   for (int k = 0; k < a.states; ++k) block.s[k] = Array::load(a.state[k], at, n, nullptr);
-  block.g = gradient_stage(a, block.raw, block.p, n, g_scratch);
+  block.g = gradient_stage(a, block.raw, block.p, n, reach, g_scratch);
   return block;
 }
 
@@ -53,14 +53,14 @@ inline void step_blocks(const StepArgs& a, std::int64_t begin, std::int64_t end,
   alignas(64) T g_scratch[kBlock];
   for (std::int64_t at = begin; at < end; at += kBlock) {
     const std::int64_t n = end - at < kBlock ? end - at : kBlock;
-    const Block<T> block = load_block<T>(a, at, n, g_scratch);
+    const Block<T> block = load_block<T>(a, at, n, reach - at, g_scratch);
     // A scratch gradient ends with the block; looking past it is harmless, its memory is never touched.
     if (lanes == nullptr) {
       a.update(a.coefficients, a.scale, block.g, block.p, block.s, n, reach - at);
     } else {
       a.watched(a.coefficients, a.scale, block.raw, block.g, block.p, block.s, n, reach - at, *lanes);
     }
-    if (a.ema != nullptr) average_stage(a, block.p, Codec<T, T>::load(a.ema, at, n, nullptr), n);
+    if (a.ema != nullptr) average_stage(a, block.p, Codec<T, T>::load(a.ema, at, n, nullptr), n, reach - at);
   }
 }
 
@@ -68,7 +68,7 @@ template <class T>
 void step(const StepArgs& a, std::int64_t begin, std::int64_t end, double* sums) {
   if (sums == nullptr) {
     if (a.grad_factor != 1.0 || a.decay != 0.0 || a.ema != nullptr) return step_blocks<T>(a, begin, end, end, nullptr);
-    const Block<T> all = load_block<T>(a, begin, end - begin, nullptr);
+    const Block<T> all = load_block<T>(a, begin, end - begin, end - begin, nullptr);
     return a.update(a.coefficients, a.scale, all.g, all.p, all.s, end - begin, end - begin);
   }
   each_chunk(begin, end, sums, [&](std::int64_t from, std::int64_t to, double* out) {
@@ -87,7 +87,7 @@ template <class T>
 void gradient_sums(const StepArgs& a, std::int64_t begin, std::int64_t end, double* sums) {
   const T* g = static_cast<const T*>(a.grad);
   each_chunk(begin, end, sums, [&](std::int64_t from, std::int64_t to, double* out) {
-    out[kGradSquares] = dot<T>(g, g, from, to);
+    out[kGradSquares] = dot_of<T, true>(g, g, from, to, end);
     out[kNonFinite] = non_finite(g, from, to, out[kGradSquares]);
   });
 }
@@ -102,7 +102,7 @@ void measure_sums(const StepArgs& a, std::int64_t begin, std::int64_t end, doubl
     PairSum<T> totals[kMaxMeasures];
     for (std::int64_t at = from; at < to; at += kBlock) {
       const std::int64_t n = to - at < kBlock ? to - at : kBlock;
-      const Block<T> block = load_block<T>(a, at, n, g_scratch);
+      const Block<T> block = load_block<T>(a, at, n, end - at, g_scratch);
       for (std::int64_t strip = 0; strip < n; strip += kStrip) {
         const std::int64_t l = n - strip < kStrip ? n - strip : kStrip;
         void* s[kMaxStates];
