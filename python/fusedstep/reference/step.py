@@ -22,10 +22,10 @@ def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
     return sums
 
 
-def run(rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool) -> list[Any] | None:
+def run(rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool) -> list[Any]:
     """One step of `rule` for every tensor, in place; scalars move on in the dicts that hold them.
 
-    With telemetry, gives the sums that it is made of, per tensor.
+    Gives, per tensor, the sums that telemetry is made of; None without it.
     """
     from fusedstep.optimizers import REGISTRY  # the rules import their reference maths from this package
 
@@ -34,7 +34,7 @@ def run(rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], tele
         # All before the first write, as the native sets do.
         prepared = [prepare(optimizer, tensor, shared) for tensor in tensors]
         measure(optimizer, prepared, shared)
-        return [update(optimizer, t) if telemetry else update(optimizer, t, telemetry=False) for t in prepared]
+        return [update(optimizer, t, telemetry) for t in prepared]
 
 
 def prepare(optimizer: Any, tensor: dict[str, Any], shared: dict[str, float]) -> SimpleNamespace:
@@ -93,7 +93,7 @@ def measure(optimizer: Any, tensors: list[SimpleNamespace], shared: dict[str, fl
             t.coefficients |= optimizer.settle(t.h, t.sums, shared)
 
 
-def update(optimizer: Any, t: SimpleNamespace, telemetry: bool = True) -> tuple[float, ...] | None:
+def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> tuple[float, ...] | None:
     """The rule and what comes after it; with telemetry, its sums."""
     g, p, states = pieces(t)
     before = p.copy(order="K")
