@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/batch_norm.h"
 #include "runtime/isa.h"
 #include "runtime/layers.h"
 #include "runtime/registry.h"
@@ -155,10 +156,8 @@ void batch_norm(State& state, Shape shape, bool backward, int threads) {
   use_threads(threads);
   const std::int64_t size = shape.n * shape.c * shape.l;
   const Array<float> x(size), dy(size), out(size);
-  const Array<float> weight(shape.c), bias(shape.c), dweight(shape.c), dbias(shape.c);
-  const Array<double> mean(shape.c), inv_std(shape.c);
-  const bool planes = shape.l > 1;
-  const KernelTable& table = *runtime::active_table();
+  const Array<double> weight(shape.c), bias(shape.c), mean(shape.c), inv_std(shape.c), m2(shape.c), sums(2 * shape.c);
+  const runtime::BatchNormPlan plan = {*runtime::active_table(), Dtype::float32, shape.l > 1 ? kPlanes : kRows};
   BatchNormArgs forward_args = {};
   forward_args.n = shape.n;
   forward_args.c = shape.c;
@@ -169,16 +168,27 @@ void batch_norm(State& state, Shape shape, bool backward, int threads) {
   forward_args.y = out.get();
   forward_args.mean = mean.get();
   forward_args.inv_std = inv_std.get();
+  forward_args.m2 = m2.get();
   forward_args.eps = 1e-5;
-  forward_args.training = true;
-  const BatchNormBackwardArgs backward_args = {shape.n,      shape.c,    shape.l,       x.get(),   dy.get(),
-                                               weight.get(), mean.get(), inv_std.get(), out.get(), dweight.get(),
-                                               dbias.get(),  true,       false};
+  BatchNormGradientArgs backward_args = {};
+  backward_args.n = shape.n;
+  backward_args.c = shape.c;
+  backward_args.l = shape.l;
+  backward_args.x = x.get();
+  backward_args.dy = dy.get();
+  backward_args.scale = weight.get();
+  backward_args.mean = mean.get();
+  backward_args.inv_std = inv_std.get();
+  backward_args.sum_dy = sums.get();
+  backward_args.sum_dy_d = sums.get() + shape.c;
+  backward_args.dx = out.get();
+  backward_args.count = double(shape.n * shape.l);
+  backward_args.training = true;
   for (auto _ : state) {
     if (backward) {
-      runtime::batch_norm_backward(table, backward_args, planes);
+      runtime::batch_norm_backward(plan, backward_args);
     } else {
-      runtime::batch_norm(table, forward_args, planes);
+      runtime::batch_norm(plan, forward_args, true);
     }
   }
   state.SetBytesProcessed(state.iterations() * size * (backward ? 12 : 8));

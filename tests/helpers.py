@@ -46,7 +46,7 @@ def assert_same_bits(actual, expected, what=""):
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.dtype == expected.dtype, what
     assert actual.shape == expected.shape, what
-    words = {4: np.uint32, 8: np.uint64}[actual.itemsize]
+    words = {2: np.uint16, 4: np.uint32, 8: np.uint64}[actual.itemsize]
     same = (actual.view(words) == expected.view(words)) | (np.isnan(actual) & np.isnan(expected))
     assert same.all(), f"{what}: {np.count_nonzero(~same)} of {same.size} differ, first at {np.argmin(same.ravel())}"
 

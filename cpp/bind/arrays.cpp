@@ -42,26 +42,42 @@ std::string shape_text(py::handle array) { return py::str(array.attr("shape")); 
 std::string dtype_text(py::handle array) { return py::str(array.attr("dtype")); }
 std::string kind_text(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
-Array inspect(py::handle object, const Label& label) {
-  static const PyObject* const float32 = py::dtype::of<float>().release().ptr();
-  static const PyObject* const float64 = py::dtype::of<double>().release().ptr();
+namespace {
+
+// The dtype of an array that is plain and aligned; `expected` is what an error says.
+bool find_dtype(py::handle descr, bool narrow, Dtype& dtype) {
+  struct Known {
+    py::handle descr;
+    Dtype dtype;
+  };
+  static const Known known[] = {{py::dtype::of<float>().release(), Dtype::float32},
+                                {py::dtype::of<double>().release(), Dtype::float64},
+                                {py::dtype("float16").release(), Dtype::float16}};
+  const int count = narrow ? 3 : 2;
+  for (int k = 0; k < count; ++k) {
+    if (descr.is(known[k].descr)) return dtype = known[k].dtype, true;
+  }
+  for (int k = 0; k < count; ++k) {
+    if (descr.equal(known[k].descr)) return dtype = known[k].dtype, true;
+  }
+  if (!narrow) return false;
+  // Not imported for this: an array of it is there only if it has been.
+  const py::object modules = py::module_::import("sys").attr("modules");
+  if (!modules.contains("ml_dtypes") || !descr.equal(py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")))) {
+    return false;
+  }
+  return dtype = Dtype::bfloat16, true;
+}
+
+Array inspect_dtypes(py::handle object, const Label& label, bool narrow) {
   if (!is_array(object)) type_error(label, "expected a NumPy array, got " + kind_text(object));
   if (is_masked(object)) type_error(label, "expected a plain NumPy array, got " + kind_text(object));
   const auto* a = proxy(object);
   Dtype dtype;
-  if (a->descr == float32) {
-    dtype = Dtype::float32;
-  } else if (a->descr == float64) {
-    dtype = Dtype::float64;
-  } else {
-    const auto descr = py::reinterpret_borrow<py::dtype>(a->descr);
-    if (descr.equal(py::handle(const_cast<PyObject*>(float32)))) {
-      dtype = Dtype::float32;
-    } else if (descr.equal(py::handle(const_cast<PyObject*>(float64)))) {
-      dtype = Dtype::float64;
-    } else {
-      type_error(label, "expected float32 or float64 in native byte order, got dtype " + dtype_text(object));
-    }
+  if (!find_dtype(a->descr, narrow, dtype)) {
+    type_error(label, std::string("expected ") +
+                          (narrow ? "float32, float64, float16 or ml_dtypes.bfloat16" : "float32 or float64") +
+                          " in native byte order, got dtype " + dtype_text(object));
   }
   if ((a->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
     value_error(label, "expected an array aligned to its items");
@@ -69,6 +85,11 @@ Array inspect(py::handle object, const Label& label) {
   const std::int64_t size = count(a);
   return {a->data, size, size * item_bytes(dtype), dtype};
 }
+
+}  // namespace
+
+Array inspect(py::handle object, const Label& label) { return inspect_dtypes(object, label, false); }
+Array inspect_stored(py::handle object, const Label& label) { return inspect_dtypes(object, label, true); }
 
 void require_dense(py::handle array, const Label& label) {
   const auto* a = proxy(array);
@@ -158,23 +179,29 @@ bool overlap(const Array& a, const Array& b) {
   return a.bytes > 0 && b.bytes > 0 && a.data < b.data + b.bytes && b.data < a.data + a.bytes;
 }
 
+void require_contiguous(py::handle array, const Label& label) {
+  if (is_contiguous(array)) return;
+  value_error(label, "expected a C-contiguous array, got shape " + shape_text(array) + " with strides " +
+                         std::string(py::str(array.attr("strides"))));
+}
+
 Array inspect_contiguous_float32(py::handle object, const Label& label, bool written) {
   const Array array = inspect(object, label);
   if (array.dtype != Dtype::float32) type_error(label, "expected float32, got dtype " + dtype_text(object));
-  if (!is_contiguous(object)) {
-    value_error(label, "expected a C-contiguous array, got shape " + shape_text(object) + " with strides " +
-                           std::string(py::str(object.attr("strides"))));
-  }
+  require_contiguous(object, label);
   if (written) require_writable(object, label);
   return array;
 }
 
-Array inspect_vector(py::handle object, const Label& label, std::int64_t length, bool written) {
-  const Array array = inspect_contiguous_float32(object, label, written);
-  if (proxy(object)->nd != 1 || array.size != length) {
-    value_error(label, "expected shape (" + std::to_string(length) + ",), got " + shape_text(object));
+ChannelView channel_view(py::handle array, int channel_axis) {
+  const auto* a = proxy(array);
+  ChannelView view = {1, a->dimensions[channel_axis], 1};
+  for (int i = 0; i < a->nd; ++i) {
+    if (i == channel_axis || a->dimensions[i] == 1) continue;
+    const bool outer = a->dimensions[channel_axis] == 1 || a->strides[i] > a->strides[channel_axis];
+    (outer ? view.n : view.l) *= a->dimensions[i];
   }
-  return array;
+  return view;
 }
 
 }  // namespace fusedstep::bind

@@ -38,6 +38,8 @@ std::string kind_text(py::handle object);
 
 // An aligned float32 or float64 array in the processor's byte order. TypeError, ValueError.
 Array inspect(py::handle object, const Label& label);
+// The same, or of 16 bits.
+Array inspect_stored(py::handle object, const Label& label);
 // One block of memory, whatever the order of the axes.
 void require_dense(py::handle array, const Label& label);
 void require_writable(py::handle array, const Label& label);
@@ -59,8 +61,13 @@ py::object array_like(py::handle array, const char* how);
 
 bool overlap(const Array& a, const Array& b);
 
-// A C-contiguous float32 array of the given shape (-1: any length), e.g. for the layers.
-Array inspect_vector(py::handle object, const Label& label, std::int64_t length, bool written);
+void require_contiguous(py::handle array, const Label& label);
 Array inspect_contiguous_float32(py::handle object, const Label& label, bool written);
+
+// A dense array in the order of its memory: what is outside of the channel axis, that axis, what is inside.
+struct ChannelView {
+  std::int64_t n, c, l;
+};
+ChannelView channel_view(py::handle array, int channel_axis);
 
 }  // namespace fusedstep::bind

@@ -1,104 +1,227 @@
-// Batch normalization of planes (N, C, L), float32: one channel at a time, so that every pass but the first finds it in
-// the cache.
+// Batch normalization of planes (n, c, l).
 #pragma once
 
-#include "kernels/statistics.h"
+#include "kernels/batch_norm.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-inline constexpr std::int64_t kStatsBlock = 8192;  // elements of a channel's block, 32 KiB
+// So many values ahead of what is summed the planes are fetched, whole planes at a time: the processor's own prefetch
+// ends with each.
+inline constexpr std::int64_t kPlanesAhead = 128;
+constexpr std::int64_t planes_ahead(std::int64_t c, std::int64_t l) { return c * l * (1 + kPlanesAhead / l); }
 
-// Fetches a cache line of the next plane while this one is worked on.
-FUSEDSTEP_INLINE void fetch(const float* p) { __builtin_prefetch(p, 0, 2); }
+FUSEDSTEP_INLINE void fetch_line(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// One block of a channel: `planes` runs of l values, `pitch` apart.
-inline Moments plane_moments(const float* x, std::int64_t planes, std::int64_t pitch, std::int64_t l) {
-  LaneSum sum;
-  for (std::int64_t k = 0; k < planes; ++k) {
-    const float* plane = x + k * pitch;
-    each_half(l, [&](std::int64_t i, std::int64_t n, int half) FUSEDSTEP_LAMBDA {
-      fetch(plane + pitch + i);
-      sum.half[half] += load_wide(plane + i, n);
-    });
+// A block of a channel: the planes [plane, plane + runs), or from `at` on a part of one.
+struct PlanesBlock {
+  std::int64_t plane, at, runs, l;
+};
+
+FUSEDSTEP_INLINE PlanesBlock block_of(std::int64_t n, std::int64_t l, std::int64_t block) {
+  if (l >= kPlanesBlock) {
+    const std::int64_t parts = (l + kPlanesBlock - 1) / kPlanesBlock, at = block % parts * kPlanesBlock;
+    return {block / parts, at, 1, l - at < kPlanesBlock ? l - at : kPlanesBlock};
   }
-  const double count = double(planes * l);
-  const double mean = sum.total() / count;
-  LaneSum squares;
-  for (std::int64_t k = 0; k < planes; ++k) {
-    const float* plane = x + k * pitch;
-    each_half(l, [&](std::int64_t i, std::int64_t n, int half) FUSEDSTEP_LAMBDA {
-      const Wide d = first(load_wide(plane + i, n) - mean, n);
-      squares.half[half] += d * d;
-    });
-  }
-  return {count, mean, squares.total()};
+  const std::int64_t planes = kPlanesBlock / l, begin = block * planes;
+  return {begin, 0, n - begin < planes ? n - begin : planes, l};
 }
 
-inline Moments channel_moments(const float* x, std::int64_t n, std::int64_t pitch, std::int64_t l) {
-  Moments all = {0.0, 0.0, 0.0};
-  if (l >= kStatsBlock) {
-    for (std::int64_t k = 0; k < n; ++k) {
-      for (std::int64_t i = 0; i < l; i += kStatsBlock) {
-        all = merge(all, plane_moments(x + k * pitch + i, 1, pitch, l - i < kStatsBlock ? l - i : kStatsBlock));
-      }
-    }
-    return all;
+// Adds up a block's pairs of terms into two sums: term(offset of the value in the array, lanes).
+template <bool Exact, class Args, class Term>
+FUSEDSTEP_INLINE void sum_block(const Args& a, std::int64_t c, std::int64_t block, double* sums, Term term) {
+  Sums32<Exact> first_sum, second_sum;
+  const PlanesBlock b = block_of(a.n, a.l, block);
+  for (std::int64_t k = 0; k < b.runs; ++k) {
+    const std::int64_t run = (b.plane + k) * a.c + c, offset = run * a.l + b.at;
+    each_half(b.l, [&](std::int64_t i, std::int64_t n, int half) FUSEDSTEP_LAMBDA {
+      const auto [u, v] = term(offset + i, run, b.at + i, n);
+      first_sum.half[half].add(u);
+      second_sum.half[half].add(v);
+    });
   }
-  const std::int64_t planes = kStatsBlock / l;
-  for (std::int64_t k = 0; k < n; k += planes) {
-    all = merge(all, plane_moments(x + k * pitch, n - k < planes ? n - k : planes, pitch, l));
+  const TwoDoubles u = first_sum.total(), v = second_sum.total();
+  sums[0] = u.high;
+  sums[kWords<Exact>] = v.high;
+  if constexpr (Exact) {
+    sums[1] = u.low;
+    sums[3] = v.low;
   }
-  return all;
 }
 
-inline void batch_norm_planes(const BatchNormArgs& a, std::int64_t begin, std::int64_t end) {
-  const std::int64_t pitch = a.c * a.l;
-  for (std::int64_t c = begin; c < end; ++c) {
-    if (a.training) {
-      take_statistics(a, c, channel_moments(a.x + c * a.l, a.n, pitch, a.l));
+template <bool Exact>
+FUSEDSTEP_INLINE TwoDoubles block_sum(const double* sums) {
+  return {sums[0], Exact ? sums[1] : 0.0};
+}
+
+struct Terms {
+  Wide u, v;
+};
+
+template <class T>
+inline double plane_pivot(const T* plane, std::int64_t l) {
+  const std::int64_t n = l < kPivotValues ? l : kPivotValues;
+  const Wide first_values = load_wide(plane, n);
+  const double mean = LaneSum{{first_values, zeros()}}.total() / double(n);
+  return double(typename Arithmetic<T>::Scalar(mean));
+}
+
+template <class T>
+inline void plane_pivots(const BatchNormArgs& a) {
+  for (std::int64_t c = 0; c < a.c; ++c) a.pivot[c] = plane_pivot(static_cast<const T*>(a.x) + c * a.l, a.l);
+}
+
+template <class T, bool Exact>
+__attribute__((noinline)) void block_moments(const BatchNormArgs& a, std::int64_t c, std::int64_t block, double pivot,
+                                             double* sums) {
+  const T* x = static_cast<const T*>(a.x);
+  const std::int64_t ahead = planes_ahead(a.c, a.l);
+  sum_block<Exact>(a, c, block, sums, [&](std::int64_t i, std::int64_t, std::int64_t, std::int64_t n) FUSEDSTEP_LAMBDA {
+    fetch_line(x + i + ahead);
+    const Wide d = first(load_wide(x + i, n) - pivot, n);
+    return Terms{d, d * d};
+  });
+}
+
+// Items: blocks of channels.
+template <class T, bool Exact>
+inline void plane_moments(const BatchNormArgs& a, double* workspace, std::int64_t begin, std::int64_t end) {
+  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  for (std::int64_t item = begin; item < end; ++item) {
+    const std::int64_t c = item / blocks;
+    block_moments<T, Exact>(a, c, item % blocks, a.pivot[c], workspace + item * 2 * kWords<Exact>);
+  }
+}
+
+template <bool Exact>
+inline void plane_statistics(const BatchNormArgs& a, double* workspace) {
+  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  for (std::int64_t c = 0; c < a.c; ++c) {
+    TwoDoubles sum = {0.0, 0.0}, squares = {0.0, 0.0};
+    for (std::int64_t item = c * blocks; item < (c + 1) * blocks; ++item) {
+      gather(sum, block_sum<Exact>(workspace + item * 2 * kWords<Exact>));
+      gather(squares, block_sum<Exact>(workspace + (item * 2 + 1) * kWords<Exact>));
     }
-    const Affine affine = Affine::of(a, c);
-    for (std::int64_t k = 0; k < a.n; ++k) {
-      const float* x = a.x + k * pitch + c * a.l;
-      write_lanes(a.y + k * pitch + c * a.l, a.l, a.stream,
-                  [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { return affine(load(x + i, n)); });
-    }
+    take_statistics(a, c, a.pivot[c], sum, squares);
+  }
+}
+
+template <class T, template <class> class Coefficients>
+inline void normalize_block(const BatchNormArgs& a, std::int64_t c, std::int64_t block) {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  const Constant<Coefficients<Scalar>> coefficients = {Coefficients<Scalar>::of(a, c)};
+  const PlanesBlock b = block_of(a.n, a.l, block);
+  const std::int64_t run = b.plane * a.c + c, offset = run * a.l + b.at, words = mask_words(a.l);
+  normalize(static_cast<T*>(a.y) + offset, static_cast<const T*>(a.x) + offset,
+            a.residual ? static_cast<const T*>(a.residual) + offset : nullptr,
+            a.mask ? a.mask + run * words + b.at / 16 : nullptr, {b.runs, b.l, a.c * a.l, a.c * words}, a.stream,
+            coefficients);
+}
+
+// Items: blocks of channels.
+template <class T>
+inline void apply_planes(const BatchNormArgs& a, const void*, std::int64_t begin, std::int64_t end) {
+  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  for (std::int64_t item = begin; item < end; ++item) {
+    a.folded ? normalize_block<T, Folded>(a, item / blocks, item % blocks)
+             : normalize_block<T, Affine>(a, item / blocks, item % blocks);
   }
   if (a.stream) end_stream();
 }
 
-inline void batch_norm_planes_backward(const BatchNormBackwardArgs& a, std::int64_t begin, std::int64_t end) {
-  const std::int64_t pitch = a.c * a.l;
+template <class T>
+inline void forward_planes(const BatchNormArgs& a, std::int64_t begin, std::int64_t end) {
+  const std::int64_t blocks = plane_blocks(a.n, a.l);
   for (std::int64_t c = begin; c < end; ++c) {
-    const double mean = a.mean[c];
-    LaneSum sum_dy, sum_dy_d;
-    for (std::int64_t k = 0; k < a.n; ++k) {
-      const float* x = a.x + k * pitch + c * a.l;
-      const float* dy = a.dy + k * pitch + c * a.l;
-      each_half(a.l, [&](std::int64_t i, std::int64_t n, int half) FUSEDSTEP_LAMBDA {
-        fetch(dy + pitch + i);
-        fetch(x + pitch + i);
-        const Wide g = load_wide(dy + i, n);
-        sum_dy.half[half] += g;
-        sum_dy_d.half[half] += g * first(load_wide(x + i, n) - mean, n);
-      });
+    const double pivot = plane_pivot(static_cast<const T*>(a.x) + c * a.l, a.l);
+    TwoDoubles sum = {0.0, 0.0}, squares = {0.0, 0.0};
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      double sums[2];
+      block_moments<T, false>(a, c, block, pivot, sums);
+      gather(sum, block_sum<false>(sums));
+      gather(squares, block_sum<false>(sums + 1));
     }
-    const double total_dy = sum_dy.total(), total_dy_d = sum_dy_d.total();
-    take_gradients(a, c, total_dy, total_dy_d);
-    const Gradient gradient = Gradient::of(a, c, total_dy, total_dy_d);
-    for (std::int64_t k = 0; k < a.n; ++k) {
-      const float* x = a.x + k * pitch + c * a.l;
-      const float* dy = a.dy + k * pitch + c * a.l;
-      float* dx = a.dx + k * pitch + c * a.l;
-      if (a.training) {
-        write_lanes(dx, a.l, a.stream, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
-          return gradient(load(dy + i, n), load(x + i, n));
-        });
-      } else {
-        write_lanes(dx, a.l, a.stream,
-                    [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { return gradient.scale * load(dy + i, n); });
-      }
+    take_statistics(a, c, pivot, sum, squares);
+    // What was read last is likeliest still in the cache.
+    for (std::int64_t block = blocks - 1; block >= 0; --block) normalize_block<T, Affine>(a, c, block);
+  }
+  if (a.stream) end_stream();
+}
+
+template <class T, bool Relu>
+__attribute__((noinline)) void block_gradient_sums(const BatchNormGradientArgs& a, std::int64_t c, std::int64_t block,
+                                                   double* sums) {
+  const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
+  const double mean = a.mean[c];
+  const std::int64_t ahead = planes_ahead(a.c, a.l), words = mask_words(a.l);
+  sum_block<false>(a, c, block, sums,
+                   [&](std::int64_t i, std::int64_t run, std::int64_t at, std::int64_t n) FUSEDSTEP_LAMBDA {
+                     fetch_line(x + i + ahead);
+                     fetch_line(dy + i + ahead);
+                     Wide g = load_wide(dy + i, n);
+                     if constexpr (Relu) g = keep(g, bits_at(a.mask + run * words, at));
+                     return Terms{g, g * first(load_wide(x + i, n) - mean, n)};
+                   });
+}
+
+template <class T>
+inline void plane_gradient_sums(const BatchNormGradientArgs& a, double* workspace, std::int64_t begin,
+                                std::int64_t end) {
+  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  for (std::int64_t item = begin; item < end; ++item) {
+    a.mask ? block_gradient_sums<T, true>(a, item / blocks, item % blocks, workspace + item * 2)
+           : block_gradient_sums<T, false>(a, item / blocks, item % blocks, workspace + item * 2);
+  }
+}
+
+inline void plane_gradient_totals(const BatchNormGradientArgs& a, double* workspace) {
+  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  for (std::int64_t c = 0; c < a.c; ++c) {
+    TwoDoubles sum_dy = {0.0, 0.0}, sum_dy_d = {0.0, 0.0};
+    for (std::int64_t item = c * blocks; item < (c + 1) * blocks; ++item) {
+      gather(sum_dy, block_sum<false>(workspace + 2 * item));
+      gather(sum_dy_d, block_sum<false>(workspace + 2 * item + 1));
     }
+    take_gradient_sums(a, c, sum_dy, sum_dy_d);
+  }
+}
+
+template <class T, template <class> class Coefficients>
+inline void differentiate_block(const BatchNormGradientArgs& a, std::int64_t c, std::int64_t block) {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  const Constant<Coefficients<Scalar>> coefficients = {Coefficients<Scalar>::of(a, c)};
+  const PlanesBlock b = block_of(a.n, a.l, block);
+  const std::int64_t run = b.plane * a.c + c, offset = run * a.l + b.at, words = mask_words(a.l);
+  differentiate(static_cast<T*>(a.dx) + offset, a.dresidual ? static_cast<T*>(a.dresidual) + offset : nullptr,
+                static_cast<const T*>(a.dy) + offset, static_cast<const T*>(a.x) + offset,
+                a.mask ? a.mask + run * words + b.at / 16 : nullptr, {b.runs, b.l, a.c * a.l, a.c * words}, a.stream,
+                coefficients);
+}
+
+template <class T>
+inline void differentiate_any(const BatchNormGradientArgs& a, std::int64_t c, std::int64_t block) {
+  a.training ? differentiate_block<T, Gradient>(a, c, block) : differentiate_block<T, Scaled>(a, c, block);
+}
+
+template <class T>
+inline void plane_gradient(const BatchNormGradientArgs& a, const void*, std::int64_t begin, std::int64_t end) {
+  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  for (std::int64_t item = begin; item < end; ++item) differentiate_any<T>(a, item / blocks, item % blocks);
+  if (a.stream) end_stream();
+}
+
+template <class T>
+inline void backward_planes(const BatchNormGradientArgs& a, std::int64_t begin, std::int64_t end) {
+  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  for (std::int64_t c = begin; c < end; ++c) {
+    TwoDoubles sum_dy = {0.0, 0.0}, sum_dy_d = {0.0, 0.0};
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      double sums[2];
+      a.mask ? block_gradient_sums<T, true>(a, c, block, sums) : block_gradient_sums<T, false>(a, c, block, sums);
+      gather(sum_dy, block_sum<false>(sums));
+      gather(sum_dy_d, block_sum<false>(sums + 1));
+    }
+    take_gradient_sums(a, c, sum_dy, sum_dy_d);
+    for (std::int64_t block = blocks - 1; block >= 0; --block) differentiate_any<T>(a, c, block);
   }
   if (a.stream) end_stream();
 }

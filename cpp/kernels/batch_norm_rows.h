@@ -1,144 +1,235 @@
-// Batch normalization of rows (N, C), float32: memory is read in order, the channels across the lanes. Blocks of rows
-// are shared out, their sums kept in the workspace; the channels then merge the blocks in order.
+// Batch normalization of rows (n, c): memory is read in order, the channels across the lanes. Narrow rows are summed
+// several at a time, as if each place in such a wide row were a channel; the places of a channel are added up last.
 #pragma once
 
-#include "kernels/statistics.h"
+#include "kernels/batch_norm.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// sums[j] += term(row, j) for every row, row after row; four rows at a time, so that a sum is loaded and stored once.
-template <class Term>
-inline void add_rows(double* sums, std::int64_t rows, std::int64_t c, Term term) {
-  std::int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-#pragma omp simd
-    for (std::int64_t j = 0; j < c; ++j) {
-      sums[j] = (((sums[j] + term(r, j)) + term(r + 1, j)) + term(r + 2, j)) + term(r + 3, j);
+// Rows added up in registers before the sums go back to memory.
+inline constexpr int kRowsAtOnce = 8;
+
+// sums[place] += terms of `rows` wide rows from value `at` on: term(offset of the value, place, lanes).
+template <bool Exact, class Term>
+FUSEDSTEP_INLINE void add_rows(double* sums, std::int64_t width, std::int64_t at, int rows, std::int64_t places,
+                               Term term) {
+  const std::int64_t pitch = width + kPadding;
+  each_lanes(places, [&](std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
+    Sums16<Exact> first_sum, second_sum;
+    first_sum.read(sums + j, pitch);
+    second_sum.read(sums + j + kWords<Exact> * pitch, pitch);
+    for (int r = 0; r < rows; ++r) {
+      const auto [u, v] = term(at + r * width + j, j, n);
+      first_sum.add(u);
+      second_sum.add(v);
     }
-  }
-  for (; r < rows; ++r) {
-#pragma omp simd
-    for (std::int64_t j = 0; j < c; ++j) sums[j] += term(r, j);
-  }
+    first_sum.write(sums + j, pitch);
+    second_sum.write(sums + j + kWords<Exact> * pitch, pitch);
+  });
 }
 
-inline std::int64_t rows_in_block(std::int64_t n, std::int64_t block) {
-  const std::int64_t left = n - block * kStatsRows;
-  return left < kStatsRows ? left : kStatsRows;
-}
-
-// Workspace: per block c means, then c sums of squared deviations. It comes zeroed.
-inline void batch_norm_rows_moments(const BatchNormArgs& a, double* workspace, std::int64_t begin, std::int64_t end) {
-  const std::int64_t c = a.c;
+// Items: blocks of wide rows, the last of which may be cut short.
+template <bool Exact, class Args, class Term>
+FUSEDSTEP_INLINE void sum_rows(const Args& a, double* workspace, std::int64_t begin, std::int64_t end, Term term) {
+  const std::int64_t width = row_width(a.c), pitch = width + kPadding, values = a.n * a.c;
   for (std::int64_t block = begin; block < end; ++block) {
-    const std::int64_t rows = rows_in_block(a.n, block);
-    const float* x = a.x + block * kStatsRows * c;
-    double* mean = workspace + block * 2 * c;
-    double* m2 = mean + c;
-    add_rows(mean, rows, c, [&](std::int64_t r, std::int64_t j) FUSEDSTEP_LAMBDA { return double(x[r * c + j]); });
-    for (std::int64_t j = 0; j < c; ++j) mean[j] /= double(rows);
-    add_rows(m2, rows, c, [&](std::int64_t r, std::int64_t j) FUSEDSTEP_LAMBDA {
-      const double d = double(x[r * c + j]) - mean[j];
-      return d * d;
-    });
+    double* sums = workspace + block * 2 * kWords<Exact> * pitch;
+    for (std::int64_t k = 0; k < 2 * kWords<Exact> * pitch; ++k) sums[k] = 0.0;
+    std::int64_t at = block * block_rows(width) * width;
+    const std::int64_t stop = at + block_rows(width) * width < values ? at + block_rows(width) * width : values;
+    for (; at + kRowsAtOnce * width <= stop; at += kRowsAtOnce * width) {
+      add_rows<Exact>(sums, width, at, kRowsAtOnce, width, term);
+    }
+    for (; at + width <= stop; at += width) add_rows<Exact>(sums, width, at, 1, width, term);
+    if (at < stop) add_rows<Exact>(sums, width, at, 1, stop - at, term);
   }
 }
 
-// Merges the blocks in order into the first one, and takes the statistics from it.
-inline void batch_norm_rows_statistics(const BatchNormArgs& a, double* workspace) {
-  double *mean = workspace, *m2 = workspace + a.c;
-  double count = double(rows_in_block(a.n, 0));
-  for (std::int64_t block = 1; block * kStatsRows < a.n; ++block) {
-    const double* of_block = workspace + block * 2 * a.c;
-    const double block_count = double(rows_in_block(a.n, block));
-#pragma omp simd
-    for (std::int64_t j = 0; j < a.c; ++j) {
-      const Moments all = merge({count, mean[j], m2[j]}, {block_count, of_block[j], of_block[a.c + j]});
-      mean[j] = all.mean;
-      m2[j] = all.m2;
+// The sums of every place over all blocks, behind the blocks in the workspace: high parts, then low ones.
+template <bool Exact, class Args>
+inline const double* add_blocks(const Args& a, double* workspace, int sum) {
+  const std::int64_t width = row_width(a.c), pitch = width + kPadding, blocks = row_blocks(a.n, a.c);
+  double* totals = workspace + (blocks * kWords<Exact> + sum) * 2 * pitch;
+  each_lanes(width, [&](std::int64_t j, std::int64_t) FUSEDSTEP_LAMBDA {
+    Sums16<true> total;
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const double* sums = workspace + (block * 2 + sum) * kWords<Exact> * pitch + j;
+      total.add(load_wide(sums, kLanes), Exact ? load_wide(sums + pitch, kLanes) : zeros());
     }
-    count += block_count;
-  }
-  for (std::int64_t j = 0; j < a.c; ++j) take_statistics(a, j, {count, mean[j], m2[j]});
+    total.write(totals + j, pitch);
+  });
+  return totals;
 }
 
-// Channels whose coefficients are laid out in arrays at a time.
-inline constexpr std::int64_t kChannels = 256;
+// Of channel c, all its places.
+FUSEDSTEP_INLINE TwoDoubles add_places(const double* totals, std::int64_t channels, std::int64_t c) {
+  const std::int64_t width = row_width(channels);
+  TwoDoubles total = {0.0, 0.0};
+  for (std::int64_t place = c; place < width; place += channels) {
+    gather(total, {totals[place], totals[width + kPadding + place]});
+  }
+  return total;
+}
 
-inline void batch_norm_rows_apply(const BatchNormArgs& a, std::int64_t begin, std::int64_t end) {
-  alignas(64) float high[kChannels], rest[kChannels], scale[kChannels], shift[kChannels];
-  for (std::int64_t c0 = 0; c0 < a.c; c0 += kChannels) {
-    const std::int64_t width = a.c - c0 < kChannels ? a.c - c0 : kChannels;
-    for (std::int64_t j = 0; j < width; ++j) {
-      const Affine affine = Affine::of(a, c0 + j);
-      high[j] = affine.centre.high;
-      rest[j] = affine.centre.rest;
-      scale[j] = affine.scale;
-      shift[j] = affine.shift;
-    }
-    for (std::int64_t r = begin; r < end; ++r) {
-      const float* x = a.x + r * a.c + c0;
-      float* y = a.y + r * a.c + c0;
-#pragma omp simd
-      for (std::int64_t j = 0; j < width; ++j) y[j] = Affine{{high[j], rest[j]}, scale[j], shift[j]}(x[j]);
-    }
+template <class V>
+inline void repeat(V* values, std::int64_t c, std::int64_t period) {
+  for (std::int64_t k = c; k < period + kPadding; ++k) values[k] = values[k - c];
+}
+
+template <class T>
+inline void row_pivots(const BatchNormArgs& a) {
+  const std::int64_t rows = a.n < kPivotValues ? a.n : kPivotValues;
+  const T* x = static_cast<const T*>(a.x);
+  each_lanes(a.c, [&](std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
+    Wide sum = zeros();
+    for (std::int64_t r = 0; r < rows; ++r) sum += load_wide(x + r * a.c + j, n);
+    store(a.pivot + j, sum, n);
+  });
+  for (std::int64_t c = 0; c < a.c; ++c) {
+    a.pivot[c] = double(typename Arithmetic<T>::Scalar(a.pivot[c] / double(rows)));
+  }
+  repeat(a.pivot, a.c, row_width(a.c));
+}
+
+template <class T, bool Exact>
+inline void row_moments(const BatchNormArgs& a, double* workspace, std::int64_t begin, std::int64_t end) {
+  const T* x = static_cast<const T*>(a.x);
+  const std::int64_t ahead = kRowsAtOnce * row_width(a.c);
+  sum_rows<Exact>(a, workspace, begin, end, [&](std::int64_t i, std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
+    __builtin_prefetch(x + i + ahead, 0, 2);
+    const Wide d = first(load_wide(x + i, n) - load_wide(a.pivot + j, kLanes), n);
+    return Terms{d, d * d};
+  });
+}
+
+template <bool Exact>
+inline void row_statistics(const BatchNormArgs& a, double* workspace) {
+  const double *sum = add_blocks<Exact>(a, workspace, 0), *squares = add_blocks<Exact>(a, workspace, 1);
+  for (std::int64_t c = 0; c < a.c; ++c) {
+    take_statistics(a, c, a.pivot[c], add_places(sum, a.c, c), add_places(squares, a.c, c));
   }
 }
 
-// Workspace: per block c sums of dy, then c sums of dy (x - mean). It comes zeroed.
-inline void batch_norm_rows_sums(const BatchNormBackwardArgs& a, double* workspace, std::int64_t begin,
+// Coefficients<V> of every channel, one array after the other.
+template <class V, template <class> class Coefficients, class Args>
+inline void lay_out(const Args& a, void* out) {
+  constexpr int values = Coefficients<V>::values;
+  static_assert(sizeof(Coefficients<V>) == values * sizeof(V) && values <= kRowCoefficients);
+  const std::int64_t period = row_width(a.c), pitch = period + kPadding;
+  V* arrays = static_cast<V*>(out);
+  for (std::int64_t c = 0; c < a.c; ++c) {
+    V of_channel[values];
+    const Coefficients<V> coefficients = Coefficients<V>::of(a, c);
+    __builtin_memcpy(of_channel, &coefficients, sizeof of_channel);
+    for (int k = 0; k < values; ++k) arrays[k * pitch + c] = of_channel[k];
+  }
+  for (int k = 0; k < values; ++k) repeat(arrays + k * pitch, a.c, period);
+}
+
+// Coefficients along rows, from the channel of the first value on.
+template <class Scalar, template <class> class Coefficients>
+struct Repeated {
+  using Lanes = typename Arithmetic<Scalar>::Lanes;
+  const Scalar* arrays;
+  std::int64_t period, place;
+
+  FUSEDSTEP_INLINE Coefficients<Lanes> next(std::int64_t n) {
+    constexpr int values = Coefficients<Lanes>::values;
+    Lanes lanes[values];
+    for (int k = 0; k < values; ++k) lanes[k] = load(arrays + k * (period + kPadding) + place, kLanes);
+    place += n;
+    if (place >= period) place -= period;
+    Coefficients<Lanes> coefficients;
+    __builtin_memcpy(&coefficients, lanes, sizeof lanes);
+    return coefficients;
+  }
+};
+
+template <class T, template <class> class Coefficients>
+inline void normalize_rows(const BatchNormArgs& a, const void* arrays, std::int64_t begin, std::int64_t end) {
+  const std::int64_t period = row_width(a.c);
+  using Scalar = typename Arithmetic<T>::Scalar;
+  const Repeated<Scalar, Coefficients> coefficients = {static_cast<const Scalar*>(arrays), period, begin % period};
+  normalize(static_cast<T*>(a.y) + begin, static_cast<const T*>(a.x) + begin,
+            a.residual ? static_cast<const T*>(a.residual) + begin : nullptr, a.mask ? a.mask + begin / 16 : nullptr,
+            {1, end - begin, 0, 0}, a.stream, coefficients);
+}
+
+// Items: chunks. The last ones first: of what the statistics have read they are what the cache still holds.
+template <class Apply>
+FUSEDSTEP_INLINE void each_chunk_from_behind(std::int64_t values, std::int64_t begin, std::int64_t end, Apply apply) {
+  for (std::int64_t chunk = end - 1; chunk >= begin; --chunk) {
+    apply(chunk * kChunk, (chunk + 1) * kChunk < values ? (chunk + 1) * kChunk : values);
+  }
+}
+
+template <class T>
+inline void row_coefficients(const BatchNormArgs& a, void* out) {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  a.folded ? lay_out<Scalar, Folded>(a, out) : lay_out<Scalar, Affine>(a, out);
+}
+
+template <class T>
+inline void apply_rows(const BatchNormArgs& a, const void* coefficients, std::int64_t begin, std::int64_t end) {
+  each_chunk_from_behind(a.n * a.c, begin, end, [&](std::int64_t from, std::int64_t to) FUSEDSTEP_LAMBDA {
+    a.folded ? normalize_rows<T, Folded>(a, coefficients, from, to)
+             : normalize_rows<T, Affine>(a, coefficients, from, to);
+  });
+  if (a.stream) end_stream();
+}
+
+template <class T, bool Relu>
+inline void row_gradient_sums_of(const BatchNormGradientArgs& a, double* workspace, std::int64_t begin,
                                  std::int64_t end) {
-  const std::int64_t c = a.c;
-  for (std::int64_t block = begin; block < end; ++block) {
-    const std::int64_t rows = rows_in_block(a.n, block);
-    const float* x = a.x + block * kStatsRows * c;
-    const float* dy = a.dy + block * kStatsRows * c;
-    double* sum_dy = workspace + block * 2 * c;
-    add_rows(sum_dy, rows, c, [&](std::int64_t r, std::int64_t j) FUSEDSTEP_LAMBDA { return double(dy[r * c + j]); });
-    add_rows(sum_dy + c, rows, c, [&](std::int64_t r, std::int64_t j) FUSEDSTEP_LAMBDA {
-      return double(dy[r * c + j]) * (double(x[r * c + j]) - a.mean[j]);
-    });
+  const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
+  const std::int64_t ahead = kRowsAtOnce * row_width(a.c);
+  sum_rows<false>(a, workspace, begin, end, [&](std::int64_t i, std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
+    __builtin_prefetch(x + i + ahead, 0, 2);
+    __builtin_prefetch(dy + i + ahead, 0, 2);
+    Wide g = load_wide(dy + i, n);
+    if constexpr (Relu) g = keep(g, bits_at(a.mask, i));
+    return Terms{first(g, n), g * first(load_wide(x + i, n) - load_wide(a.mean + j, kLanes), n)};
+  });
+}
+
+template <class T>
+inline void row_gradient_sums(const BatchNormGradientArgs& a, double* workspace, std::int64_t begin, std::int64_t end) {
+  a.mask ? row_gradient_sums_of<T, true>(a, workspace, begin, end)
+         : row_gradient_sums_of<T, false>(a, workspace, begin, end);
+}
+
+inline void row_gradient_totals(const BatchNormGradientArgs& a, double* workspace) {
+  const double *dy = add_blocks<false>(a, workspace, 0), *dy_d = add_blocks<false>(a, workspace, 1);
+  for (std::int64_t c = 0; c < a.c; ++c) {
+    take_gradient_sums(a, c, add_places(dy, a.c, c), add_places(dy_d, a.c, c));
   }
 }
 
-// Adds the blocks in order into the first one, and takes the gradients of weight and bias from it.
-inline void batch_norm_rows_total(const BatchNormBackwardArgs& a, double* workspace) {
-  for (std::int64_t block = 1; block * kStatsRows < a.n; ++block) {
-    const double* of_block = workspace + block * 2 * a.c;
-#pragma omp simd
-    for (std::int64_t j = 0; j < 2 * a.c; ++j) workspace[j] += of_block[j];
-  }
-  for (std::int64_t j = 0; j < a.c; ++j) take_gradients(a, j, workspace[j], workspace[a.c + j]);
+template <class T>
+inline void row_gradient_coefficients(const BatchNormGradientArgs& a, void* out) {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  a.training ? lay_out<Scalar, Gradient>(a, out) : lay_out<Scalar, Scaled>(a, out);
 }
 
-inline void batch_norm_rows_gradient(const BatchNormBackwardArgs& a, const double* total, std::int64_t begin,
-                                     std::int64_t end) {
-  alignas(64) float high[kChannels], rest[kChannels], scale[kChannels], offset[kChannels], slope[kChannels];
-  for (std::int64_t c0 = 0; c0 < a.c; c0 += kChannels) {
-    const std::int64_t width = a.c - c0 < kChannels ? a.c - c0 : kChannels;
-    for (std::int64_t j = 0; j < width; ++j) {
-      const Gradient gradient = Gradient::of(a, c0 + j, total[c0 + j], total[a.c + c0 + j]);
-      high[j] = gradient.centre.high;
-      rest[j] = gradient.centre.rest;
-      scale[j] = gradient.scale;
-      offset[j] = gradient.offset;
-      slope[j] = gradient.slope;
-    }
-    for (std::int64_t r = begin; r < end; ++r) {
-      const float* x = a.x + r * a.c + c0;
-      const float* dy = a.dy + r * a.c + c0;
-      float* dx = a.dx + r * a.c + c0;
-      if (a.training) {
-#pragma omp simd
-        for (std::int64_t j = 0; j < width; ++j) {
-          dx[j] = Gradient{{high[j], rest[j]}, scale[j], offset[j], slope[j]}(dy[j], x[j]);
-        }
-      } else {
-#pragma omp simd
-        for (std::int64_t j = 0; j < width; ++j) dx[j] = scale[j] * dy[j];
-      }
-    }
-  }
+template <class T, template <class> class Coefficients>
+inline void differentiate_rows(const BatchNormGradientArgs& a, const void* arrays, std::int64_t begin,
+                               std::int64_t end) {
+  const std::int64_t period = row_width(a.c);
+  using Scalar = typename Arithmetic<T>::Scalar;
+  const Repeated<Scalar, Coefficients> coefficients = {static_cast<const Scalar*>(arrays), period, begin % period};
+  differentiate(static_cast<T*>(a.dx) + begin, a.dresidual ? static_cast<T*>(a.dresidual) + begin : nullptr,
+                static_cast<const T*>(a.dy) + begin, static_cast<const T*>(a.x) + begin,
+                a.mask ? a.mask + begin / 16 : nullptr, {1, end - begin, 0, 0}, a.stream, coefficients);
+}
+
+template <class T>
+inline void row_gradient(const BatchNormGradientArgs& a, const void* coefficients, std::int64_t begin,
+                         std::int64_t end) {
+  each_chunk_from_behind(a.n * a.c, begin, end, [&](std::int64_t from, std::int64_t to) FUSEDSTEP_LAMBDA {
+    a.training ? differentiate_rows<T, Gradient>(a, coefficients, from, to)
+               : differentiate_rows<T, Scaled>(a, coefficients, from, to);
+  });
+  if (a.stream) end_stream();
 }
 
 }  // namespace fusedstep::FUSEDSTEP_SET

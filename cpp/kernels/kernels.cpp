@@ -51,6 +51,23 @@ constexpr void fill_passes(KernelTable& table, Dtype dtype) {
   table.axpy[int(dtype)] = axpy<T>;
 }
 
+template <class T>
+constexpr void fill_batch_norm(KernelTable& table, Dtype dtype) {
+  table.batch_norm[int(dtype)] = {
+      .pivots = {plane_pivots<T>, row_pivots<T>},
+      .moments = {{plane_moments<T, false>, plane_moments<T, true>}, {row_moments<T, false>, row_moments<T, true>}},
+      .statistics = {{plane_statistics<false>, plane_statistics<true>}, {row_statistics<false>, row_statistics<true>}},
+      .coefficients = row_coefficients<T>,
+      .apply = {apply_planes<T>, apply_rows<T>},
+      .gradient_sums = {plane_gradient_sums<T>, row_gradient_sums<T>},
+      .gradient_totals = {plane_gradient_totals, row_gradient_totals},
+      .gradient_coefficients = row_gradient_coefficients<T>,
+      .gradient = {plane_gradient<T>, row_gradient<T>},
+      .forward = forward_planes<T>,
+      .backward = backward_planes<T>,
+  };
+}
+
 template <int... A>
 constexpr void fill_roofs(KernelTable& table, std::integer_sequence<int, A...>) {
   ((table.roof_step[A] = roof_step<1 + A>), ...);
@@ -63,14 +80,10 @@ constexpr KernelTable make_table() {
   fill_passes<float>(table, Dtype::float32);
   fill_passes<double>(table, Dtype::float64);
   fill_roofs(table, std::make_integer_sequence<int, 1 + kMaxStates>());
-  table.batch_norm_planes = batch_norm_planes;
-  table.batch_norm_planes_backward = batch_norm_planes_backward;
-  table.batch_norm_rows_moments = batch_norm_rows_moments;
-  table.batch_norm_rows_statistics = batch_norm_rows_statistics;
-  table.batch_norm_rows_apply = batch_norm_rows_apply;
-  table.batch_norm_rows_sums = batch_norm_rows_sums;
-  table.batch_norm_rows_total = batch_norm_rows_total;
-  table.batch_norm_rows_gradient = batch_norm_rows_gradient;
+  fill_batch_norm<float>(table, Dtype::float32);
+  fill_batch_norm<double>(table, Dtype::float64);
+  fill_batch_norm<Float16>(table, Dtype::float16);
+  fill_batch_norm<BFloat16>(table, Dtype::bfloat16);
   table.cross_entropy = cross_entropy;
   table.sum = sum;
   table.roof_map = roof_map;

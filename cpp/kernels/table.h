@@ -11,14 +11,13 @@ namespace fusedstep {
 inline constexpr std::int64_t kBlock = 1024;
 inline constexpr std::int64_t kChunk = 4 * kBlock;
 
-// Rows of an (N, C) array whose statistics are taken together.
-inline constexpr std::int64_t kStatsRows = 128;
-
 inline constexpr int kMaxRules = 64;
 
-enum class Dtype { float32, float64 };
-inline constexpr int kDtypes = 2;
-constexpr std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 8; }
+// What is stored, and, the first ones, what is computed in.
+enum class Dtype { float32, float64, float16, bfloat16 };
+inline constexpr int kDtypes = 4;
+inline constexpr int kMathsDtypes = 2;
+constexpr std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
 // Elements that sums look at together.
 inline constexpr std::int64_t kStrip = 256;
@@ -66,37 +65,101 @@ struct StepArgs {
 // out.
 using StepPass = void (*)(const StepArgs&, std::int64_t begin, std::int64_t end, double* sums);
 
-// Batch norm over n samples, c channels and l contiguous positions (1 for an (N, C) array).
+// Batch norm sees every dense array as (n, c, l) in memory. Rows: l is 1, the channels are contiguous. Planes: n * c
+// runs of l values of a channel.
+enum Layout { kPlanes, kRows };
+inline constexpr int kLayouts = 2;
+
+// Values of a channel whose sums are taken together: whole planes, or a part of one.
+inline constexpr std::int64_t kPlanesBlock = 8192;
+constexpr std::int64_t plane_blocks(std::int64_t n, std::int64_t l) {
+  if (l >= kPlanesBlock) return n * ((l + kPlanesBlock - 1) / kPlanesBlock);
+  const std::int64_t planes = kPlanesBlock / l;
+  return (n + planes - 1) / planes;
+}
+// Narrow rows are summed several at a time, as one row of at least so many values.
+inline constexpr std::int64_t kLeastWidth = 64;
+constexpr std::int64_t row_width(std::int64_t c) { return (kLeastWidth + c - 1) / c * c; }
+// Such wide rows whose sums are taken together.
+constexpr std::int64_t block_rows(std::int64_t width) { return width >= 256 ? 128 : 32768 / width; }
+constexpr std::int64_t row_blocks(std::int64_t n, std::int64_t c) {
+  const std::int64_t values = block_rows(row_width(c)) * row_width(c);
+  return (n * c + values - 1) / values;
+}
+// Arrays with one entry a channel are repeated for rows, so that 16 entries can be read from any place of a wide row.
+inline constexpr std::int64_t kPadding = 16;
+constexpr std::int64_t padded_width(std::int64_t c) { return row_width(c) + kPadding; }
+
+// Doubles that the sums of all blocks take.
+constexpr std::int64_t plane_workspace(std::int64_t n, std::int64_t c, std::int64_t l, bool exact) {
+  return plane_blocks(n, l) * c * 2 * (exact ? 2 : 1);
+}
+constexpr std::int64_t row_workspace(std::int64_t n, std::int64_t c, bool exact) {
+  return (row_blocks(n, c) * (exact ? 2 : 1) + 2) * 2 * padded_width(c);
+}
+
+// Words of the mask of a run of values: one bit each.
+constexpr std::int64_t mask_words(std::int64_t l) { return (l + 15) / 16; }
+
 struct BatchNormArgs {
   std::int64_t n, c, l;
-  const float* x;
-  const float* weight;  // null: 1
-  const float* bias;    // null: 0
-  float* y;
-  double* mean;     // of the batch in training, else taken as given
-  double* inv_std;  // likewise
-  float* running_mean;
-  float* running_var;
-  double momentum;
+  const void* x;
+  const void* residual;  // null: none
+  void* y;
+  std::uint16_t* mask;   // null: no relu; else which values pass
+  const double* weight;  // null: 1
+  const double* bias;    // null: 0
+  double* mean;          // of the batch in training, else taken as given
+  double* inv_std;       // likewise
+  double* m2;            // sums of squared deviations
+  double* mean_low;      // null, or what is left of the mean below its last bit
+  double* m2_low;        // likewise
+  double* pivot;         // what is taken off the values before they are summed; for rows, repeated
   double eps;
-  bool unbiased;
-  bool training;
+  bool folded;  // y = scale x + shift
   bool stream;  // write past the cache
 };
 
-struct BatchNormBackwardArgs {
+struct BatchNormGradientArgs {
   std::int64_t n, c, l;
-  const float* x;
-  const float* dy;
-  const float* weight;  // null: 1
-  const double* mean;
+  const void* x;
+  const void* dy;
+  const std::uint16_t* mask;  // null: no relu
+  const double* scale;        // weight * inv_std
+  const double* mean;         // for rows, repeated
   const double* inv_std;
-  float* dx;
-  float* dweight;
-  float* dbias;
-  bool training;  // false: mean and inv_std were constants
+  double* sum_dy;
+  double* sum_dy_d;  // of dy (x - mean)
+  void* dx;
+  void* dresidual;  // null: not wanted
+  double count;     // values a channel, of all workers
+  bool training;    // false: mean and inv_std were constants
   bool stream;
 };
+
+// Of one stored dtype. Shared out are the blocks of each channel of planes, the blocks of rows, or, where rows are
+// written, chunks of kChunk values. [exact]: with twice the precision of double, and twice the workspace.
+struct BatchNormKernels {
+  void (*pivots[kLayouts])(const BatchNormArgs&);
+  void (*moments[kLayouts][2])(const BatchNormArgs&, double* workspace, std::int64_t begin, std::int64_t end);
+  void (*statistics[kLayouts][2])(const BatchNormArgs&, double* workspace);
+  // What `apply` needs of rows: kRowCoefficients arrays of row_width + kPadding.
+  void (*coefficients)(const BatchNormArgs&, void* coefficients);
+  void (*apply[kLayouts])(const BatchNormArgs&, const void* coefficients, std::int64_t begin, std::int64_t end);
+
+  void (*gradient_sums[kLayouts])(const BatchNormGradientArgs&, double* workspace, std::int64_t begin,
+                                  std::int64_t end);
+  void (*gradient_totals[kLayouts])(const BatchNormGradientArgs&, double* workspace);
+  void (*gradient_coefficients)(const BatchNormGradientArgs&, void* coefficients);
+  void (*gradient[kLayouts])(const BatchNormGradientArgs&, const void* coefficients, std::int64_t begin,
+                             std::int64_t end);
+
+  // All of it for channels [begin, end) of planes, one after the other, so that every pass but the first finds the
+  // channel in the cache.
+  void (*forward)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
+  void (*backward)(const BatchNormGradientArgs&, std::int64_t begin, std::int64_t end);
+};
+inline constexpr int kRowCoefficients = 5;
 
 struct CrossEntropyArgs {
   std::int64_t rows, classes;
@@ -116,28 +179,17 @@ struct RoofArgs {
 struct KernelTable {
   const char* name;
   // [cautious]
-  UpdateLoop update[kMaxRules][kDtypes][kMaxVariants][2];
-  WatchedLoop watched[kMaxRules][kDtypes][kMaxVariants][2];
-  MeasureLoop measure[kMaxRules][kDtypes][kMaxVariants][2];
-  StepPass step[kDtypes];
+  UpdateLoop update[kMaxRules][kMathsDtypes][kMaxVariants][2];
+  WatchedLoop watched[kMaxRules][kMathsDtypes][kMaxVariants][2];
+  MeasureLoop measure[kMaxRules][kMathsDtypes][kMaxVariants][2];
+  StepPass step[kMathsDtypes];
   // Read-only: kGradSquares and kNonFinite; the sums of `measure`.
-  StepPass gradient_sums[kDtypes];
-  StepPass measure_sums[kDtypes];
+  StepPass gradient_sums[kMathsDtypes];
+  StepPass measure_sums[kMathsDtypes];
   // x . y, and y <- y + a x; elements [begin, end).
-  double (*dot[kDtypes])(const void* x, const void* y, std::int64_t begin, std::int64_t end);
-  void (*axpy[kDtypes])(double a, const void* x, void* y, std::int64_t begin, std::int64_t end);
-  // Channels [begin, end).
-  void (*batch_norm_planes)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
-  void (*batch_norm_planes_backward)(const BatchNormBackwardArgs&, std::int64_t begin, std::int64_t end);
-  // (N, C) in three parts: blocks [begin, end) of kStatsRows rows into the workspace (2 * c zeroed doubles a block),
-  // the blocks together, rows [begin, end).
-  void (*batch_norm_rows_moments)(const BatchNormArgs&, double* workspace, std::int64_t begin, std::int64_t end);
-  void (*batch_norm_rows_statistics)(const BatchNormArgs&, double* workspace);
-  void (*batch_norm_rows_apply)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
-  void (*batch_norm_rows_sums)(const BatchNormBackwardArgs&, double* workspace, std::int64_t begin, std::int64_t end);
-  void (*batch_norm_rows_total)(const BatchNormBackwardArgs&, double* workspace);
-  void (*batch_norm_rows_gradient)(const BatchNormBackwardArgs&, const double* workspace, std::int64_t begin,
-                                   std::int64_t end);
+  double (*dot[kMathsDtypes])(const void* x, const void* y, std::int64_t begin, std::int64_t end);
+  void (*axpy[kMathsDtypes])(double a, const void* x, void* y, std::int64_t begin, std::int64_t end);
+  BatchNormKernels batch_norm[kDtypes];
   // Rows [begin, end).
   void (*cross_entropy)(const CrossEntropyArgs&, std::int64_t begin, std::int64_t end);
   double (*sum)(const double* x, std::int64_t n);

@@ -20,6 +20,22 @@ typedef std::int32_t Ints __attribute__((vector_size(64)));
 typedef double Doubles __attribute__((vector_size(64)));
 typedef std::int64_t Longs __attribute__((vector_size(64)));
 
+// Sixteen doubles.
+struct Wide {
+  Doubles low, high;
+};
+// GCC 12 does not take {} for one everywhere.
+FUSEDSTEP_INLINE Wide zeros() { return {Doubles{}, Doubles{}}; }
+
+// Bits of the first n lanes.
+FUSEDSTEP_INLINE unsigned lane_bits(std::int64_t n) { return n >= kLanes ? 0xffffu : (1u << n) - 1u; }
+
+// n items of the type, one by one. Not inlined: a loop's remainder would be longer than the loop.
+template <class T>
+__attribute__((noinline)) void copy_items(T* to, const T* from, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) to[i] = from[i];
+}
+
 FUSEDSTEP_INLINE Floats load(const float* p) {
   Floats v;
   __builtin_memcpy(&v, p, sizeof v);
@@ -29,16 +45,26 @@ FUSEDSTEP_INLINE Floats load(const float* p) {
 // The first n lanes; zeros behind them.
 FUSEDSTEP_INLINE Floats load(const float* p, std::int64_t n) {
   if (n >= kLanes) return load(p);
-  Floats v = {};
-  for (std::int64_t i = 0; i < n; ++i) v[i] = p[i];
-  return v;
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_loadu_ps(__mmask16(lane_bits(n)), p);
+#else
+  alignas(64) float part[kLanes] = {};
+  copy_items(part, p, n);
+  return load(part);
+#endif
 }
 
 FUSEDSTEP_INLINE void store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
 
 FUSEDSTEP_INLINE void store(float* p, Floats v, std::int64_t n) {
   if (n >= kLanes) return store(p, v);
-  for (std::int64_t i = 0; i < n; ++i) p[i] = v[i];
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16(lane_bits(n)), (__m512)v);
+#else
+  alignas(64) float part[kLanes];
+  store(part, v);
+  copy_items(p, part, n);
+#endif
 }
 
 // Past the cache; p must be a multiple of 64.
@@ -59,17 +85,19 @@ FUSEDSTEP_INLINE void stream(float* p, Floats v) {
 #endif
 }
 
+FUSEDSTEP_INLINE void stream(double* p, Wide v) {
+  Floats part[2];
+  __builtin_memcpy(part, &v, sizeof v);
+  stream(reinterpret_cast<float*>(p), part[0]);
+  stream(reinterpret_cast<float*>(p) + kLanes, part[1]);
+}
+
 // Streamed stores are weakly ordered: fence before another thread may look.
 FUSEDSTEP_INLINE void end_stream() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
-
-// Sixteen floats as doubles.
-struct Wide {
-  Doubles low, high;
-};
 
 FUSEDSTEP_INLINE Wide widen(Floats v) {
   const auto near = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -92,11 +120,13 @@ FUSEDSTEP_INLINE Wide load_wide(const float* p, std::int64_t n) {
   return widen(load(p, n));
 }
 FUSEDSTEP_INLINE Wide load_wide(const double* p, std::int64_t n) {
-  Wide v = {};
+  Wide v;
   if (n >= kLanes) {
     __builtin_memcpy(&v, p, sizeof v);
   } else {
-    for (std::int64_t i = 0; i < n; ++i) (i < 8 ? v.low[i] : v.high[i - 8]) = p[i];
+    alignas(64) double part[kLanes] = {};
+    copy_items(part, p, n);
+    __builtin_memcpy(&v, part, sizeof v);
   }
   return v;
 }
@@ -108,8 +138,22 @@ FUSEDSTEP_INLINE Wide difference_wide(const double* a, const double* b, std::int
   const Wide x = load_wide(a, n), y = load_wide(b, n);
   return {x.low - y.low, x.high - y.high};
 }
+FUSEDSTEP_INLINE Wide load(const double* p, std::int64_t n) { return load_wide(p, n); }
+FUSEDSTEP_INLINE void store(double* p, Wide v, std::int64_t n) {
+  if (n >= kLanes) {
+    __builtin_memcpy(p, &v, sizeof v);
+  } else {
+    alignas(64) double part[kLanes];
+    __builtin_memcpy(part, &v, sizeof v);
+    copy_items(p, part, n);
+  }
+}
+FUSEDSTEP_INLINE Wide operator+(Wide a, Wide b) { return {a.low + b.low, a.high + b.high}; }
+FUSEDSTEP_INLINE Wide operator-(Wide a, Wide b) { return {a.low - b.low, a.high - b.high}; }
 FUSEDSTEP_INLINE Wide operator*(Wide a, Wide b) { return {a.low * b.low, a.high * b.high}; }
+FUSEDSTEP_INLINE Wide operator+(Wide a, double b) { return {a.low + b, a.high + b}; }
 FUSEDSTEP_INLINE Wide operator-(Wide a, double b) { return {a.low - b, a.high - b}; }
+FUSEDSTEP_INLINE Wide operator*(Wide a, double b) { return {a.low * b, a.high * b}; }
 FUSEDSTEP_INLINE void operator+=(Wide& a, Wide b) {
   a.low += b.low;
   a.high += b.high;
@@ -152,23 +196,24 @@ FUSEDSTEP_INLINE void each_half(std::int64_t l, F f) {
   if (i + kLanes < l) f(i + kLanes, l - i - kLanes, 1);
 }
 
-// out[i] = f(i, lanes) for l elements. Streamed, the first few go the usual way, up to a whole cache line.
-template <class F>
-FUSEDSTEP_INLINE void write_lanes(float* out, std::int64_t l, bool streamed, F f) {
-  std::int64_t i = 0;
-  if (streamed) {
-    const std::int64_t misaligned = std::int64_t(reinterpret_cast<std::uintptr_t>(out) % 64) / 4;
-    const std::int64_t head = misaligned == 0 ? 0 : kLanes - misaligned;
-    if (head > 0 && head <= l) {
-      store(out, f(0, head), head);
-      i = head;
+// out[i] = f(i, lanes) for l elements, in order. Streamed, the first few go the usual way, up to a whole cache line.
+template <class T, class F>
+FUSEDSTEP_INLINE void write_lanes(T* out, std::int64_t l, bool streamed, F f) {
+  const std::int64_t misaligned = std::int64_t(reinterpret_cast<std::uintptr_t>(out) % 64 / sizeof(T)) % kLanes;
+  std::int64_t i = 0, n = streamed && misaligned > 0 ? kLanes - misaligned : kLanes;
+  while (i < l) {
+    n = l - i < n ? l - i : n;
+    if (n < kLanes) {
+      store(out + i, f(i, n), n);
+      i += n;
+      n = kLanes;
     }
-    if (head <= l) {
+    if (streamed) {
       for (; i + kLanes <= l; i += kLanes) stream(out + i, f(i, kLanes));
+    } else {
+      for (; i + kLanes <= l; i += kLanes) store(out + i, f(i, kLanes), kLanes);
     }
   }
-  for (; i + kLanes <= l; i += kLanes) store(out + i, f(i, kLanes));
-  if (i < l) store(out + i, f(i, l - i), l - i);
 }
 
 }  // namespace fusedstep::FUSEDSTEP_SET

@@ -33,7 +33,8 @@ struct Set {
 const Set kSets[] = {
 #if defined(__x86_64__)
     {&baseline::table, [] { return true; }},
-    {&avx2::table, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {&avx2::table,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
     {&avx512::table,
      [] {
        return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&

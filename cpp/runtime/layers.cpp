@@ -1,7 +1,6 @@
 #include "runtime/layers.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "runtime/threads.h"
 
@@ -12,52 +11,7 @@ namespace {
 constexpr std::int64_t kStreamElements = 1024 * 1024;
 bool streams(std::int64_t elements) { return elements >= kStreamElements; }
 
-std::int64_t stats_blocks(std::int64_t rows) { return (rows + kStatsRows - 1) / kStatsRows; }
-
 }  // namespace
-
-void batch_norm(const KernelTable& table, BatchNormArgs args, bool planes) {
-  const std::int64_t elements = args.n * args.c * args.l;
-  const std::int64_t bytes = 8 * elements;
-  const int threads = threads_for(bytes);
-  args.stream = streams(elements);
-  if (planes) {
-    parallel_for(args.c, threads, bytes,
-                 [&](std::int64_t begin, std::int64_t end) { table.batch_norm_planes(args, begin, end); });
-    return;
-  }
-  if (args.training) {
-    const std::int64_t blocks = stats_blocks(args.n);
-    std::vector<double> workspace(static_cast<std::size_t>(2 * args.c * blocks));
-    parallel_for(blocks, threads, bytes / 2, [&](std::int64_t begin, std::int64_t end) {
-      table.batch_norm_rows_moments(args, workspace.data(), begin, end);
-    });
-    table.batch_norm_rows_statistics(args, workspace.data());
-  }
-  parallel_for(args.n, threads, bytes / 2,
-               [&](std::int64_t begin, std::int64_t end) { table.batch_norm_rows_apply(args, begin, end); });
-}
-
-void batch_norm_backward(const KernelTable& table, BatchNormBackwardArgs args, bool planes) {
-  const std::int64_t elements = args.n * args.c * args.l;
-  const std::int64_t bytes = 12 * elements;
-  const int threads = threads_for(bytes);
-  args.stream = streams(elements);
-  if (planes) {
-    parallel_for(args.c, threads, bytes,
-                 [&](std::int64_t begin, std::int64_t end) { table.batch_norm_planes_backward(args, begin, end); });
-    return;
-  }
-  const std::int64_t blocks = stats_blocks(args.n);
-  std::vector<double> workspace(static_cast<std::size_t>(2 * args.c * blocks));
-  parallel_for(blocks, threads, bytes / 2, [&](std::int64_t begin, std::int64_t end) {
-    table.batch_norm_rows_sums(args, workspace.data(), begin, end);
-  });
-  table.batch_norm_rows_total(args, workspace.data());
-  parallel_for(args.n, threads, bytes / 2, [&](std::int64_t begin, std::int64_t end) {
-    table.batch_norm_rows_gradient(args, workspace.data(), begin, end);
-  });
-}
 
 double cross_entropy(const KernelTable& table, CrossEntropyArgs args) {
   // Exponentials: as long as moving four times the bytes.

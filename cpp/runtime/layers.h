@@ -1,12 +1,10 @@
-// Batch norm, loss and roofs, shared out over the threads.
+// Loss and roofs, shared out over the threads.
 #pragma once
 
 #include "kernels/table.h"
 
 namespace fusedstep::runtime {
 
-void batch_norm(const KernelTable& table, BatchNormArgs args, bool planes);
-void batch_norm_backward(const KernelTable& table, BatchNormBackwardArgs args, bool planes);
 // Gives the mean of the rows' losses.
 double cross_entropy(const KernelTable& table, CrossEntropyArgs args);
 

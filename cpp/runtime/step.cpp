@@ -47,7 +47,7 @@ void Step::run_rows(const StepTensor& t, std::int64_t from, std::int64_t to, Ste
   }
 }
 
-void Step::run_range(Place from, Place to, const StepPass (&kernels)[kDtypes], double* sums) const {
+void Step::run_range(Place from, Place to, const StepPass (&kernels)[kMathsDtypes], double* sums) const {
   for (std::size_t k = from.tensor; k <= to.tensor && k < tensors_->size(); ++k) {
     const StepTensor& t = (*tensors_)[k];
     const std::int64_t begin = k == from.tensor ? from.item : 0;
@@ -74,7 +74,7 @@ Step::Place Step::place_of(std::int64_t cost, std::int64_t granule) const {
   return {k, std::min(item, items_of(t))};
 }
 
-void Step::run_all(const StepPass (&kernels)[kDtypes], double* sums, std::int64_t bytes) const {
+void Step::run_all(const StepPass (&kernels)[kMathsDtypes], double* sums, std::int64_t bytes) const {
   const std::int64_t granule = sums == nullptr ? kBlock : kChunk;
   const std::int64_t cost = costs_.back();
   const int threads = threads_for(bytes);
@@ -85,9 +85,9 @@ void Step::run_all(const StepPass (&kernels)[kDtypes], double* sums, std::int64_
   });
 }
 
-void Step::run(const StepPass (&kernels)[kDtypes]) { run_all(kernels, nullptr, bytes_); }
+void Step::run(const StepPass (&kernels)[kMathsDtypes]) { run_all(kernels, nullptr, bytes_); }
 
-void Step::run(const StepPass (&kernels)[kDtypes], std::vector<double>& sums, Reads reads) {
+void Step::run(const StepPass (&kernels)[kMathsDtypes], std::vector<double>& sums, Reads reads) {
   piece_sums_.assign(std::size_t(pieces_.back()) * kStepSums, 0.0);
   run_all(kernels, piece_sums_.data(), reads == Reads::gradient ? gradient_bytes_ : bytes_);
   sums.assign(tensors_->size() * kStepSums, 0.0);

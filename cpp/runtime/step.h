@@ -28,8 +28,8 @@ class Step {
 
   // `kernels` by dtype. With sums, gives kStepSums of them a tensor: those of its chunks (row by row, where the
   // gradient is row-sparse) added in order, so that they do not depend on the threads.
-  void run(const StepPass (&kernels)[kDtypes]);
-  void run(const StepPass (&kernels)[kDtypes], std::vector<double>& sums, Reads reads = Reads::all);
+  void run(const StepPass (&kernels)[kMathsDtypes]);
+  void run(const StepPass (&kernels)[kMathsDtypes], std::vector<double>& sums, Reads reads = Reads::all);
 
  private:
   // An element, or a row, of a tensor.
@@ -39,8 +39,8 @@ class Step {
   };
 
   Place place_of(std::int64_t cost, std::int64_t granule) const;
-  void run_all(const StepPass (&kernels)[kDtypes], double* sums, std::int64_t bytes) const;
-  void run_range(Place from, Place to, const StepPass (&kernels)[kDtypes], double* sums) const;
+  void run_all(const StepPass (&kernels)[kMathsDtypes], double* sums, std::int64_t bytes) const;
+  void run_range(Place from, Place to, const StepPass (&kernels)[kMathsDtypes], double* sums) const;
   static void run_rows(const StepTensor& t, std::int64_t from, std::int64_t to, StepPass kernel, double* sums);
 
   const std::vector<StepTensor>* tensors_ = nullptr;

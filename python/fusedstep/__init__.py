@@ -6,10 +6,23 @@ number of threads.
 
 from fusedstep import functional, runtime
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fusedstep._core import StepReport, TensorReport
+from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
 from fusedstep._losses import softmax_cross_entropy
-from fusedstep._normalization import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
+from fusedstep._normalization import (
+    BatchGradSums,
+    BatchNorm,
+    BatchStats,
+    batch_norm,
+    batch_norm_apply,
+    batch_norm_backward,
+    batch_norm_backward_apply,
+    batch_norm_backward_sums,
+    batch_norm_stats,
+    merge_grad_sums,
+    merge_stats,
+    update_running_stats,
+)
 from fusedstep._sparse import RowSparse
 from fusedstep.optimizers import (
     ADOPT,
@@ -56,8 +69,10 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Adan",
+    "BatchGradSums",
     "BatchNorm",
     "BatchNormSaved",
+    "BatchStats",
     "Checkpoint",
     "LBFGSReport",
     "Lion",
@@ -77,10 +92,17 @@ __all__ = [
     "TensorReport",
     "__version__",
     "batch_norm",
+    "batch_norm_apply",
     "batch_norm_backward",
+    "batch_norm_backward_apply",
+    "batch_norm_backward_sums",
+    "batch_norm_stats",
     "functional",
     "load_checkpoint",
+    "merge_grad_sums",
+    "merge_stats",
     "runtime",
     "save_checkpoint",
     "softmax_cross_entropy",
+    "update_running_stats",
 ]

@@ -69,27 +69,77 @@ def apply(
     grad_scale: float,
 ) -> None: ...
 def variant(rule: str, hypers: dict[str, Any], axes: int) -> int: ...
+
+class BatchNormSaved:
+    @property
+    def x(self) -> NDArray[Any]: ...
+    @property
+    def mean(self) -> NDArray[np.float64]: ...
+    @property
+    def inv_std(self) -> NDArray[np.float64]: ...
+    @property
+    def mask(self) -> NDArray[np.uint16] | None: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def training(self) -> bool: ...
+
 def batch_norm(
-    x: NDArray[np.float32],
-    weight: NDArray[np.float32] | None,
-    bias: NDArray[np.float32] | None,
-    running_mean: NDArray[np.float32] | None,
-    running_var: NDArray[np.float32] | None,
+    x: NDArray[Any],
+    weight: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    running_mean: NDArray[Any] | None,
+    running_var: NDArray[Any] | None,
     training: bool,
     momentum: float,
     eps: float,
+    channel_axis: int,
+    activation: str | None,
+    residual: NDArray[Any] | None,
     unbiased: bool,
-    out: NDArray[np.float32] | None,
-) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]: ...
-def batch_norm_backward(
-    dy: NDArray[np.float32],
-    x: NDArray[np.float32],
-    weight: NDArray[np.float32] | None,
+    skip_nonfinite: bool,
+    out: NDArray[Any] | None,
+) -> tuple[NDArray[Any], BatchNormSaved, bool]: ...
+def batch_norm_apply(
+    x: NDArray[Any],
+    count: int,
     mean: NDArray[np.float64],
-    inv_std: NDArray[np.float64],
-    training: bool,
-    out: NDArray[np.float32] | None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
+    m2: NDArray[np.float64],
+    weight: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    eps: float,
+    channel_axis: int,
+    activation: str | None,
+    residual: NDArray[Any] | None,
+    out: NDArray[Any] | None,
+) -> tuple[NDArray[Any], BatchNormSaved]: ...
+def batch_norm_stats(
+    x: NDArray[Any], channel_axis: int
+) -> tuple[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
+def batch_norm_update(
+    running_mean: NDArray[Any],
+    running_var: NDArray[Any],
+    count: int,
+    mean: NDArray[np.float64],
+    m2: NDArray[np.float64],
+    momentum: float,
+    unbiased: bool,
+    skip_nonfinite: bool,
+) -> bool: ...
+def batch_norm_backward(
+    dy: NDArray[Any], saved: BatchNormSaved, out: NDArray[Any] | None, residual_out: NDArray[Any] | None
+) -> tuple[NDArray[Any], ...]: ...
+def batch_norm_backward_sums(
+    dy: NDArray[Any], saved: BatchNormSaved
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def batch_norm_backward_apply(
+    dy: NDArray[Any],
+    saved: BatchNormSaved,
+    sum_dy: NDArray[np.float64],
+    sum_dy_d: NDArray[np.float64],
+    out: NDArray[Any] | None,
+    residual_out: NDArray[Any] | None,
+) -> tuple[NDArray[Any], ...]: ...
 def softmax_cross_entropy(
     logits: NDArray[np.float32], labels: NDArray[np.integer[Any]]
 ) -> tuple[float, NDArray[np.float32]]: ...

@@ -1,68 +1,148 @@
-"""Batch normalization."""
+"""Batch normalization: what is called."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arrays import as_array
+from fusedstep._core import BatchNormSaved
+from fusedstep.reference import batch_norm as exact
 
-FloatArray = NDArray[np.float32]
+#: float32, float64, float16 or ml_dtypes.bfloat16.
+Array = NDArray[Any]
+#: (C,) float32; float64 too where x is float64.
+Channels = NDArray[Any]
+Doubles = NDArray[np.float64]
+Activation = Literal["relu"] | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class BatchNormSaved:
-    """What `batch_norm_backward` needs of the forward pass. `x` and `weight` are the caller's arrays, not copies."""
+class BatchStats:
+    """Statistics of some values of every channel; those of several workers merge into those of all.
 
-    x: FloatArray
-    weight: FloatArray | None
-    mean: NDArray[np.float64]
-    inv_std: NDArray[np.float64]
-    training: bool
+    Args:
+        count: Values per channel, >= 0.
+        mean: (C,) float64.
+        m2: (C,) float64, the sum of squared deviations from the mean.
+        mean_low: What is left of the mean below its last bit: with it, merging loses nothing. None for 0.
+        m2_low: Likewise.
+
+    Raises:
+        TypeError: An array is not float64.
+        ValueError: A negative count; arrays that are not (C,).
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.BatchStats(4, np.array([2.0]), np.array([8.0])).var
+        array([2.])
+    """
+
+    count: int
+    mean: Doubles
+    m2: Doubles
+    mean_low: Doubles | None = None
+    m2_low: Doubles | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int | np.integer) or self.count < 0:
+            raise ValueError(f"count: expected a whole number >= 0, got {self.count!r}")
+        for name in ("mean", "m2", "mean_low", "m2_low"):
+            array = getattr(self, name)
+            if array is None and name.endswith("low"):
+                continue
+            if not isinstance(array, np.ndarray) or array.dtype != np.float64:
+                raise TypeError(
+                    f"{name}: expected a float64 array, got {getattr(array, 'dtype', type(array).__name__)}"
+                )
+            if array.ndim != 1 or array.shape != self.mean.shape:
+                raise ValueError(f"{name}: expected shape (C,), got {array.shape}")
+
+    @property
+    def var(self) -> Doubles:
+        """The biased variance, m2 / count."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.m2 / self.count
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BatchGradSums:
+    """What the backward pass sums over some values of every channel; those of several workers add up.
+
+    Args:
+        dy: (C,) float64, Σ dy; dβ.
+        dy_d: (C,) float64, Σ dy · (x − mean).
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> sums = [fs.BatchGradSums(np.array([1.0]), np.array([2.0]))] * 2
+        >>> print(fs.merge_grad_sums(sums).dy)
+        [2.]
+    """
+
+    dy: Doubles
+    dy_d: Doubles
 
 
 def batch_norm(
-    x: FloatArray,
-    weight: FloatArray | None,
-    bias: FloatArray | None,
-    running_mean: FloatArray | None,
-    running_var: FloatArray | None,
+    x: Array,
+    weight: Channels | None,
+    bias: Channels | None,
+    running_mean: Channels | None,
+    running_var: Channels | None,
     *,
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
     unbiased: bool = True,
-    out: FloatArray | None = None,
-) -> tuple[FloatArray, BatchNormSaved]:
+    skip_nonfinite: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, BatchNormSaved]:
     r"""Normalizes every channel over the batch.
 
     .. code-block:: text
 
-        y = weight · (x − mean) / √(var + eps) + bias
+        z = weight · (x − mean) / √(var + eps) + bias
+        y = activation(z + residual)
         running ← (1 − momentum) · running + momentum · batch      (training)
 
-    In training mean and var are the batch's (var biased); in evaluation they are `running_mean` and `running_var`.
+    In training mean and var are the batch's (var biased); in evaluation they are `running_mean` and `running_var`, and
+    z is folded into one multiplication and one addition.
 
     Args:
-        x: (N, C) or (N, C, H, W) float32, C-contiguous.
-        weight: γ, (C,) float32; None for 1.
+        x: An array with a channel axis of length C: (N, C), (N, C, L), (N, C, H, W), (N, C, D, H, W), or any other
+            order of axes, dense in memory. float32, float64, float16 or ml_dtypes.bfloat16; the arithmetic on the
+            narrow ones is float32.
+        weight: γ, (C,) float32; None for 1. Beside a float64 x, parameters and running statistics may be float64.
         bias: β, (C,) float32; None for 0.
         running_mean: (C,) float32, updated in training; None, with `running_var`, to keep none.
-        running_var: (C,) float32, likewise.
+        running_var: (C,) float32, likewise. It overflows for deviations beyond 1e19; y does not.
         training: Whether to normalize with the batch's statistics.
         momentum: What the batch gets in the running statistics, in [0, 1]. (Some texts name the part p that is kept:
             p = 1 − momentum.)
         eps: Added to the variance, > 0.
+        channel_axis: Which axis of x the channels are; -1 for channels-last arrays.
+        activation: "relu", or None. Of relu one bit a value is kept for the backward pass.
+        residual: Added before the activation; like x, in the same memory order.
         unbiased: Whether the running variance gets the unbiased variance, as in PyTorch.
-        out: Where to write y, an array like x; a fresh one otherwise.
+        skip_nonfinite: Whether a batch with NaN or infinity leaves the running statistics as they are.
+        out: Where to write y, like x and in the same memory order; a fresh array otherwise. In evaluation it may be x
+            itself; there is no backward pass then.
 
     Returns:
-        y, and what `batch_norm_backward` needs.
+        y, in the memory order of x, and what `batch_norm_backward` needs.
 
     Raises:
-        TypeError: A dtype other than float32.
-        ValueError: A wrong shape; one value per channel in training; no running statistics in evaluation; only one of
-            the two; momentum or eps out of range; what is written overlaps another argument. Nothing has been written.
+        TypeError: A dtype other than those above.
+        ValueError: A wrong shape or memory order; x is not dense; one value per channel in training; an empty batch; no
+            running statistics in evaluation; only one of the two; momentum or eps out of range; what is written
+            overlaps another argument. Nothing has been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -75,45 +155,348 @@ def batch_norm(
     Reference:
         Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
     """
-    y, mean, inv_std = _core.batch_norm(
-        x, weight, bias, running_mean, running_var, training, momentum, eps, unbiased, out
+    y, saved, _ = _core.batch_norm(
+        _array(x, "x"),
+        _array(weight, "weight"),
+        _array(bias, "bias"),
+        _array(running_mean, "running_mean"),
+        _array(running_var, "running_var"),
+        training,
+        momentum,
+        eps,
+        channel_axis,
+        activation,
+        _array(residual, "residual"),
+        unbiased,
+        skip_nonfinite,
+        _array(out, "out"),
     )
-    return y, BatchNormSaved(x, weight, mean, inv_std, training)
+    return y, saved
 
 
 def batch_norm_backward(
-    dy: FloatArray, saved: BatchNormSaved, *, out: FloatArray | None = None
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+    dy: Array, saved: BatchNormSaved, *, out: Array | None = None, residual_out: Array | None = None
+) -> tuple[Array, ...]:
     r"""The gradient of `batch_norm`.
 
     .. code-block:: text
 
-        dbias = Σ dy,    dweight = Σ dy · x̂,    x̂ = (x − mean) / √(var + eps)
-        dx = weight / √(var + eps) · (dy − mean(dy) − x̂ · mean(dy · x̂))    (evaluation: without the two means)
+        g = dy where the activation let pass, else 0
+        dbias = Σ g
+        dweight = Σ g · x̂,   x̂ = (x − mean) / √(var + eps)
+        dx = weight / √(var + eps) · (g − mean(g) − x̂ · mean(g · x̂))      (training)
+        dx = weight / √(var + eps) · g                                       (evaluation)
+        dresidual = g
 
     Args:
-        dy: Gradient of the output, like x.
-        saved: What `batch_norm` gave; its x and weight must not have changed since.
-        out: Where to write dx, an array like x; a fresh one otherwise.
+        dy: Gradient of y, like x and in the same memory order.
+        saved: What `batch_norm` gave. It holds x itself; some of x's values are compared with what they were.
+        out: Where to write dx, like x; a fresh array otherwise.
+        residual_out: Where to write dresidual, if there was a residual and an activation.
 
     Returns:
-        dx, dweight, dbias; the latter two (C,).
+        dx, dweight and dbias, as `weight` is in dtype; and dresidual if there was a residual: dy itself without an
+        activation.
 
     Raises:
-        TypeError: A dtype other than float32.
-        ValueError: A wrong shape; `out` overlaps another argument. Nothing has been written.
+        TypeError: A dtype other than that of x.
+        ValueError: A shape or memory order other than that of x; what is written overlaps another array; x has been
+            overwritten since. Nothing has been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
-        >>> x = np.array([[1.0], [2.0], [4.0]], np.float32)
+        >>> x = np.array([[1.0], [3.0]], np.float32)
         >>> y, saved = fs.batch_norm(x, None, None, None, None, training=True)
-        >>> dx, dweight, dbias = fs.batch_norm_backward(np.array([[1.0], [0.0], [0.0]], np.float32), saved)
-        >>> print(dx.ravel().round(3), dweight.round(3), dbias)
-        [ 0.229 -0.344  0.115] [-1.069] [1.]
+        >>> dx, dweight, dbias = fs.batch_norm_backward(np.array([[1.0], [0.0]], np.float32), saved)
+        >>> print(dweight.round(3), dbias)
+        [-1.] [1.]
+
+    Reference:
+        Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.
     """
-    if not isinstance(saved, BatchNormSaved):
-        raise TypeError(f"saved: expected what batch_norm gave, got {type(saved).__name__}")
-    return _core.batch_norm_backward(dy, saved.x, saved.weight, saved.mean, saved.inv_std, saved.training, out)
+    return _core.batch_norm_backward(
+        _array(dy, "dy"), _saved(saved), _array(out, "out"), _array(residual_out, "residual_out")
+    )
+
+
+def batch_norm_stats(x: Array, *, channel_axis: int = 1) -> BatchStats:
+    r"""Count, mean and sum of squared deviations of every channel, to the last bit of a double.
+
+    .. code-block:: text
+
+        mean = Σ x / count,   m2 = Σ (x − mean)²
+
+    Args:
+        x: As in `batch_norm`; it may be empty: a worker without samples has a count of 0.
+        channel_axis: Which axis of x the channels are.
+
+    Returns:
+        The statistics, float64; their low parts too, so that `merge_stats` loses nothing.
+
+    Raises:
+        TypeError: As in `batch_norm`.
+        ValueError: As in `batch_norm`.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> stats = fs.batch_norm_stats(np.array([[1.0], [3.0]], np.float32))
+        >>> print(stats.count, stats.mean, stats.m2)
+        2 [2.] [2.]
+
+    Reference:
+        Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983.
+    """
+    return BatchStats(*_core.batch_norm_stats(_array(x, "x"), channel_axis))
+
+
+def merge_stats(stats: Sequence[BatchStats]) -> BatchStats:
+    r"""The statistics of all from those of parts, whatever the split.
+
+    .. code-block:: text
+
+        δ = mean_b − mean_a
+        mean = mean_a + δ · n_b / n
+        m2 = m2_a + m2_b + δ² · n_a · n_b / n
+
+    Args:
+        stats: One for each part; counts may differ and may be 0.
+
+    Returns:
+        The statistics of all parts together, of count 0 if all are empty.
+
+    Raises:
+        TypeError: Something else than a sequence of `BatchStats`.
+        ValueError: An empty sequence; parts with different numbers of channels.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> x = np.arange(10, dtype=np.float32).reshape(5, 2)
+        >>> parts = [fs.batch_norm_stats(part) for part in (x[:1], x[1:1], x[1:])]
+        >>> print(fs.merge_stats(parts).mean, fs.batch_norm_stats(x).mean)
+        [4. 5.] [4. 5.]
+
+    Reference:
+        Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
+    parts = list(stats)
+    if not parts:
+        raise ValueError("stats: expected at least one, got none")
+    for index, part in enumerate(parts):
+        if not isinstance(part, BatchStats):
+            raise TypeError(f"stats[{index}]: expected BatchStats, got {type(part).__name__}")
+        if part.mean.shape != parts[0].mean.shape:
+            raise ValueError(
+                f"stats[{index}]: expected {len(parts[0].mean)} channels as stats[0] has, got {len(part.mean)}"
+            )
+    count = 0
+    zeros = np.zeros(len(parts[0].mean))
+    mean, m2 = (zeros, zeros), (zeros, zeros)
+    for part in parts:
+        if part.count:
+            given = [zeros if low is None else low for low in (part.mean_low, part.m2_low)]
+            mean, m2 = exact.merge((count, mean, m2), (int(part.count), (part.mean, given[0]), (part.m2, given[1])))
+            count += int(part.count)
+    return BatchStats(count, mean[0].copy(), m2[0].copy(), mean[1].copy(), m2[1].copy())
+
+
+def batch_norm_apply(
+    x: Array,
+    stats: BatchStats,
+    weight: Channels | None,
+    bias: Channels | None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    activation: Activation = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> tuple[Array, BatchNormSaved]:
+    """`batch_norm` in training with given statistics: those of all workers.
+
+    Args:
+        x: This worker's values, as in `batch_norm`; they may be none.
+        stats: Statistics of all workers, of at least two values per channel.
+        weight: As in `batch_norm`.
+        bias: As in `batch_norm`.
+        eps: As in `batch_norm`.
+        channel_axis: As in `batch_norm`.
+        activation: As in `batch_norm`.
+        residual: As in `batch_norm`.
+        out: As in `batch_norm`.
+
+    Returns:
+        y, and what `batch_norm_backward_sums` and `batch_norm_backward_apply` need.
+
+    Raises:
+        TypeError: As in `batch_norm`; `stats` is something else.
+        ValueError: As in `batch_norm`; `stats` has another number of channels, or less than two values per channel.
+
+    Examples:
+        A synchronised pass over two shards of different lengths:
+
+        >>> import numpy as np, fusedstep as fs
+        >>> x = np.arange(12, dtype=np.float32).reshape(6, 2)
+        >>> dy = np.sin(x)
+        >>> stats = fs.merge_stats([fs.batch_norm_stats(part) for part in (x[:2], x[2:])])
+        >>> passes = [fs.batch_norm_apply(part, stats, None, None) for part in (x[:2], x[2:])]
+        >>> sums = fs.merge_grad_sums(
+        ...     [fs.batch_norm_backward_sums(part, p[1]) for part, p in zip((dy[:2], dy[2:]), passes)]
+        ... )
+        >>> dx = [fs.batch_norm_backward_apply(part, p[1], sums)[0] for part, p in zip((dy[:2], dy[2:]), passes)]
+        >>> y, saved = fs.batch_norm(x, None, None, None, None, training=True)
+        >>> print(np.allclose(np.concatenate(dx), fs.batch_norm_backward(dy, saved)[0]))
+        True
+    """
+    if not isinstance(stats, BatchStats):
+        raise TypeError(f"stats: expected BatchStats, got {type(stats).__name__}")
+    return _core.batch_norm_apply(
+        _array(x, "x"),
+        stats.count,
+        stats.mean,
+        stats.m2,
+        _array(weight, "weight"),
+        _array(bias, "bias"),
+        eps,
+        channel_axis,
+        activation,
+        _array(residual, "residual"),
+        _array(out, "out"),
+    )
+
+
+def update_running_stats(
+    running_mean: Channels,
+    running_var: Channels,
+    stats: BatchStats,
+    *,
+    momentum: float = 0.1,
+    unbiased: bool = True,
+    skip_nonfinite: bool = False,
+) -> bool:
+    """Takes the statistics of a batch into the running ones, in place, as `batch_norm` does in training.
+
+    Args:
+        running_mean: (C,) float32 or float64.
+        running_var: (C,) likewise.
+        stats: Statistics of the batch, of at least two values per channel.
+        momentum: What the batch gets, in [0, 1].
+        unbiased: Whether to take the unbiased variance.
+        skip_nonfinite: Whether to leave out a batch whose statistics are not finite.
+
+    Returns:
+        False if the batch was left out.
+
+    Raises:
+        TypeError: A dtype other than those above.
+        ValueError: A wrong shape; less than two values per channel; momentum out of range. Nothing has been written.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> mean, var = np.zeros(1, np.float32), np.ones(1, np.float32)
+        >>> fs.update_running_stats(mean, var, fs.batch_norm_stats(np.array([[1.0], [3.0]], np.float32)))
+        True
+        >>> print(mean.round(3), var.round(3))
+        [0.2] [1.1]
+    """
+    if not isinstance(stats, BatchStats):
+        raise TypeError(f"stats: expected BatchStats, got {type(stats).__name__}")
+    return _core.batch_norm_update(
+        _array(running_mean, "running_mean"),
+        _array(running_var, "running_var"),
+        stats.count,
+        stats.mean,
+        stats.m2,
+        momentum,
+        unbiased,
+        skip_nonfinite,
+    )
+
+
+def batch_norm_backward_sums(dy: Array, saved: BatchNormSaved) -> BatchGradSums:
+    """The sums over this worker's values that the gradient needs of all workers.
+
+    Args:
+        dy: Gradient of y, like x and in the same memory order.
+        saved: What `batch_norm_apply` gave.
+
+    Returns:
+        Σ dy and Σ dy · (x − mean), float64.
+
+    Raises:
+        TypeError: As in `batch_norm_backward`.
+        ValueError: As in `batch_norm_backward`.
+
+    Examples:
+        See `batch_norm_apply`.
+    """
+    return BatchGradSums(*_core.batch_norm_backward_sums(_array(dy, "dy"), _saved(saved)))
+
+
+def merge_grad_sums(sums: Sequence[BatchGradSums]) -> BatchGradSums:
+    """The sums over all values from those over parts.
+
+    Args:
+        sums: One for each part.
+
+    Returns:
+        Their sums, one after the other.
+
+    Raises:
+        TypeError: Something else than a sequence of `BatchGradSums`.
+        ValueError: An empty sequence; parts with different numbers of channels.
+
+    Examples:
+        See `batch_norm_apply`.
+    """
+    parts = list(sums)
+    if not parts:
+        raise ValueError("sums: expected at least one, got none")
+    for index, part in enumerate(parts):
+        if not isinstance(part, BatchGradSums):
+            raise TypeError(f"sums[{index}]: expected BatchGradSums, got {type(part).__name__}")
+        if part.dy.shape != parts[0].dy.shape or part.dy_d.shape != parts[0].dy.shape:
+            raise ValueError(
+                f"sums[{index}]: expected shape {parts[0].dy.shape}, got {part.dy.shape}, {part.dy_d.shape}"
+            )
+    dy, dy_d = parts[0].dy.copy(), parts[0].dy_d.copy()
+    for part in parts[1:]:
+        dy += part.dy
+        dy_d += part.dy_d
+    return BatchGradSums(dy, dy_d)
+
+
+def batch_norm_backward_apply(
+    dy: Array,
+    saved: BatchNormSaved,
+    sums: BatchGradSums,
+    *,
+    out: Array | None = None,
+    residual_out: Array | None = None,
+) -> tuple[Array, ...]:
+    """`batch_norm_backward` with given sums: those of all workers.
+
+    Args:
+        dy: Gradient of y, like x and in the same memory order.
+        saved: What `batch_norm_apply` gave.
+        sums: Those of all workers.
+        out: As in `batch_norm_backward`.
+        residual_out: As in `batch_norm_backward`.
+
+    Returns:
+        As `batch_norm_backward`. dweight and dbias are those of `sums`: of all workers, not to be added up again.
+
+    Raises:
+        TypeError: As in `batch_norm_backward`; `sums` is something else.
+        ValueError: As in `batch_norm_backward`; `sums` has another number of channels.
+
+    Examples:
+        See `batch_norm_apply`.
+    """
+    if not isinstance(sums, BatchGradSums):
+        raise TypeError(f"sums: expected BatchGradSums, got {type(sums).__name__}")
+    return _core.batch_norm_backward_apply(
+        _array(dy, "dy"), _saved(saved), sums.dy, sums.dy_d, _array(out, "out"), _array(residual_out, "residual_out")
+    )
 
 
 class BatchNorm:
@@ -122,18 +505,29 @@ class BatchNorm:
     Args:
         num_features: Number of channels C.
         eps: Added to the variance, > 0.
-        momentum: What the batch gets in the running statistics, in [0, 1].
+        momentum: What the batch gets in the running statistics, in [0, 1] (the part that is kept, p in some texts, is
+            1 − momentum); None for the average of all batches so far.
+        affine: Whether there are a weight and a bias.
+        track_running_stats: Whether running statistics are kept. Without them evaluation takes the batch's, as
+            PyTorch's.
+        channel_axis: Which axis of x the channels are; -1 for channels-last arrays.
+        activation: "relu", or None.
+        unbiased: Whether the running variance gets the unbiased variance, as in PyTorch.
+        skip_nonfinite: Whether a batch with NaN or infinity leaves the running statistics as they are.
+        dtype: Of parameters and running statistics: float32, or float64 for arrays of float64.
 
     Attributes:
-        weight: γ, (C,) float32, ones at the start; give it to an optimizer.
-        bias: β, (C,) float32, zeros at the start.
-        running_mean: (C,) float32.
-        running_var: (C,) float32.
+        weight: γ, (C,), ones at the start; give it to an optimizer. None without `affine`.
+        bias: β, (C,), zeros at the start; likewise.
+        running_mean: (C,); None without `track_running_stats`.
+        running_var: (C,); likewise.
+        num_batches_tracked: Batches that the running statistics have taken.
         dweight: Gradient of weight, from the last `backward`.
         dbias: Gradient of bias, likewise.
 
     Raises:
-        ValueError: `num_features` is less than 1; eps or momentum out of range.
+        TypeError: A dtype that is neither float32 nor float64.
+        ValueError: `num_features` is less than 1; eps or momentum out of range; another activation.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -144,53 +538,154 @@ class BatchNorm:
         [[-1.0, -1.0], [1.0, 1.0]] [2. 2.]
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        if not isinstance(num_features, int) or num_features < 1:
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        channel_axis: int = 1,
+        activation: Activation = None,
+        unbiased: bool = True,
+        skip_nonfinite: bool = False,
+        dtype: Any = np.float32,
+    ) -> None:
+        if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
             raise ValueError(f"num_features: expected a whole number >= 1, got {num_features!r}")
         if not (eps > 0 and np.isfinite(eps)):
             raise ValueError(f"eps: expected a finite number > 0, got {eps!r}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum: expected a number in [0, 1], got {momentum!r}")
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum: expected a number in [0, 1] or None, got {momentum!r}")
+        if activation not in (None, "relu"):
+            raise ValueError(f"activation: expected 'relu' or None, got {activation!r}")
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
         self.eps = eps
         self.momentum = momentum
-        self.weight = np.ones(num_features, np.float32)
-        self.bias = np.zeros(num_features, np.float32)
-        self.running_mean = np.zeros(num_features, np.float32)
-        self.running_var = np.ones(num_features, np.float32)
-        self.dweight: FloatArray | None = None
-        self.dbias: FloatArray | None = None
+        self.channel_axis = channel_axis
+        self.activation = activation
+        self.unbiased = unbiased
+        self.skip_nonfinite = skip_nonfinite
+        self._features = num_features
+        self.weight: Channels | None = np.ones(num_features, dtype) if affine else None
+        self.bias: Channels | None = np.zeros(num_features, dtype) if affine else None
+        self.running_mean: Channels | None = np.zeros(num_features, dtype) if track_running_stats else None
+        self.running_var: Channels | None = np.ones(num_features, dtype) if track_running_stats else None
+        self.num_batches_tracked = 0
+        self.dweight: Channels | None = None
+        self.dbias: Channels | None = None
         self._saved: BatchNormSaved | None = None
 
-    def forward(self, x: FloatArray, *, training: bool, out: FloatArray | None = None) -> FloatArray:
+    def forward(self, x: Array, *, training: bool, residual: Array | None = None, out: Array | None = None) -> Array:
         """`batch_norm` of x; keeps what `backward` needs.
 
         Raises:
             TypeError: See `batch_norm`.
             ValueError: See `batch_norm`; x has another number of channels.
         """
-        if np.ndim(x) >= 2 and np.shape(x)[1] != len(self.weight):
-            raise ValueError(f"x: expected {len(self.weight)} channels, got shape {np.shape(x)}")
-        y, self._saved = batch_norm(
+        x = _array(x, "x")
+        shape = np.shape(x)
+        if -len(shape) <= self.channel_axis < len(shape) and shape[self.channel_axis] != self._features:
+            raise ValueError(f"x: expected {self._features} channels in axis {self.channel_axis}, got shape {shape}")
+        momentum = self.momentum
+        y, self._saved, taken = _core.batch_norm(
             x,
             self.weight,
             self.bias,
             self.running_mean,
             self.running_var,
-            training=training,
-            momentum=self.momentum,
-            eps=self.eps,
-            out=out,
+            training if self.running_mean is not None else True,
+            1.0 / (self.num_batches_tracked + 1) if momentum is None else momentum,
+            self.eps,
+            self.channel_axis,
+            self.activation,
+            _array(residual, "residual"),
+            self.unbiased,
+            self.skip_nonfinite,
+            _array(out, "out"),
         )
+        if taken and self.running_mean is not None:
+            self.num_batches_tracked += 1
         return y
 
-    def backward(self, dy: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
-        """Dx of the last `forward`; leaves the parameters' gradients in `dweight` and `dbias`.
+    def backward(
+        self, dy: Array, *, out: Array | None = None, residual_out: Array | None = None
+    ) -> Array | tuple[Array, Array]:
+        """Dx of the last `forward`, and dresidual if it had a residual.
+
+        The parameters' gradients are left in `dweight` and `dbias`.
 
         Raises:
             RuntimeError: There was no `forward` since the last `backward`.
         """
         if self._saved is None:
             raise RuntimeError("backward: no forward since the last backward")
-        dx, self.dweight, self.dbias = batch_norm_backward(dy, self._saved, out=out)
+        dx, dweight, dbias, *dresidual = batch_norm_backward(dy, self._saved, out=out, residual_out=residual_out)
+        if self.weight is not None:
+            self.dweight, self.dbias = dweight, dbias
         self._saved = None
-        return dx
+        return (dx, dresidual[0]) if dresidual else dx
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the parameters and running statistics, under PyTorch's names."""
+        state = {name: array.copy() for name, array in self._arrays().items()}
+        if self.running_mean is not None:
+            state["num_batches_tracked"] = np.array(self.num_batches_tracked)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copies a state into the layer's own arrays; PyTorch's tensors are taken too.
+
+        Raises:
+            KeyError: A name that is missing, or not the layer's.
+            TypeError: Another dtype.
+            ValueError: Another shape; a negative number of batches. Nothing has been written.
+        """
+        mine = self._arrays()
+        names = {*mine, *(["num_batches_tracked"] if self.running_mean is not None else [])}
+        if set(state) != names:
+            raise KeyError(f"state: expected {sorted(names)}, got {sorted(state)}")
+        given = {name: as_array(state[name], f"state[{name!r}]") for name in mine}
+        for name, array in given.items():
+            if array.dtype != mine[name].dtype:
+                raise TypeError(f"state[{name!r}]: expected {mine[name].dtype}, got dtype {array.dtype}")
+            if array.shape != mine[name].shape:
+                raise ValueError(f"state[{name!r}]: expected shape {mine[name].shape}, got {array.shape}")
+        tracked = int(state.get("num_batches_tracked", 0))
+        if tracked < 0:
+            raise ValueError(f"state['num_batches_tracked']: expected a whole number >= 0, got {tracked}")
+        for name, array in given.items():
+            mine[name][...] = array
+        self.num_batches_tracked = tracked
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has its own arrays, and no forward pass to go back through.
+        return {**self.__dict__, "_saved": None}
+
+    def _arrays(self) -> dict[str, Channels]:
+        arrays = {
+            "weight": self.weight,
+            "bias": self.bias,
+            "running_mean": self.running_mean,
+            "running_var": self.running_var,
+        }
+        return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _array(value: Any, name: str) -> Any:
+    """Arrays of other libraries, seen as NumPy's; what is none is refused by name further on."""
+    if (
+        value is None
+        or isinstance(value, np.ndarray)
+        or not (hasattr(value, "__array__") or hasattr(value, "__dlpack__"))
+    ):
+        return value
+    return as_array(value, name)
+
+
+def _saved(saved: BatchNormSaved) -> BatchNormSaved:
+    if not isinstance(saved, BatchNormSaved):
+        raise TypeError(f"saved: expected what batch_norm gave, got {type(saved).__name__}")
+    return saved

@@ -1,6 +1,6 @@
 """A multilayer perceptron with batch normalization on scikit-learn's handwritten digits.
 
-Matrix products and ReLU are NumPy's; batch norm, loss and optimizer are this library's.
+Matrix products are NumPy's; batch norm with ReLU, loss and optimizer are this library's.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,8 +42,10 @@ class MLP:
             self.params[f"w{k}"] = rng.normal(0.0, np.sqrt(2.0 / inputs), (inputs, outputs)).astype(np.float32)
             self.params[f"b{k}"] = np.zeros(outputs, np.float32)
             if batch_norm and k + 1 < self.layers:
-                norm = fs.BatchNorm(outputs)
+                norm = fs.BatchNorm(outputs, activation="relu")
                 self.norms.append(norm)
+                assert norm.weight is not None
+                assert norm.bias is not None
                 self.params[f"gamma{k}"], self.params[f"beta{k}"] = norm.weight, norm.bias
         self._inputs: list[Floats] = []
         self._active: list[NDArray[np.bool_]] = []
@@ -52,6 +54,8 @@ class MLP:
         """The running statistics, which no optimizer updates."""
         named = {}
         for k, norm in enumerate(self.norms):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             named[f"running_mean{k}"], named[f"running_var{k}"] = norm.running_mean, norm.running_var
         return named
 
@@ -61,9 +65,9 @@ class MLP:
         for k in range(self.layers):
             self._inputs.append(x)
             x = x @ self.params[f"w{k}"] + self.params[f"b{k}"]
-            if k + 1 < self.layers:
-                if self.norms:
-                    x = call(self.norms[k].forward, x, training=training)
+            if k + 1 < self.layers and self.norms:
+                x = call(self.norms[k].forward, x, training=training)
+            elif k + 1 < self.layers:
                 self._active.append(x > 0)
                 x = x * self._active[-1]
         return x
@@ -72,14 +76,14 @@ class MLP:
         """The gradients of params, from the gradient of the logits."""
         grads: dict[str, Floats] = {}
         for k in reversed(range(self.layers)):
-            if k + 1 < self.layers:
+            if k + 1 < self.layers and self.norms:
+                dx = call(self.norms[k].backward, dx)
+                dgamma, dbeta = self.norms[k].dweight, self.norms[k].dbias
+                assert dgamma is not None
+                assert dbeta is not None
+                grads[f"gamma{k}"], grads[f"beta{k}"] = dgamma, dbeta
+            elif k + 1 < self.layers:
                 dx = dx * self._active[k]
-                if self.norms:
-                    dx = call(self.norms[k].backward, dx)
-                    dgamma, dbeta = self.norms[k].dweight, self.norms[k].dbias
-                    assert dgamma is not None
-                    assert dbeta is not None
-                    grads[f"gamma{k}"], grads[f"beta{k}"] = dgamma, dbeta
             grads[f"w{k}"] = self._inputs[k].T @ dx
             grads[f"b{k}"] = dx.sum(axis=0)
             if k > 0:

@@ -30,19 +30,6 @@ def lane_tree(lanes: NDArray[np.float64]) -> NDArray[np.float64]:
     return lanes[..., 0]
 
 
-def plane_sum(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Sums the axes (N, L) of an (N, C, L) array, giving (C,): each plane is padded to whole rows of lanes."""
-    n, c, length = values.shape
-    rows = -(-length // LANES)
-    padded = np.zeros((n, c, rows * LANES))
-    padded[..., :length] = values
-    lanes = np.zeros((c, LANES))
-    for plane in padded:
-        for row in range(rows):
-            lanes += plane[:, row * LANES : (row + 1) * LANES]
-    return lane_tree(lanes)
-
-
 def pair_sums(a: NDArray[Any], b: NDArray[Any]) -> Iterator[float]:
     """The lane sum of a · b of each chunk of two vectors."""
     for start in range(0, a.size, CHUNK):
