@@ -18,7 +18,7 @@ QEMU = shutil.which("qemu-x86_64-static")
 pytestmark = pytest.mark.skipif(QEMU is None, reason="needs qemu-x86_64-static")
 
 STEPS = f"""
-import hashlib, json, numpy as np, fusedstep as fs
+import hashlib, json, ml_dtypes, numpy as np, fusedstep as fs
 from fusedstep.optimizers import REGISTRY
 hashes = []
 for rule, hypers in {NATIVE!r}:
@@ -32,10 +32,15 @@ for rule, hypers in {NATIVE!r}:
         hashes.append(repr((report, optimizer.state[0]["step"])))
         p[np.isnan(p)] = np.nan  # 0/0 has the sign that the processor gives it
         hashes.append(hashlib.sha256(p.tobytes()).hexdigest())
-x = ((np.arange(4 * 3 * 35) % 41) / 7).astype(np.float32).reshape(4, 3, 5, 7)
-y, saved = fs.batch_norm(x, None, None, None, None, training=True)
-for array in (y, *fs.batch_norm_backward(x, saved), *fs.softmax_cross_entropy(x.reshape(4, -1), np.arange(4))[1:]):
-    hashes.append(hashlib.sha256(array.tobytes()).hexdigest())
+values = ((np.arange(4 * 3 * 35) % 41) / 7 - 2).astype(np.float32)
+for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
+    for shape in ((4, 3, 5, 7), (140, 3)):
+        x = values.astype(dtype).reshape(shape)
+        y, saved = fs.batch_norm(x, None, None, None, None, training=True, activation="relu", residual=x)
+        stats = fs.batch_norm_stats(x)
+        for array in (y, *fs.batch_norm_backward(x, saved), saved.mask[:-1], stats.mean, stats.m2, stats.m2_low):
+            hashes.append(hashlib.sha256(array.tobytes()).hexdigest())
+hashes.append(hashlib.sha256(fs.softmax_cross_entropy(values.reshape(4, -1), np.arange(4))[1].tobytes()).hexdigest())
 print(json.dumps(hashes))
 """
 

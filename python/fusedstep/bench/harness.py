@@ -12,8 +12,20 @@ from typing import Any
 
 import numpy as np
 
+import fusedstep as fs
+
 #: A sample shorter than this is made of several calls.
 SAMPLE_SECONDS = 2e-3
+
+
+def torch_or_none() -> Any:
+    """PyTorch on as many threads as we use, or None."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    torch.set_num_threads(fs.runtime.num_threads())
+    return torch
 
 
 @dataclass
@@ -26,6 +38,8 @@ class Subject:
         others: Peers and the roof, by name.
         check: Raises if the sides do not compute the same thing; run before any timing.
         goal: What the ratio to a side should be at least, by name.
+        group: Subjects whose ratios are summed up by their geometric mean.
+        group_goal: What that mean should be at least, by name.
     """
 
     name: str
@@ -33,6 +47,8 @@ class Subject:
     others: dict[str, Callable[[], Any]]
     check: Callable[[], None]
     goal: dict[str, float] = field(default_factory=dict)
+    group: str | None = None
+    group_goal: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,28 @@ def report(subject: Subject, timings: dict[str, Timing]) -> dict[str, Any]:
         },
         "ratio": {name: timings[name].median / ours for name in subject.others},
         "goal": subject.goal,
+        "group": subject.group,
+        "group_goal": subject.group_goal,
     }
+
+
+def means(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The geometric means of the ratios of every group of several subjects, ready for JSON."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in reports:
+        if entry["group"] is not None:
+            groups.setdefault(entry["group"], []).append(entry)
+    return [
+        {
+            "group": name,
+            "ratio": {
+                side: float(np.exp(np.mean([np.log(e["ratio"][side]) for e in entries])))
+                for side in entries[0]["ratio"]
+            },
+            "goal": entries[0]["group_goal"],
+        }
+        for name, entries in groups.items()
+    ]
 
 
 def _calls_per_sample(run: Callable[[], Any]) -> int:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 import fusedstep as fs
 from fusedstep import _core
-from fusedstep.bench import shapes
-from fusedstep.bench.harness import Subject
+from fusedstep.bench import batch_norm, shapes
+from fusedstep.bench.harness import Subject, torch_or_none
 
 Array = NDArray[Any]
 
@@ -30,17 +30,6 @@ LISTS = {
 UNFUSED = ("RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "Rprop")
 #: What telemetry may cost: the time without it over that with it.
 TELEMETRY = {256 * KI: 0.8, 16 * MI: 0.95}
-BATCH_NORM = ((32, 64, 56, 56), (32, 128, 28, 28))
-
-
-def torch_or_none() -> Any:
-    """PyTorch on as many threads as we use, or None."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return None
-    torch.set_num_threads(fs.runtime.num_threads())
-    return torch
 
 
 def subjects() -> dict[str, Callable[[], Subject]]:
@@ -56,10 +45,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
         makers[f"resnet-50-{name.lower()}"] = lambda name=name: unfused(name)  # type: ignore[misc]
     for n, goal in TELEMETRY.items():
         makers[f"telemetry-{_size(n)}"] = lambda n=n, goal=goal: telemetry(n, goal)  # type: ignore[misc]
-    for shape in BATCH_NORM:
-        for fresh in (True, False):
-            name = f"batch-norm-{'x'.join(map(str, shape))}{'' if fresh else '-out'}"
-            makers[name] = lambda name=name, shape=shape, fresh=fresh: batch_norm(name, shape, fresh)  # type: ignore[misc]
+    makers.update(batch_norm.subjects())
     return makers
 
 
@@ -217,47 +203,6 @@ def telemetry(n: int, goal: float) -> Subject:
         check,
         {"without": goal},
     )
-
-
-def batch_norm(name: str, shape: tuple[int, int, int, int], fresh: bool) -> Subject:
-    """Training forward and backward, with fresh outputs or into given ones."""
-    rng = np.random.default_rng(0)
-    channels = shape[1]
-    x, dy = (rng.standard_normal(shape, np.float32) for _ in range(2))
-    weight, bias = (rng.standard_normal(channels).astype(np.float32) for _ in range(2))
-    running = [np.zeros(channels, np.float32), np.ones(channels, np.float32)]
-    y, dx = (None, None) if fresh else (np.empty_like(x), np.empty_like(x))
-
-    def ours() -> Any:
-        out, saved = fs.batch_norm(x, weight, bias, *running, training=True, out=y)
-        return out, *fs.batch_norm_backward(dy, saved, out=dx)
-
-    target = np.empty_like(x)
-
-    def roof() -> None:
-        _core.roof_map(x, None, target)
-        _core.roof_map(x, dy, target)
-
-    others: dict[str, Callable[[], Any]] = {"roof": roof}
-    torch = torch_or_none()
-    if torch is None:
-        return Subject(name, ours, others, lambda: None)
-
-    peer_x, peer_weight, peer_bias = (torch.from_numpy(a.copy()).requires_grad_() for a in (x, weight, bias))
-    peer_dy = torch.from_numpy(dy)
-    peer_running = [torch.zeros(channels), torch.ones(channels)]
-
-    def peer() -> Any:
-        out = torch.nn.functional.batch_norm(peer_x, *peer_running, peer_weight, peer_bias, training=True)
-        return out, *torch.autograd.grad(out, (peer_x, peer_weight, peer_bias), peer_dy)
-
-    def check() -> None:
-        # float32 sums of some 10^5 terms: the peer's weight gradients are good to about 1e-3.
-        for mine, theirs in zip(ours(), peer(), strict=True):
-            np.testing.assert_allclose(mine, theirs.detach().numpy(), rtol=1e-3, atol=5e-3)
-
-    others["torch"] = peer
-    return Subject(name, ours, others, check, {"torch": 2.5})
 
 
 def _size(n: int) -> str:

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     with use_runtime(options):
         if runtime.isa() == "numpy":
             raise ValueError("--isa: the reference is not for timing; choose a native set")
-        torch = subjects.torch_or_none()
+        torch = harness.torch_or_none()
         makers = list(subjects.select(options.subjects))
         with console.status("") as status:
             for k, make in enumerate(makers):
@@ -78,18 +78,22 @@ def run(options: argparse.Namespace) -> int:
         table.add_column(column, justify="left" if column in ("subject", "beside") else "right", no_wrap=True)
     for entry in reports:
         for row, (name, ratio) in enumerate(entry["ratio"].items()):
-            goal = entry["goal"].get(name)
             table.add_row(
                 "" if row else entry["subject"],
                 "" if row else _cell(entry["us"]["fusedstep"]),
                 name,
                 _cell(entry["us"][name]),
-                f"{ratio:.2f}",
-                "" if goal is None else f"{goal:g} {'✓' if ratio >= goal else '✗'}",
+                *_verdict(entry, name, ratio),
+            )
+    means = harness.means(reports)
+    for entry in means:
+        for row, (name, ratio) in enumerate(entry["ratio"].items()):
+            table.add_row(
+                "" if row else entry["group"], "" if row else "geometric mean", name, "", *_verdict(entry, name, ratio)
             )
     console.print(table)
     if options.json:
-        write_json({**machine, "subjects": reports}, options.json)
+        write_json({**machine, "subjects": reports, "means": means}, options.json)
     return 0
 
 
@@ -97,3 +101,9 @@ def _cell(timing: dict[str, Any]) -> str:
     low, high = timing["quartiles"]
     digits = 2 if timing["median"] < 100 else 0
     return f"{timing['median']:,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f})"
+
+
+def _verdict(entry: dict[str, Any], side: str, ratio: float) -> tuple[str, str]:
+    """The ratio, and whether it is what it should be."""
+    goal = entry["goal"].get(side)
+    return f"{ratio:.2f}", "" if goal is None else f"{goal:g} {'✓' if ratio >= goal else '✗'}"

@@ -167,7 +167,8 @@ def centred(values: Array, mean: Doubles) -> Array:
     """x − mean to the last bit of x's dtype, also where the mean dwarfs the deviation: the mean in two parts."""
     high = mean.astype(values.dtype)
     rest = mean - high.astype(np.float64)
-    return (values - high[:, None]) - per_channel(rest, values)
+    result: Array = (values - high[:, None]) - per_channel(rest, values)
+    return result
 
 
 def pivots(v: Array) -> Doubles:
