@@ -1,7 +1,8 @@
 """Batch norm against the textbook equations in float64, against torch in float64, and against central differences.
 
-Bounds are in units of the last place, in the stored dtype, of each channel's largest output. Evaluation is folded into one
-multiplication and one addition: its error is relative to |x · scale| + |shift|, which may dwarf the output.
+Bounds are in units of the last place, in the stored dtype, of each channel's largest output; those of float64 are 1e-12
+of it. Evaluation is folded into one multiplication and one addition: its error is relative to |x · scale| + |shift|,
+which may dwarf the output.
 """
 
 from types import SimpleNamespace
@@ -15,9 +16,9 @@ import fusedstep as fs
 F, D = np.float32, np.float64
 # Bits after the leading one, and the exponent of the least number.
 FORMATS = {"float32": (23, -149), "float64": (52, -1074), "float16": (10, -24), "bfloat16": (7, -133)}
-# Float64 in units of 2^-52: 1e-12 of the scale. The narrow dtypes round once what float32 computed.
-FORWARD = {"float32": 4, "float64": 1e-12 * 2**52, "float16": 1, "bfloat16": 1}
-BACKWARD = {"float32": 8, "float64": 1e-12 * 2**52, "float16": 1, "bfloat16": 1}
+# The narrow dtypes round once what float32 computed.
+FORWARD = {"float32": 4, "float16": 0.51, "bfloat16": 0.51}
+BACKWARD = {"float32": 8, "float16": 0.51, "bfloat16": 0.51}
 # Shape, the order of its axes in memory, channel_axis.
 LAYOUTS = {
     "NC": ((300, 7), (0, 1), 1),
@@ -123,14 +124,17 @@ def oracle_backward(dy, forward):
 def unit_of(scale, dtype):
     """One unit in the last place of numbers as large as `scale`."""
     bits, least = FORMATS[kind(dtype)]
-    return np.ldexp(1.0, np.maximum(np.frexp(scale)[1] - 1 - bits, least))
+    return np.where(scale > 0, np.ldexp(1.0, np.maximum(np.frexp(scale)[1] - 1 - bits, least)), 0.0)
 
 
-def assert_within(actual, expected, units, axes, what):
-    """So many units in the last place of each channel's largest value."""
-    scale = np.abs(expected).max(axes, keepdims=True)
-    error = (np.abs(actual.astype(D) - expected) / unit_of(scale, actual.dtype)).max()
-    assert error <= units, f"{what}: {error} units"
+def assert_within(actual, expected, units, scale, what, mean_rounding=0.0):
+    """So many units in the last place of the scale; in float64 1e-12 of it, and the mean's rounding."""
+    if actual.dtype == D:
+        bound = 1e-12 * scale + mean_rounding
+    else:
+        bound = units[kind(actual.dtype)] * unit_of(scale, actual.dtype)
+    error = np.abs(actual.astype(D) - expected)
+    assert (error <= bound).all(), f"{what}: {(error / np.maximum(bound, 1e-300)).max()} of the bound"
 
 
 def assert_sums(actual, expected, terms, axes, what):
@@ -156,12 +160,16 @@ def problem(rng, layout, dtype, x=None, parameters=None):
     )
 
 
-def away_from_the_kink(dy, forward):
-    """Zero where rounding may decide whether relu lets it pass."""
-    return np.where(np.abs(forward.z) < 1e-3 * np.abs(forward.z).max(), dy.dtype.type(0), dy)
+def away_from_the_kink(p, forward, options):
+    """dy in the memory order of x, zero where rounding may decide whether relu lets it pass."""
+    if options["activation"] is None:
+        return p.dy
+    dy = p.dy.copy(order="K")
+    dy[np.abs(forward.z) < 1e-5 * np.abs(forward.z).max()] = 0
+    return dy
 
 
-def check_training(p, options, what):
+def check_training(p, options, what, terms=False):
     """Forward, running statistics and backward of one pass with the oracle's."""
     dtype = p.x.dtype
     weight, bias = p.weight if options["weight"] else None, p.bias if options["bias"] else None
@@ -186,25 +194,32 @@ def check_training(p, options, what):
     )
     assert y.dtype == dtype
     assert y.strides == p.x.strides
-    assert_within(y, expected.y, FORWARD[kind(dtype)], expected.axes, f"{what}: y")
+    largest = np.abs(expected.y).max(expected.axes, keepdims=True)
+    mean_rounding = 2.0**-53 * np.abs(broadcast(expected.mean, y.ndim, p.channel_axis) * expected.scale)
+    assert_within(y, expected.y, FORWARD, largest, f"{what}: y", mean_rounding)
     if momentum is not None:
         correction = expected.count / (expected.count - 1) if options["unbiased"] else 1.0
         rtol = 1e-12 if mean.dtype == D else 6e-8
         for running, before, batch in ((mean, p.mean, expected.mean), (var, p.var, correction * expected.var)):
             new = (1 - momentum) * before.astype(D) + momentum * batch
-            np.testing.assert_allclose(running, new, rtol=rtol, atol=1e-13 * np.abs(batch).max(), err_msg=what)
+            atol = max(1e-13 * np.abs(batch).max(), 2.0**-149)
+            np.testing.assert_allclose(running, new, rtol=rtol, atol=atol, err_msg=what)
             assert running.dtype == before.dtype
-    dy = in_memory(away_from_the_kink(p.dy, expected), np.argsort([-s for s in p.x.strides], kind="stable"))
-    check_gradients(fs.batch_norm_backward(dy, saved), dy, expected, residual, p, options, what)
+    dy = away_from_the_kink(p, expected, options)
+    check_gradients(fs.batch_norm_backward(dy, saved), dy, expected, residual, p, options, what, terms)
 
 
-def check_gradients(actual, dy, expected, residual, p, options, what):
+def check_gradients(actual, dy, expected, residual, p, options, what, terms=False):
+    """With `terms`, dx is relative to the largest term of its equation: for gradients that cancel."""
     dtype = p.x.dtype
     dx, dweight, dbias, *dresidual = actual
     dx_exact, dweight_exact, dbias_exact, g = oracle_backward(dy, expected)
     assert dx.dtype == dtype
     assert dx.strides == p.x.strides
-    assert_within(dx, dx_exact, BACKWARD[kind(dtype)], expected.axes, f"{what}: dx")
+    largest = np.abs(dx_exact).max(expected.axes, keepdims=True)
+    if terms:
+        largest = np.maximum(largest, np.abs(expected.scale * g).max(expected.axes, keepdims=True))
+    assert_within(dx, dx_exact, BACKWARD, largest, f"{what}: dx")
     parameters = p.weight.dtype if options["weight"] else (D if dtype == D else F)
     assert dweight.dtype == dbias.dtype == parameters
     assert_sums(dweight, dweight_exact, g * expected.normal, expected.axes, f"{what}: dweight")
@@ -253,7 +268,7 @@ def check_evaluation(p, options, what):
     if dtype not in (F, D):
         bound += 0.5 * unit_of(np.maximum(np.abs(expected.y) + bound, 1e-30), dtype)
     assert (np.abs(y.astype(D) - expected.y) <= bound).all(), f"{what}: y"
-    dy = in_memory(away_from_the_kink(p.dy, expected), np.argsort([-s for s in p.x.strides], kind="stable"))
+    dy = away_from_the_kink(p, expected, options)
     check_gradients(fs.batch_norm_backward(dy, saved), dy, expected, residual, p, options, what)
 
 
@@ -290,9 +305,12 @@ def test_streamed(layout, rng):
 @pytest.mark.parametrize(("centre", "spread"), [(1e4, 1.0), (0.0, 1e30), (0.0, 1e-30)], ids=str)
 @pytest.mark.parametrize("layout", ["NC", "NC, C=65", "NCHW", "channels_last", "long planes"])
 def test_conditioning(layout, centre, spread, dtype, native, rng):
-    if dtype == np.float16 and centre == 0:
-        pytest.skip("float16 has no such numbers")
     shape = LAYOUTS[layout][0]
+    # As far as the narrow dtypes can tell such numbers apart.
+    if centre and dtype not in (F, D):
+        spread = 100.0
+    elif dtype == np.float16:
+        spread = {1e30: 1e4, 1e-30: 1e-4}[spread]
     p = problem(rng, LAYOUTS[layout], dtype, centre + spread * rng.standard_normal(shape))
     p.residual = (p.residual.astype(D) * max(1e-28, spread if spread < 1 else 1)).astype(dtype)
     for options in OPTIONS:
@@ -320,7 +338,9 @@ def test_outlier(layout, place, dtype, native, rng):
     first[(place,) * (x.ndim - 1)] = 6e4 if dtype == np.float16 else 1e6
     p = problem(rng, (shape, order, channel_axis), dtype, x)
     for options in OPTIONS:
-        check_training(p, options, str(options))
+        # Without bias or residual relu passes the outlier alone, whose gradient cancels.
+        alone = options["activation"] == "relu" and not options["residual"]
+        check_training(p, options, str(options), terms=alone)
 
 
 @pytest.mark.parametrize(

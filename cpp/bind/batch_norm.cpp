@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -416,11 +417,12 @@ py::tuple batch_norm_apply(py::object x, py::handle count_given, py::object mean
     inv_std.mutable_data()[c] = 1.0 / std::sqrt(entry(m2_of_all, c) / count + forward.eps);
   }
   const KernelTable* table = runtime::active_table();
+  if (frame.empty()) return py::make_tuple(forward.out, forward.saved(mean, inv_std, count, true));
   if (table == nullptr) {
     py::dict arguments = forward.for_reference(mean, inv_std);
     arguments["folded"] = false;
     reference("normalize", arguments);
-  } else if (!frame.empty()) {
+  } else {
     const BatchNormArgs args = forward.args(mean, inv_std, m2, false);
     const py::gil_scoped_release released;
     runtime::batch_norm(plan_of(*table, frame), args, false);
@@ -593,12 +595,19 @@ struct Backward {
   }
 };
 
+void clear(Doubles& a, Doubles& b) {
+  std::fill_n(a.mutable_data(), a.size(), 0.0);
+  std::fill_n(b.mutable_data(), b.size(), 0.0);
+}
+
 py::tuple batch_norm_backward(py::object dy, const Saved& saved, py::object out, py::object residual_out) {
   Backward backward(dy, saved, out, residual_out);
   backward.allocate();
   Doubles sum_dy(saved.frame.c), sum_dy_d(saved.frame.c);
   const KernelTable* table = runtime::active_table();
-  if (table == nullptr || saved.frame.empty()) {
+  if (saved.frame.empty()) {
+    clear(sum_dy, sum_dy_d);
+  } else if (table == nullptr) {
     backward.sums_by_reference(sum_dy, sum_dy_d);
     backward.gradient_by_reference(sum_dy, sum_dy_d);
   } else {
@@ -614,7 +623,9 @@ py::tuple batch_norm_backward_sums(py::object dy, const Saved& saved) {
   const Backward backward(dy, saved, py::none(), py::none());
   Doubles sum_dy(saved.frame.c), sum_dy_d(saved.frame.c);
   const KernelTable* table = runtime::active_table();
-  if (table == nullptr || saved.frame.empty()) {
+  if (saved.frame.empty()) {
+    clear(sum_dy, sum_dy_d);
+  } else if (table == nullptr) {
     backward.sums_by_reference(sum_dy, sum_dy_d);
   } else {
     const BatchNormGradientArgs args = backward.args(sum_dy, sum_dy_d);
@@ -634,7 +645,8 @@ py::tuple batch_norm_backward_apply(py::object dy, const Saved& saved, py::objec
   backward.allocate();
   Doubles sum_dy = widen(sums[0], saved.frame.c), sum_dy_d = widen(sums[1], saved.frame.c);
   const KernelTable* table = runtime::active_table();
-  if (table == nullptr || saved.frame.empty()) {
+  if (saved.frame.empty()) return backward.result(sum_dy, sum_dy_d);
+  if (table == nullptr) {
     backward.gradient_by_reference(sum_dy, sum_dy_d);
   } else {
     const BatchNormGradientArgs args = backward.args(sum_dy, sum_dy_d);

@@ -20,7 +20,7 @@ template <bool Exact>
 struct Sums16 {
   Wide high = zeros();
 
-  FUSEDSTEP_INLINE void add(Wide v) { high += v; }
+  FUSEDSTEP_INLINE void add(Wide v, Wide) { high += v; }
   FUSEDSTEP_INLINE void read(const double* from, std::int64_t) { high = load_wide(from, kLanes); }
   FUSEDSTEP_INLINE void write(double* to, std::int64_t) const { store(to, high, kLanes); }
 };
@@ -28,7 +28,7 @@ template <>
 struct Sums16<true> {
   Wide high = zeros(), low = zeros();
 
-  FUSEDSTEP_INLINE void add(Wide v, Wide v_low = zeros()) {
+  FUSEDSTEP_INLINE void add(Wide v, Wide v_low) {
     const Wide sum = high + v, part = sum - high;
     low += v_low + ((high - (sum - part)) + (v - part));
     high = sum;
@@ -42,6 +42,23 @@ struct Sums16<true> {
     store(to + pitch, low, kLanes);
   }
 };
+
+// What a value adds to two sums; of the first one, also what rounding has taken from it.
+struct Terms {
+  Wide u, v, u_low;
+};
+
+// d = x - pivot and its square.
+template <bool Exact>
+FUSEDSTEP_INLINE Terms moment_terms(Wide x, Wide pivot, std::int64_t n) {
+  const Wide d = first(x - pivot, n);
+  if constexpr (Exact) {
+    const Wide part = d - x;
+    return {d, d * d, first((x - (d - part)) - (pivot + part), n)};
+  } else {
+    return {d, d * d, zeros()};
+  }
+}
 
 // Doubles that a sum is kept in.
 template <bool Exact>

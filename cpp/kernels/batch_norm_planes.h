@@ -34,9 +34,9 @@ FUSEDSTEP_INLINE void sum_block(const Args& a, std::int64_t c, std::int64_t bloc
   for (std::int64_t k = 0; k < b.runs; ++k) {
     const std::int64_t run = (b.plane + k) * a.c + c, offset = run * a.l + b.at;
     each_half(b.l, [&](std::int64_t i, std::int64_t n, int half) FUSEDSTEP_LAMBDA {
-      const auto [u, v] = term(offset + i, run, b.at + i, n);
-      first_sum.half[half].add(u);
-      second_sum.half[half].add(v);
+      const Terms t = term(offset + i, run, b.at + i, n);
+      first_sum.half[half].add(t.u, t.u_low);
+      second_sum.half[half].add(t.v, zeros());
     });
   }
   const TwoDoubles u = first_sum.total(), v = second_sum.total();
@@ -52,10 +52,6 @@ template <bool Exact>
 FUSEDSTEP_INLINE TwoDoubles block_sum(const double* sums) {
   return {sums[0], Exact ? sums[1] : 0.0};
 }
-
-struct Terms {
-  Wide u, v;
-};
 
 template <class T>
 inline double plane_pivot(const T* plane, std::int64_t l) {
@@ -77,8 +73,7 @@ __attribute__((noinline)) void block_moments(const BatchNormArgs& a, std::int64_
   const std::int64_t ahead = planes_ahead(a.c, a.l);
   sum_block<Exact>(a, c, block, sums, [&](std::int64_t i, std::int64_t, std::int64_t, std::int64_t n) FUSEDSTEP_LAMBDA {
     fetch_line(x + i + ahead);
-    const Wide d = first(load_wide(x + i, n) - pivot, n);
-    return Terms{d, d * d};
+    return moment_terms<Exact>(load_wide(x + i, n), zeros() + pivot, n);
   });
 }
 
@@ -159,7 +154,7 @@ __attribute__((noinline)) void block_gradient_sums(const BatchNormGradientArgs& 
                      fetch_line(dy + i + ahead);
                      Wide g = load_wide(dy + i, n);
                      if constexpr (Relu) g = keep(g, bits_at(a.mask + run * words, at));
-                     return Terms{g, g * first(load_wide(x + i, n) - mean, n)};
+                     return Terms{g, g * first(load_wide(x + i, n) - mean, n), zeros()};
                    });
 }
 

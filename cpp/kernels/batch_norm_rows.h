@@ -19,9 +19,9 @@ FUSEDSTEP_INLINE void add_rows(double* sums, std::int64_t width, std::int64_t at
     first_sum.read(sums + j, pitch);
     second_sum.read(sums + j + kWords<Exact> * pitch, pitch);
     for (int r = 0; r < rows; ++r) {
-      const auto [u, v] = term(at + r * width + j, j, n);
-      first_sum.add(u);
-      second_sum.add(v);
+      const Terms t = term(at + r * width + j, j, n);
+      first_sum.add(t.u, t.u_low);
+      second_sum.add(t.v, zeros());
     }
     first_sum.write(sums + j, pitch);
     second_sum.write(sums + j + kWords<Exact> * pitch, pitch);
@@ -97,8 +97,7 @@ inline void row_moments(const BatchNormArgs& a, double* workspace, std::int64_t 
   const std::int64_t ahead = kRowsAtOnce * row_width(a.c);
   sum_rows<Exact>(a, workspace, begin, end, [&](std::int64_t i, std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
     __builtin_prefetch(x + i + ahead, 0, 2);
-    const Wide d = first(load_wide(x + i, n) - load_wide(a.pivot + j, kLanes), n);
-    return Terms{d, d * d};
+    return moment_terms<Exact>(load_wide(x + i, n), load_wide(a.pivot + j, kLanes), n);
   });
 }
 
@@ -188,7 +187,7 @@ inline void row_gradient_sums_of(const BatchNormGradientArgs& a, double* workspa
     __builtin_prefetch(dy + i + ahead, 0, 2);
     Wide g = load_wide(dy + i, n);
     if constexpr (Relu) g = keep(g, bits_at(a.mask, i));
-    return Terms{first(g, n), g * first(load_wide(x + i, n) - load_wide(a.mean + j, kLanes), n)};
+    return Terms{first(g, n), g * first(load_wide(x + i, n) - load_wide(a.mean + j, kLanes), n), zeros()};
   });
 }
 

@@ -190,8 +190,10 @@ def pivots(v: Array) -> Doubles:
 def moments(v: Array, exact: bool) -> tuple[TwoDoubles, TwoDoubles]:
     """The mean and the sum of squared deviations of every channel."""
     pivot = pivots(v)
-    d = arithmetic(v).astype(np.float64) - pivot[:, None]
-    return from_sums(pivot, two_sum(*channel_sums(d, exact)), two_sum(*channel_sums(d * d, exact)), count_of(v))
+    x = arithmetic(v).astype(np.float64)
+    d, rest = two_sum(x, -pivot[:, None])
+    total = channel_sums(d, exact, rest if exact else None)
+    return from_sums(pivot, two_sum(*total), two_sum(*channel_sums(d * d, exact)), count_of(v))
 
 
 def from_sums(pivot: Doubles, total: TwoDoubles, squares: TwoDoubles, count: float) -> tuple[TwoDoubles, TwoDoubles]:
@@ -230,21 +232,20 @@ def quotient(a: int, b: int, shape: tuple[int, ...]) -> TwoDoubles:
     return near, ((a - product) - error) / b
 
 
-def channel_sums(terms: Doubles, exact: bool) -> TwoDoubles:
-    """Sums the (n, c, l) terms of every channel: block after block, a block in lanes."""
-    return row_sums(terms[:, :, 0], exact) if is_rows(terms) else plane_sums(terms, exact)
+def channel_sums(terms: Doubles, exact: bool, rest: Doubles | None = None) -> TwoDoubles:
+    """Sums the (n, c, l) terms of every channel, and what rounding took from them: block after block."""
+    rest = np.zeros_like(terms) if rest is None else rest
+    if is_rows(terms):
+        return row_sums(terms[:, :, 0], rest[:, :, 0], exact)
+    return plane_sums(terms, rest, exact)
 
 
-def plane_sums(terms: Doubles, exact: bool) -> TwoDoubles:
+def plane_sums(terms: Doubles, rest: Doubles, exact: bool) -> TwoDoubles:
     """Each run of a channel's values is padded to whole rows of 32 lanes; the lanes of a block are added row by row."""
     channels = terms.shape[1]
     total = np.zeros(channels), np.zeros(channels)
-    for block in plane_blocks(terms):
-        padded = -(-block.shape[2] // LANES) * LANES
-        runs = np.zeros((len(block), channels, padded))
-        runs[:, :, : block.shape[2]] = block
-        lane_rows = [run[:, at : at + LANES] for run in runs for at in range(0, padded, LANES)]
-        high, low = added(lane_rows, exact)
+    for block, lows in zip(plane_blocks(terms), plane_blocks(rest), strict=True):
+        high, low = added(lane_rows(block), lane_rows(lows), exact)
         if exact:
             width = LANES // 2
             while width > 0:
@@ -255,6 +256,14 @@ def plane_sums(terms: Doubles, exact: bool) -> TwoDoubles:
             part = lane_tree(high), np.zeros(channels)
         total = gathered(total, part)
     return total
+
+
+def lane_rows(block: Doubles) -> list[Doubles]:
+    """The (C, 32) rows of a block of planes, one plane after the other."""
+    planes, channels, length = block.shape
+    padded = np.zeros((planes, channels, -(-length // LANES) * LANES))
+    padded[:, :, :length] = block
+    return [plane[:, at : at + LANES] for plane in padded for at in range(0, padded.shape[2], LANES)]
 
 
 def plane_blocks(terms: Doubles) -> Iterator[Doubles]:
@@ -270,43 +279,34 @@ def plane_blocks(terms: Doubles) -> Iterator[Doubles]:
             yield terms[k : k + 1, :, start : start + PLANES_BLOCK]
 
 
-def row_sums(terms: Doubles, exact: bool) -> TwoDoubles:
+def row_sums(terms: Doubles, rest: Doubles, exact: bool) -> TwoDoubles:
     """Rows are summed one after the other in blocks; several narrow ones make a wide row, whose places add up last."""
     channels = terms.shape[1]
     width = -(-LEAST_WIDTH // channels) * channels
-    block_rows = 128 if width >= 256 else 32768 // width
-    flat = terms.reshape(-1)
+    values = (128 if width >= 256 else 32768 // width) * width
     total = np.zeros(width), np.zeros(width)
-    for start in range(0, flat.size, block_rows * width):
-        block = flat[start : start + block_rows * width]
-        whole = block.size // width * width
-        high, low = added(list(block[:whole].reshape(-1, width)), exact, width)
-        rest = block[whole:]
-        if rest.size:
-            part = added([high[: rest.size], rest], exact, rest.size, low[: rest.size])
-            high[: rest.size], low[: rest.size] = part
-        total = gathered(total, (high, low))
+    for start in range(0, terms.size, values):
+        block, lows = (wide_rows(part.reshape(-1)[start : start + values], width) for part in (terms, rest))
+        total = gathered(total, added(block, lows, exact))
     places = np.zeros(channels), np.zeros(channels)
     for at in range(0, width, channels):
         places = gathered(places, (total[0][at : at + channels], total[1][at : at + channels]))
     return places
 
 
-def added(rows: list[Doubles], exact: bool, width: int = LANES, low: Doubles | None = None) -> TwoDoubles:
-    """Adds up rows of sums one after the other; exact, with what rounding takes away."""
-    if not rows:
-        return np.zeros(width), np.zeros(width)
-    if low is None:
-        rows = [np.zeros_like(rows[0]), *rows]
-        low = np.zeros_like(rows[0])
-    high = rows[0].copy()
-    low = low.copy()
-    for row in rows[1:]:
-        if exact:
-            high, low = gathered((high, low), (row, np.zeros_like(row)))
-        else:
-            high = high + row
-    return high, low
+def wide_rows(block: Doubles, width: int) -> list[Doubles]:
+    """The values in rows of a width, the last one padded with zeros."""
+    padded = np.zeros(-(-block.size // width) * width)
+    padded[: block.size] = block
+    return list(padded.reshape(-1, width))
+
+
+def added(rows: list[Doubles], lows: list[Doubles], exact: bool) -> TwoDoubles:
+    """Adds up rows one after the other; exact, with what rounding took and takes away."""
+    total = np.zeros_like(rows[0]), np.zeros_like(rows[0])
+    for row, low in zip(rows, lows, strict=True):
+        total = gathered(total, (row, low)) if exact else (total[0] + row, total[1])
+    return total
 
 
 def gathered(total: TwoDoubles, more: TwoDoubles) -> TwoDoubles:
