@@ -198,11 +198,24 @@ struct Scaled {
   }
 };
 
-// Coefficients of a run of values of one channel.
-template <class C>
-struct Constant {
+// Coefficients of runs of one channel each: of channel c, and with a stride of 1 of the next one in the next run.
+template <class C, class Args>
+struct PerRun {
+  const Args& args;
+  std::int64_t c, stride;
   C coefficients;
+
+  PerRun(const Args& a, std::int64_t channel, std::int64_t step) : args(a), c(channel), stride(step) {}
+  FUSEDSTEP_INLINE void begin() {
+    coefficients = C::of(args, c);
+    c += stride;
+    if (c == args.c) c = 0;
+  }
   FUSEDSTEP_INLINE const C& next(std::int64_t) { return coefficients; }
+  FUSEDSTEP_INLINE void take(const PerRun& other) {
+    c = other.c;
+    coefficients = other.coefficients;
+  }
 };
 
 // Bits of the lanes that relu lets pass, NaN among them, and relu.
@@ -289,9 +302,11 @@ FUSEDSTEP_INLINE unsigned bits_at(const std::uint16_t* mask, std::int64_t i) {
   return (two >> (i % 16)) & 0xffffu;
 }
 
-// Contiguous runs of values in memory: `runs` of l values, `pitch` apart; of a mask, `words` apart.
+// Contiguous runs of values in memory: `runs` of l values, `pitch` apart; of a mask, `words` apart. The first may go on
+// with what an earlier one began.
 struct Runs {
   std::int64_t runs, l, pitch, words;
+  bool goes_on = false;
 };
 
 template <class T, bool Relu, bool Residual, class Coefficients>
@@ -300,6 +315,7 @@ void normalize_values(T* y, const T* x, const T* residual, std::uint16_t* mask, 
   const Runs r = of;
   Coefficients local = coefficients;
   for (std::int64_t k = 0; k < r.runs; ++k, y += r.pitch, x += r.pitch) {
+    if (k > 0 || !r.goes_on) local.begin();
     BitWriter writer = {mask + k * r.words};
     write_lanes(y, r.l, streamed, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
       auto z = local.next(n)(load(x + i, n));
@@ -312,7 +328,7 @@ void normalize_values(T* y, const T* x, const T* residual, std::uint16_t* mask, 
     });
     if constexpr (Relu) writer.end();
   }
-  coefficients = local;
+  coefficients.take(local);
 }
 
 template <class T, class Coefficients>
@@ -333,7 +349,7 @@ template <class Part>
 FUSEDSTEP_INLINE void each_part(const Runs& r, Part part) {
   for (std::int64_t k = 0; k < r.runs; ++k) {
     for (std::int64_t i = 0; i < r.l; i += kBlock) {
-      part(k * r.pitch + i, k * r.words + i / 16, Runs{1, r.l - i < kBlock ? r.l - i : kBlock, 0, 0});
+      part(k * r.pitch + i, k * r.words + i / 16, Runs{1, r.l - i < kBlock ? r.l - i : kBlock, 0, 0, i > 0});
     }
   }
 }
@@ -362,13 +378,14 @@ void differentiate_values(T* dx, const T* dy, const T* x, const std::uint16_t* m
   const Runs r = of;
   Coefficients local = coefficients;
   for (std::int64_t k = 0; k < r.runs; ++k, dx += r.pitch, dy += r.pitch, x += r.pitch, mask += r.words) {
+    if (k > 0 || !r.goes_on) local.begin();
     write_lanes(dx, r.l, streamed, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
       auto g = load(dy + i, n);
       if constexpr (Relu) g = keep(g, bits_at(mask, i));
       return local.next(n)(g, load(x + i, n));
     });
   }
-  coefficients = local;
+  coefficients.take(local);
 }
 
 template <class T, class Coefficients>

@@ -100,26 +100,39 @@ inline void plane_statistics(const BatchNormArgs& a, double* workspace) {
   }
 }
 
+// Runs of planes from the one of a number on, `at` values into each; of a block of channel c, or as they lie in memory.
 template <class T, template <class> class Coefficients>
-inline void normalize_block(const BatchNormArgs& a, std::int64_t c, std::int64_t block) {
-  using Scalar = typename Arithmetic<T>::Scalar;
-  const Constant<Coefficients<Scalar>> coefficients = {Coefficients<Scalar>::of(a, c)};
-  const PlanesBlock b = block_of(a.n, a.l, block);
-  const std::int64_t run = b.plane * a.c + c, offset = run * a.l + b.at, words = mask_words(a.l);
+inline void normalize_runs(const BatchNormArgs& a, std::int64_t run, std::int64_t at, const Runs& r,
+                           std::int64_t stride) {
+  const PerRun<Coefficients<typename Arithmetic<T>::Scalar>, BatchNormArgs> coefficients(a, run % a.c, stride);
+  const std::int64_t offset = run * a.l + at;
   normalize(static_cast<T*>(a.y) + offset, static_cast<const T*>(a.x) + offset,
             a.residual ? static_cast<const T*>(a.residual) + offset : nullptr,
-            a.mask ? a.mask + run * words + b.at / 16 : nullptr, {b.runs, b.l, a.c * a.l, a.c * words}, a.stream,
-            coefficients);
+            a.mask ? a.mask + run * mask_words(a.l) + at / 16 : nullptr, r, a.stream, coefficients);
 }
 
-// Items: blocks of channels.
+// The runs of a block of channel c.
+template <class Args>
+FUSEDSTEP_INLINE Runs runs_of(const Args& a, const PlanesBlock& b) {
+  return {b.runs, b.l, a.c * a.l, a.c * mask_words(a.l)};
+}
+
+// apply(run, at, runs) for items [begin, end) of planes as they lie in memory: whole planes, or parts of large ones.
+template <class Args, class Apply>
+FUSEDSTEP_INLINE void each_plane(const Args& a, std::int64_t begin, std::int64_t end, Apply apply) {
+  const std::int64_t parts = plane_parts(a.l);
+  if (parts == 1) return apply(begin, 0, Runs{end - begin, a.l, a.l, mask_words(a.l)});
+  for (std::int64_t item = begin; item < end; ++item) {
+    const std::int64_t at = item % parts * kPlanesBlock;
+    apply(item / parts, at, Runs{1, a.l - at < kPlanesBlock ? a.l - at : kPlanesBlock, 0, 0});
+  }
+}
+
 template <class T>
 inline void apply_planes(const BatchNormArgs& a, const void*, std::int64_t begin, std::int64_t end) {
-  const std::int64_t blocks = plane_blocks(a.n, a.l);
-  for (std::int64_t item = begin; item < end; ++item) {
-    a.folded ? normalize_block<T, Folded>(a, item / blocks, item % blocks)
-             : normalize_block<T, Affine>(a, item / blocks, item % blocks);
-  }
+  each_plane(a, begin, end, [&](std::int64_t run, std::int64_t at, const Runs& r) FUSEDSTEP_LAMBDA {
+    a.folded ? normalize_runs<T, Folded>(a, run, at, r, 1) : normalize_runs<T, Affine>(a, run, at, r, 1);
+  });
   if (a.stream) end_stream();
 }
 
@@ -137,7 +150,10 @@ inline void forward_planes(const BatchNormArgs& a, std::int64_t begin, std::int6
     }
     take_statistics(a, c, pivot, sum, squares);
     // What was read last is likeliest still in the cache.
-    for (std::int64_t block = blocks - 1; block >= 0; --block) normalize_block<T, Affine>(a, c, block);
+    for (std::int64_t block = blocks - 1; block >= 0; --block) {
+      const PlanesBlock b = block_of(a.n, a.l, block);
+      normalize_runs<T, Affine>(a, b.plane * a.c + c, b.at, runs_of(a, b), 0);
+    }
   }
   if (a.stream) end_stream();
 }
@@ -181,26 +197,27 @@ inline void plane_gradient_totals(const BatchNormGradientArgs& a, double* worksp
 }
 
 template <class T, template <class> class Coefficients>
-inline void differentiate_block(const BatchNormGradientArgs& a, std::int64_t c, std::int64_t block) {
-  using Scalar = typename Arithmetic<T>::Scalar;
-  const Constant<Coefficients<Scalar>> coefficients = {Coefficients<Scalar>::of(a, c)};
-  const PlanesBlock b = block_of(a.n, a.l, block);
-  const std::int64_t run = b.plane * a.c + c, offset = run * a.l + b.at, words = mask_words(a.l);
+inline void differentiate_runs(const BatchNormGradientArgs& a, std::int64_t run, std::int64_t at, const Runs& r,
+                               std::int64_t stride) {
+  const PerRun<Coefficients<typename Arithmetic<T>::Scalar>, BatchNormGradientArgs> coefficients(a, run % a.c, stride);
+  const std::int64_t offset = run * a.l + at;
   differentiate(static_cast<T*>(a.dx) + offset, a.dresidual ? static_cast<T*>(a.dresidual) + offset : nullptr,
                 static_cast<const T*>(a.dy) + offset, static_cast<const T*>(a.x) + offset,
-                a.mask ? a.mask + run * words + b.at / 16 : nullptr, {b.runs, b.l, a.c * a.l, a.c * words}, a.stream,
-                coefficients);
+                a.mask ? a.mask + run * mask_words(a.l) + at / 16 : nullptr, r, a.stream, coefficients);
 }
 
 template <class T>
-inline void differentiate_any(const BatchNormGradientArgs& a, std::int64_t c, std::int64_t block) {
-  a.training ? differentiate_block<T, Gradient>(a, c, block) : differentiate_block<T, Scaled>(a, c, block);
+inline void differentiate_any(const BatchNormGradientArgs& a, std::int64_t run, std::int64_t at, const Runs& r,
+                              std::int64_t stride) {
+  a.training ? differentiate_runs<T, Gradient>(a, run, at, r, stride)
+             : differentiate_runs<T, Scaled>(a, run, at, r, stride);
 }
 
 template <class T>
 inline void plane_gradient(const BatchNormGradientArgs& a, const void*, std::int64_t begin, std::int64_t end) {
-  const std::int64_t blocks = plane_blocks(a.n, a.l);
-  for (std::int64_t item = begin; item < end; ++item) differentiate_any<T>(a, item / blocks, item % blocks);
+  each_plane(a, begin, end, [&](std::int64_t run, std::int64_t at, const Runs& r) FUSEDSTEP_LAMBDA {
+    differentiate_any<T>(a, run, at, r, 1);
+  });
   if (a.stream) end_stream();
 }
 
@@ -216,7 +233,10 @@ inline void backward_planes(const BatchNormGradientArgs& a, std::int64_t begin, 
       gather(sum_dy_d, block_sum<false>(sums + 1));
     }
     take_gradient_sums(a, c, sum_dy, sum_dy_d);
-    for (std::int64_t block = blocks - 1; block >= 0; --block) differentiate_any<T>(a, c, block);
+    for (std::int64_t block = blocks - 1; block >= 0; --block) {
+      const PlanesBlock b = block_of(a.n, a.l, block);
+      differentiate_any<T>(a, b.plane * a.c + c, b.at, runs_of(a, b), 0);
+    }
   }
   if (a.stream) end_stream();
 }

@@ -132,6 +132,8 @@ struct Repeated {
   const Scalar* arrays;
   std::int64_t period, place;
 
+  FUSEDSTEP_INLINE void begin() {}
+  FUSEDSTEP_INLINE void take(const Repeated& other) { place = other.place; }
   FUSEDSTEP_INLINE Coefficients<Lanes> next(std::int64_t n) {
     constexpr int values = Coefficients<Lanes>::values;
     Lanes lanes[values];

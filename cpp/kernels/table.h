@@ -72,8 +72,11 @@ inline constexpr int kLayouts = 2;
 
 // Values of a channel whose sums are taken together: whole planes, or a part of one.
 inline constexpr std::int64_t kPlanesBlock = 8192;
+constexpr std::int64_t plane_parts(std::int64_t l) {
+  return l >= kPlanesBlock ? (l + kPlanesBlock - 1) / kPlanesBlock : 1;
+}
 constexpr std::int64_t plane_blocks(std::int64_t n, std::int64_t l) {
-  if (l >= kPlanesBlock) return n * ((l + kPlanesBlock - 1) / kPlanesBlock);
+  if (l >= kPlanesBlock) return n * plane_parts(l);
   const std::int64_t planes = kPlanesBlock / l;
   return (n + planes - 1) / planes;
 }
@@ -137,8 +140,9 @@ struct BatchNormGradientArgs {
   bool stream;
 };
 
-// Of one stored dtype. Shared out are the blocks of each channel of planes, the blocks of rows, or, where rows are
-// written, chunks of kChunk values. [exact]: with twice the precision of double, and twice the workspace.
+// Of one stored dtype. Shared out are, to be summed, the blocks of each channel of planes, or of rows; to be written,
+// planes (parts of large ones), or chunks of kChunk values of rows. [exact]: with twice the precision of double, and
+// twice the workspace.
 struct BatchNormKernels {
   void (*pivots[kLayouts])(const BatchNormArgs&);
   void (*moments[kLayouts][2])(const BatchNormArgs&, double* workspace, std::int64_t begin, std::int64_t end);

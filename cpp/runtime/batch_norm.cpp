@@ -50,7 +50,8 @@ struct Work {
   }
   template <class Body>
   void each_written(Body body) const {
-    parallel_for(layout == kRows ? (values + kChunk - 1) / kChunk : blocks, threads, bytes, body);
+    const std::int64_t items = layout == kRows ? (values + kChunk - 1) / kChunk : args.n * args.c * plane_parts(args.l);
+    parallel_for(items, threads, bytes, body);
   }
 };
 
