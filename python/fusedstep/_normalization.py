@@ -33,7 +33,7 @@ class BatchStats:
 
     Raises:
         TypeError: An array is not float64.
-        ValueError: A negative count; arrays that are not (C,).
+        ValueError: A negative count or m2; arrays that are not (C,).
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -51,15 +51,10 @@ class BatchStats:
         if isinstance(self.count, bool) or not isinstance(self.count, int | np.integer) or self.count < 0:
             raise ValueError(f"count: expected a whole number >= 0, got {self.count!r}")
         for name in ("mean", "m2", "mean_low", "m2_low"):
-            array = getattr(self, name)
-            if array is None and name.endswith("low"):
-                continue
-            if not isinstance(array, np.ndarray) or array.dtype != np.float64:
-                raise TypeError(
-                    f"{name}: expected a float64 array, got {getattr(array, 'dtype', type(array).__name__)}"
-                )
-            if array.ndim != 1 or array.shape != self.mean.shape:
-                raise ValueError(f"{name}: expected shape (C,), got {array.shape}")
+            if getattr(self, name) is not None or not name.endswith("low"):
+                _check_channels(getattr(self, name), name, self.mean)
+        if (self.m2 < 0).any():
+            raise ValueError(f"m2: expected numbers >= 0, got {self.m2.min()}")
 
     @property
     def var(self) -> Doubles:
@@ -76,6 +71,10 @@ class BatchGradSums:
         dy: (C,) float64, Σ dy; dβ.
         dy_d: (C,) float64, Σ dy · (x − mean).
 
+    Raises:
+        TypeError: An array is not float64.
+        ValueError: Arrays that are not (C,).
+
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> sums = [fs.BatchGradSums(np.array([1.0]), np.array([2.0]))] * 2
@@ -85,6 +84,10 @@ class BatchGradSums:
 
     dy: Doubles
     dy_d: Doubles
+
+    def __post_init__(self) -> None:
+        _check_channels(self.dy, "dy", self.dy)
+        _check_channels(self.dy_d, "dy_d", self.dy)
 
 
 def batch_norm(
@@ -220,7 +223,7 @@ def batch_norm_backward(
 
 
 def batch_norm_stats(x: Array, *, channel_axis: int = 1) -> BatchStats:
-    r"""Count, mean and sum of squared deviations of every channel, to the last bit of a double.
+    r"""Count, mean and sum of squared deviations of every channel, the mean to the last bit of a double.
 
     .. code-block:: text
 
@@ -231,7 +234,8 @@ def batch_norm_stats(x: Array, *, channel_axis: int = 1) -> BatchStats:
         channel_axis: Which axis of x the channels are.
 
     Returns:
-        The statistics, float64; their low parts too, so that `merge_stats` loses nothing.
+        The statistics, float64; their low parts too, so that `merge_stats` loses nothing. m2 is right to the last bit
+        too, of float64 values to the last but one.
 
     Raises:
         TypeError: As in `batch_norm`.
@@ -278,9 +282,7 @@ def merge_stats(stats: Sequence[BatchStats]) -> BatchStats:
     Reference:
         Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
     """
-    parts = list(stats)
-    if not parts:
-        raise ValueError("stats: expected at least one, got none")
+    parts = _listed(stats, "stats")
     for index, part in enumerate(parts):
         if not isinstance(part, BatchStats):
             raise TypeError(f"stats[{index}]: expected BatchStats, got {type(part).__name__}")
@@ -388,7 +390,8 @@ def update_running_stats(
 
     Raises:
         TypeError: A dtype other than those above.
-        ValueError: A wrong shape; less than two values per channel; momentum out of range. Nothing has been written.
+        ValueError: A wrong shape; less than two values per channel; momentum out of range; arrays that overlap. Nothing
+            has been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -448,16 +451,12 @@ def merge_grad_sums(sums: Sequence[BatchGradSums]) -> BatchGradSums:
     Examples:
         See `batch_norm_apply`.
     """
-    parts = list(sums)
-    if not parts:
-        raise ValueError("sums: expected at least one, got none")
+    parts = _listed(sums, "sums")
     for index, part in enumerate(parts):
         if not isinstance(part, BatchGradSums):
             raise TypeError(f"sums[{index}]: expected BatchGradSums, got {type(part).__name__}")
-        if part.dy.shape != parts[0].dy.shape or part.dy_d.shape != parts[0].dy.shape:
-            raise ValueError(
-                f"sums[{index}]: expected shape {parts[0].dy.shape}, got {part.dy.shape}, {part.dy_d.shape}"
-            )
+        if part.dy.shape != parts[0].dy.shape:
+            raise ValueError(f"sums[{index}]: expected shape {parts[0].dy.shape}, got {part.dy.shape}")
     dy, dy_d = parts[0].dy.copy(), parts[0].dy_d.copy()
     for part in parts[1:]:
         dy += part.dy
@@ -552,16 +551,25 @@ class BatchNorm:
         skip_nonfinite: bool = False,
         dtype: Any = np.float32,
     ) -> None:
-        if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
+        if not _is_integer(num_features) or num_features < 1:
             raise ValueError(f"num_features: expected a whole number >= 1, got {num_features!r}")
-        if not (eps > 0 and np.isfinite(eps)):
+        if not _is_number(eps) or not (eps > 0 and np.isfinite(eps)):
             raise ValueError(f"eps: expected a finite number > 0, got {eps!r}")
-        if momentum is not None and not 0 <= momentum <= 1:
+        if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
             raise ValueError(f"momentum: expected a number in [0, 1] or None, got {momentum!r}")
+        if not _is_integer(channel_axis):
+            raise TypeError(f"channel_axis: expected an integer, got {type(channel_axis).__name__}")
         if activation not in (None, "relu"):
             raise ValueError(f"activation: expected 'relu' or None, got {activation!r}")
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
+        for name, flag in (
+            ("affine", affine),
+            ("track_running_stats", track_running_stats),
+            ("unbiased", unbiased),
+            ("skip_nonfinite", skip_nonfinite),
+        ):
+            _check_flag(flag, name)
+        if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"dtype: expected float32 or float64, got {dtype and np.dtype(dtype)}")
         self.eps = eps
         self.momentum = momentum
         self.channel_axis = channel_axis
@@ -585,6 +593,7 @@ class BatchNorm:
             TypeError: See `batch_norm`.
             ValueError: See `batch_norm`; x has another number of channels.
         """
+        _check_flag(training, "training")
         x = _array(x, "x")
         shape = np.shape(x)
         if -len(shape) <= self.channel_axis < len(shape) and shape[self.channel_axis] != self._features:
@@ -641,7 +650,7 @@ class BatchNorm:
         Raises:
             KeyError: A name that is missing, or not the layer's.
             TypeError: Another dtype.
-            ValueError: Another shape; a negative number of batches. Nothing has been written.
+            ValueError: Another shape; a negative variance; no whole number of batches. Nothing has been written.
         """
         mine = self._arrays()
         names = {*mine, *(["num_batches_tracked"] if self.running_mean is not None else [])}
@@ -649,16 +658,19 @@ class BatchNorm:
             raise KeyError(f"state: expected {sorted(names)}, got {sorted(state)}")
         given = {name: as_array(state[name], f"state[{name!r}]") for name in mine}
         for name, array in given.items():
-            if array.dtype != mine[name].dtype:
-                raise TypeError(f"state[{name!r}]: expected {mine[name].dtype}, got dtype {array.dtype}")
+            if array.dtype != mine[name].dtype or isinstance(array, np.ma.MaskedArray):
+                kind = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
+                raise TypeError(f"state[{name!r}]: expected {mine[name].dtype}, got {kind}")
             if array.shape != mine[name].shape:
                 raise ValueError(f"state[{name!r}]: expected shape {mine[name].shape}, got {array.shape}")
-        tracked = int(state.get("num_batches_tracked", 0))
-        if tracked < 0:
+        if "running_var" in given and (given["running_var"] < 0).any():
+            raise ValueError(f"state['running_var']: expected numbers >= 0, got {given['running_var'].min()}")
+        tracked = np.asarray(state.get("num_batches_tracked", 0))
+        if tracked.shape != () or tracked.dtype.kind not in "iu" or tracked < 0:
             raise ValueError(f"state['num_batches_tracked']: expected a whole number >= 0, got {tracked}")
         for name, array in given.items():
             mine[name][...] = array
-        self.num_batches_tracked = tracked
+        self.num_batches_tracked = int(tracked)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has its own arrays, and no forward pass to go back through.
@@ -683,6 +695,34 @@ def _array(value: Any, name: str) -> Any:
     ):
         return value
     return as_array(value, name)
+
+
+def _check_channels(array: Any, name: str, like: Any) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != np.float64:
+        raise TypeError(f"{name}: expected a float64 array, got {getattr(array, 'dtype', type(array).__name__)}")
+    if array.ndim != 1 or array.shape != like.shape:
+        raise ValueError(f"{name}: expected shape (C,), got {array.shape}")
+
+
+def _check_flag(value: Any, name: str) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _listed(parts: Any, name: str) -> list[Any]:
+    if not isinstance(parts, Sequence):
+        raise TypeError(f"{name}: expected a list, got {type(parts).__name__}")
+    if not parts:
+        raise ValueError(f"{name}: expected at least one, got none")
+    return list(parts)
 
 
 def _saved(saved: BatchNormSaved) -> BatchNormSaved:
