@@ -297,7 +297,7 @@ READ_ONLY.flags.writeable = False
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"x": np.ones((4, 3), int)}, TypeError, "x: expected float32, float64, float16 or ml_dtypes.bfloat16"),
+        ({"x": np.ones((4, 3), int)}, TypeError, "x: expected float32, float64, float16 or bfloat16"),
         ({"x": [[1.0]]}, TypeError, "x: expected a NumPy array, got list"),
         ({"x": np.ones(4, F)}, ValueError, r"x: expected a batch and a channel axis, .*, got shape \(4,\)"),
         ({"x": np.ones((4, 6), F)[:, ::2]}, ValueError, "x: expected one dense block of memory"),

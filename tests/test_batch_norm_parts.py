@@ -726,6 +726,7 @@ def test_no_gradient_of_the_residual_to_write(residual, activation):
         fs.batch_norm_backward, given, ValueError, "residual_out: expected None: the residual's gradient is dy"
     )
     if residual:
+        _, saved = fs.batch_norm(values(4, 3), None, None, None, None, training=True, residual=values(4, 3))
         assert fs.batch_norm_backward(given["dy"], saved)[3] is given["dy"]
 
 
@@ -918,3 +919,55 @@ def test_damaged_states_of_the_layer_are_refused(name, value, error):
         layer.load_state_dict({**before, name: value})
     for key, array in layer.state_dict().items():
         np.testing.assert_array_equal(array, before[key])
+
+
+@pytest.mark.parametrize("axis", [np.array([0, 1]), np.array(0.0)])
+def test_an_axis_that_is_no_integer(axis):
+    mean, var = np.zeros(3, F), np.ones(3, F)
+    with pytest.raises(TypeError, match="channel_axis: expected an integer, got array"):
+        fs.batch_norm(values(4, 3), None, None, mean, var, training=True, channel_axis=axis)
+    assert not mean.any()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.resize((50, 4), refcheck=False), lambda x: setattr(x, "shape", (25, 4, 4))]
+)
+def test_x_of_another_shape_is_refused(change, any_isa):
+    x = np.zeros((100, 4), F)
+    _, saved = fs.batch_norm(x, None, None, None, None, training=True)
+    change(x)
+    with pytest.raises(ValueError, match=r"saved: x has been changed since the forward pass|expected shape"):
+        fs.batch_norm_backward(np.ones(x.shape, F), saved)
+
+
+def test_a_worker_cannot_go_back_alone():
+    x = values(8, 2)
+    stats = fs.merge_stats([fs.batch_norm_stats(x[:3]), fs.batch_norm_stats(x[3:])])
+    _, saved = fs.batch_norm_apply(x[:3], stats, None, None)
+    with pytest.raises(ValueError, match="saved: has the statistics of other workers too"):
+        fs.batch_norm_backward(np.ones((3, 2), F), saved)
+
+
+def test_huge_numbers(any_isa):
+    """Products of halves do not overflow where the product does not: mean and variance of numbers near the largest."""
+    x = np.zeros((32, 1))
+    x[20:] = 1e303
+    np.testing.assert_allclose(fs.batch_norm_stats(x).mean, [3.75e302], rtol=1e-15)
+
+
+def test_a_state_of_the_layers_own_arrays():
+    layer = fs.BatchNorm(3)
+    layer.bias[:] = 5
+    layer.load_state_dict({**layer.state_dict(), "weight": layer.bias, "bias": layer.weight})
+    np.testing.assert_array_equal([layer.weight, layer.bias], [[5] * 3, [1] * 3])
+
+
+def test_other_wrong_kinds():
+    with pytest.raises(TypeError, match="dtype: expected float32 or float64, got 'foo'"):
+        fs.BatchNorm(3, dtype="foo")
+    with pytest.raises(TypeError, match="state: expected a dict, got NoneType"):
+        fs.BatchNorm(3).load_state_dict(None)
+    with pytest.raises(ValueError, match="activation: expected 'relu' or None"):
+        fs.BatchNorm(3, activation=np.array(["relu", "x"]))
+    with pytest.raises(ValueError, match=r"count: expected less than 2\*\*53"):
+        fs.BatchStats(2**70, np.zeros(3), np.ones(3))

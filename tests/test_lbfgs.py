@@ -523,7 +523,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("params", "error", "message"),
         [
-            ([ones(3), np.ones(3, np.int64)], TypeError, r"params\[1\]: expected float32 .* got dtype int64"),
+            ([ones(3), np.ones(3, np.int64)], TypeError, r"params\[1\]: expected float32.* got dtype int64"),
             ([ones(3), ones(3, dtype=D)], TypeError, r"params\[1\]: expected dtype float32 as params\[0\] has"),
             ([ones(4)[::2]], ValueError, r"params\[0\]: expected one dense block of memory"),
             ([np.frombuffer(bytes(16), F)], ValueError, r"params\[0\]: expected a writable array"),

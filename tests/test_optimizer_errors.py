@@ -52,12 +52,12 @@ class TestErrors:
             (
                 [ones(3), np.ones(3, np.int64)],
                 TypeError,
-                r"params\[1\]: expected float32 or float64 .* got dtype int64",
+                r"params\[1\]: expected float32, float64, float16 or bfloat16 .* got dtype int64",
             ),
             (
                 [np.ones(3, ">f4")],
                 TypeError,
-                r"params\[0\]: expected float32 or float64 in native byte order, got dtype >f4",
+                r"params\[0\]: expected float32, float64, float16 or bfloat16 in native byte order, got dtype >f4",
             ),
             ([[1.0, 2.0]], TypeError, r"params\[0\]: expected an array, got list"),
             ([np.ma.MaskedArray(ones(3))], TypeError, r"params\[0\]: expected a plain NumPy array, got MaskedArray"),

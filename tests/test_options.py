@@ -827,7 +827,7 @@ class TestBadValues:
         assert optimizer.state == {}
         assert_same_bits(p, ones(3))
 
-    @pytest.mark.parametrize("option", ["clip", "max_norm", "state_dtype"])
+    @pytest.mark.parametrize("option", ["clip", "max_norm", "states_dtype"])
     def test_unknown_names(self, optimizer_class, option):
         message = f"{option}: not a hyper-parameter of {optimizer_class.__name__}"
         with pytest.raises(TypeError, match=message):

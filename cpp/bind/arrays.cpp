@@ -17,6 +17,25 @@ std::int64_t count(const py::detail::PyArray_Proxy* a) {
   return size;
 }
 
+// ml_dtypes' bfloat16, or our mark on 16-bit words. Neither is imported for this: an array of it is there only if it
+// has been.
+bool is_bfloat16(py::handle descr) {
+  static py::handle last;  // looking it up takes longer than a small step
+  if (descr.is(last)) return true;
+  const py::object metadata = descr.attr("metadata");
+  if (!metadata.is_none()) {
+    if (!metadata.contains("fusedstep")) return false;
+  } else {
+    const py::object modules = py::module_::import("sys").attr("modules");
+    if (!modules.contains("ml_dtypes") || !descr.equal(py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")))) {
+      return false;
+    }
+  }
+  last = descr;
+  last.inc_ref();
+  return true;
+}
+
 constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_F_CONTIGUOUS_;
 
 }  // namespace
@@ -39,13 +58,16 @@ bool is_array(py::handle object) { return PyObject_TypeCheck(object.ptr(), ndarr
 bool is_masked(py::handle object) { return Py_TYPE(object.ptr()) != ndarray_type() && py::hasattr(object, "mask"); }
 
 std::string shape_text(py::handle array) { return py::str(array.attr("shape")); }
-std::string dtype_text(py::handle array) { return py::str(array.attr("dtype")); }
+std::string dtype_text(py::handle array) {
+  const auto* a = proxy(array);
+  return is_bfloat16(a->descr) ? "bfloat16" : std::string(py::str(py::handle(a->descr)));
+}
 std::string kind_text(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
 namespace {
 
 // The dtype of an array that is plain and aligned; `expected` is what an error says.
-bool find_dtype(py::handle descr, bool narrow, Dtype& dtype) {
+bool find_dtype(py::handle descr, bool narrow, bool codes, Dtype& dtype) {
   struct Known {
     py::handle descr;
     Dtype dtype;
@@ -60,24 +82,25 @@ bool find_dtype(py::handle descr, bool narrow, Dtype& dtype) {
   for (int k = 0; k < count; ++k) {
     if (descr.equal(known[k].descr)) return dtype = known[k].dtype, true;
   }
-  if (!narrow) return false;
-  // Not imported for this: an array of it is there only if it has been.
-  const py::object modules = py::module_::import("sys").attr("modules");
-  if (!modules.contains("ml_dtypes") || !descr.equal(py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")))) {
-    return false;
-  }
+  if (codes && descr.equal(py::dtype::of<std::uint8_t>())) return dtype = Dtype::unsigned8, true;
+  if (!narrow || !is_bfloat16(descr)) return false;
   return dtype = Dtype::bfloat16, true;
 }
 
-Array inspect_dtypes(py::handle object, const Label& label, bool narrow) {
+Array inspect_dtypes(py::handle object, const Label& label, bool narrow, bool codes = false) {
   if (!is_array(object)) type_error(label, "expected a NumPy array, got " + kind_text(object));
   if (is_masked(object)) type_error(label, "expected a plain NumPy array, got " + kind_text(object));
   const auto* a = proxy(object);
   Dtype dtype;
-  if (!find_dtype(a->descr, narrow, dtype)) {
-    type_error(label, std::string("expected ") +
-                          (narrow ? "float32, float64, float16 or ml_dtypes.bfloat16" : "float32 or float64") +
-                          " in native byte order, got dtype " + dtype_text(object));
+  if (!find_dtype(a->descr, narrow, codes, dtype)) {
+    const std::string got = dtype_text(object);
+    type_error(label,
+               std::string("expected ") +
+                   (codes    ? "float32, float64, float16, bfloat16 or uint8"
+                    : narrow ? "float32, float64, float16 or bfloat16"
+                             : "float32 or float64") +
+                   " in native byte order, got dtype " + got +
+                   (narrow && got == "uint16" ? " (words of bfloat16 say so: words.view(fusedstep.bfloat16))" : ""));
   }
   if ((a->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
     value_error(label, "expected an array aligned to its items");
@@ -90,6 +113,7 @@ Array inspect_dtypes(py::handle object, const Label& label, bool narrow) {
 
 Array inspect(py::handle object, const Label& label) { return inspect_dtypes(object, label, false); }
 Array inspect_stored(py::handle object, const Label& label) { return inspect_dtypes(object, label, true); }
+Array inspect_coded(py::handle object, const Label& label) { return inspect_dtypes(object, label, true, true); }
 
 void require_dense(py::handle array, const Label& label) {
   const auto* a = proxy(array);
@@ -130,8 +154,10 @@ void require_same_shape(py::handle array, const Label& label, py::handle other, 
 
 bool same_layout(py::handle first, py::handle second) {
   const auto *a = proxy(first), *b = proxy(second);
+  const auto item = [](const auto* array) { return py::reinterpret_borrow<py::dtype>(array->descr).itemsize(); };
+  const py::ssize_t a_item = a->descr == b->descr ? 1 : item(a), b_item = a->descr == b->descr ? 1 : item(b);
   for (int i = 0; i < a->nd; ++i) {
-    if (a->strides[i] != b->strides[i] && a->dimensions[i] != 1) return count(a) == 0;
+    if (a->strides[i] * b_item != b->strides[i] * a_item && a->dimensions[i] != 1) return count(a) == 0;
   }
   return true;
 }
@@ -173,6 +199,25 @@ py::object array_like(py::handle array, const char* how) {
   static const py::handle numpy = py::module_::import("numpy").release();
   // Of a plain view: a subclass may answer in NumPy's place.
   return numpy.attr(how)(numpy.attr("asarray")(array), py::arg("subok") = false);
+}
+
+py::object array_like(py::handle array, const char* how, py::handle dtype) {
+  static const py::handle numpy = py::module_::import("numpy").release();
+  return numpy.attr(how)(numpy.attr("asarray")(array), dtype, py::arg("subok") = false);
+}
+
+const char* dtype_name(Dtype dtype) {
+  const char* const names[] = {"float32", "float64", "float16", "bfloat16", "uint8", "uint8"};
+  return names[int(dtype)];
+}
+
+py::object numpy_dtype(Dtype dtype) {
+  if (dtype != Dtype::bfloat16) return py::dtype(dtype_name(dtype));
+  return py::module_::import("fusedstep._arrays").attr("bfloat16_dtype")();
+}
+
+void copy_values(py::handle from, py::handle to) {
+  to[py::ellipsis()] = py::module_::import("fusedstep.reference.codec").attr("widened")(from);
 }
 
 bool overlap(const Array& a, const Array& b) {

@@ -40,12 +40,14 @@ std::string kind_text(py::handle object);
 Array inspect(py::handle object, const Label& label);
 // The same, or of 16 bits.
 Array inspect_stored(py::handle object, const Label& label);
+// The same, or of codes of 8 bits, which it calls unsigned.
+Array inspect_coded(py::handle object, const Label& label);
 // One block of memory, whatever the order of the axes.
 void require_dense(py::handle array, const Label& label);
 void require_writable(py::handle array, const Label& label);
 void require_same_dtype(py::handle array, const Label& label, py::handle other, const Label& other_label);
 void require_same_shape(py::handle array, const Label& label, py::handle other, const Label& other_label);
-// Same shape assumed: do both put each element at the same offset?
+// Same shape assumed: do both put each element in the same place among their items?
 bool same_layout(py::handle a, py::handle b);
 
 // Rows of `param` in rising order, once each, and what they hold: int64, and the shape of so many rows.
@@ -58,6 +60,12 @@ py::tuple reduced_shape(py::handle array, Shape shape);
 
 // numpy.empty_like or numpy.zeros_like: the layout of `array`, and never its subclass.
 py::object array_like(py::handle array, const char* how);
+py::object array_like(py::handle array, const char* how, py::handle dtype);
+
+const char* dtype_name(Dtype dtype);
+py::object numpy_dtype(Dtype dtype);
+// The numbers of a stored array into one of float32 or float64 and the same shape.
+void copy_values(py::handle from, py::handle to);
 
 bool overlap(const Array& a, const Array& b);
 

@@ -25,6 +25,7 @@ struct Frame {
   Array memory;
   Layout layout;
   std::int64_t n, c, l;
+  int axes;
 
   std::int64_t count() const { return n * l; }
   bool empty() const { return n * l == 0; }
@@ -49,6 +50,10 @@ Frame frame_of(py::object x, py::handle channel_axis_given) {
     type_error({"channel_axis"}, "expected an integer, got " + kind_text(channel_axis_given));
   }
   const py::ssize_t given = PyNumber_AsSsize_t(channel_axis_given.ptr(), nullptr);
+  if (given == -1 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    type_error({"channel_axis"}, "expected an integer, got " + text(channel_axis_given));
+  }
   if (given < -axes || given >= axes) {
     value_error({"channel_axis"},
                 "expected an axis of x, which has " + std::to_string(axes) + ", got " + text(channel_axis_given));
@@ -58,7 +63,7 @@ Frame frame_of(py::object x, py::handle channel_axis_given) {
   if (view.c == 0) value_error({"x"}, "expected at least one channel, got shape " + shape_text(x));
   // One channel is one run of values.
   if (view.c == 1) view = {view.n * view.l > 0, 1, view.n * view.l};
-  return {x, axis, memory, view.l == 1 && view.c > 1 ? kRows : kPlanes, view.n, view.c, view.l};
+  return {x, axis, memory, view.l == 1 && view.c > 1 ? kRows : kPlanes, view.n, view.c, view.l, axes};
 }
 
 void require_like(py::handle array, const Label& label, const Frame& frame, const Label& frame_label) {
@@ -490,7 +495,9 @@ Array inspect_gradient(py::object dy, const Saved& saved) {
   const Array memory = inspect_like(dy, {"dy"}, saved.frame, {"saved.x"});
   if (saved.overwritten) throw py::value_error("saved: x was overwritten by the forward pass, out=x");
   const auto now = inspect_stored(saved.frame.array, {"saved.x"});
-  if (now.data != saved.frame.memory.data || fingerprint(now) != saved.fingerprint) {
+  if (now.data != saved.frame.memory.data || now.size != saved.frame.memory.size ||
+      now.dtype != saved.frame.memory.dtype || axes_of(saved.frame.array) != saved.frame.axes ||
+      fingerprint(now) != saved.fingerprint) {
     throw py::value_error("saved: x has been changed since the forward pass");
   }
   return memory;
@@ -602,6 +609,11 @@ void clear(Doubles& a, Doubles& b) {
 
 py::tuple batch_norm_backward(py::object dy, const Saved& saved, py::object out, py::object residual_out) {
   Backward backward(dy, saved, out, residual_out);
+  if (saved.training && saved.count != double(saved.frame.count())) {
+    throw py::value_error(
+        "saved: has the statistics of other workers too; expected batch_norm_backward_sums, merge_grad_sums and "
+        "batch_norm_backward_apply");
+  }
   backward.allocate();
   Doubles sum_dy(saved.frame.c), sum_dy_d(saved.frame.c);
   const KernelTable* table = runtime::active_table();

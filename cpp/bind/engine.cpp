@@ -100,6 +100,46 @@ double number(py::handle value, const char* name) {
   return number;
 }
 
+namespace {
+
+Dtype state_dtype(py::handle given) {
+  const std::string name = py::isinstance<py::str>(given) ? given.cast<std::string>() : "";
+  if (name == "float32") return Dtype::float32;
+  if (name == "bfloat16") return Dtype::bfloat16;
+  if (name == "8bit") return Dtype::unsigned8;
+  value_error({"state_dtype"}, "expected 'float32', 'bfloat16' or '8bit', got " + std::string(py::repr(given)));
+}
+
+// A Python integer, or NumPy's, in [0, 2^63).
+std::int64_t count_of(py::handle given, const char* name) {
+  std::int64_t value = -1;
+  if (PyBool_Check(given.ptr()) == 0 && PyIndex_Check(given.ptr()) != 0) {
+    const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(given.ptr()));
+    value = index ? PyLong_AsLongLong(index.ptr()) : -1;
+    PyErr_Clear();
+  }
+  if (value < 0) value_error({name}, "expected a whole number >= 0, got " + std::string(py::repr(given)));
+  return value;
+}
+
+int bits_of(Dtype stored) { return 8 * int(item_bytes(stored)); }
+
+// One value everywhere, which of 8 bits is the largest code.
+void fill(py::object& made, py::object& scales, Dtype stored, double value) {
+  static const py::handle codec = py::module_::import("fusedstep.reference.codec").release();
+  if (!is_code(stored)) {
+    const py::object one = py::module_::import("numpy").attr("array")(value, numpy_dtype(Dtype::float32));
+    made[py::ellipsis()] = bits_of(stored) == 16 ? codec.attr("narrowed")(one, made.attr("dtype")) : py::float_(value);
+    return;
+  }
+  const py::object one = py::module_::import("numpy").attr("full")(1, value, numpy_dtype(Dtype::float32));
+  const py::tuple coded = codec.attr("encode_8bit")(one, stored == Dtype::signed8);
+  made[py::ellipsis()] = coded[0];
+  scales[py::ellipsis()] = coded[1];
+}
+
+}  // namespace
+
 Engine::Engine(const std::string& name, Naming naming)
     : rule_([&]() -> const runtime::Rule& {
         if (const runtime::Rule* rule = runtime::find_rule(name)) return *rule;
@@ -109,6 +149,7 @@ Engine::Engine(const std::string& name, Naming naming)
   for (const Field& field : rule_.fields) {
     field_names_.push_back(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(field.name)));
   }
+  for (const char* state : rule_.states) scales_names_.push_back(std::string(state) + "_scale");
   int at = 0;
   for (const Field& field : rule_.fields) {
     if (std::strcmp(field.name, "lr") == 0) lr_ = at;
@@ -133,6 +174,11 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
   static const py::handle maximize_key = PyUnicode_InternFromString("maximize");
   static const py::handle ema_key = PyUnicode_InternFromString("ema_decay");
   static const py::handle cautious_key = PyUnicode_InternFromString("cautious");
+  static const py::handle state_dtype_key = PyUnicode_InternFromString("state_dtype");
+  static const py::handle least_8bit_key = PyUnicode_InternFromString("min_8bit_size");
+  static const py::handle master_key = PyUnicode_InternFromString("master_weights");
+  static const py::handle random_key = PyUnicode_InternFromString("stochastic_rounding");
+  static const py::handle seed_key = PyUnicode_InternFromString("seed");
   static const py::handle norm_key = PyUnicode_InternFromString("max_grad_norm");
   static const py::handle skip_key = PyUnicode_InternFromString("skip_nonfinite");
   static const py::handle telemetry_key = PyUnicode_InternFromString("telemetry");
@@ -187,6 +233,21 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
       throw py::value_error("cautious: does not apply to " + std::string(rule_.name));
     }
   }
+  if (const py::handle given = get(group, state_dtype_key)) settings.state_dtype = state_dtype(given);
+  if (settings.state_dtype != Dtype::float32) {
+    const int bits = bits_of(settings.state_dtype);
+    if (const char* reason = rule_.refuse_bits(settings.hypers, bits)) {
+      value_error({"state_dtype"},
+                  std::string(rule_.name) + " cannot have states of " + std::to_string(bits) + " bits: " + reason);
+    }
+  }
+  if (const py::handle given = get(group, least_8bit_key)) settings.least_8bit = count_of(given, "min_8bit_size");
+  if (const py::handle given = get(group, master_key)) settings.master = flag(given, "master_weights");
+  if (const py::handle given = get(group, random_key)) settings.random_param = flag(given, "stochastic_rounding");
+  if (const py::handle given = get(group, seed_key)) settings.seed = std::uint64_t(count_of(given, "seed"));
+  if (settings.master && settings.random_param) {
+    throw py::value_error("stochastic_rounding: expected False with master_weights, which nothing is lost from");
+  }
   const auto norm = py::reinterpret_borrow<py::object>(get(group, norm_key));
   if (norm && !norm.is_none()) {
     settings.whole.clip = true;
@@ -210,6 +271,8 @@ Label Engine::label(py::ssize_t index, int owner) const {
   if (owner == kParam) return {function ? "param" : "params", index};
   if (owner == kGrad) return {function ? "grad" : "grads", index};
   const char* name = owner == kAverage  ? "ema"
+                     : owner == kMaster ? "master"
+                     : owner >= kScales ? scales_names_[std::size_t(owner - kScales)].c_str()
                      : owner < states() ? rule_.states[std::size_t(owner)]
                                         : rule_.scalars[std::size_t(owner - states())];
   if (function) return {name, index};
@@ -243,7 +306,7 @@ void Engine::view_grads(std::vector<Item>& items) const {
 
 void Engine::inspect_param(const Item& item, runtime::StepTensor& tensor) {
   const Label label = param_label(item);
-  const Array param = inspect(item.param, label);
+  const Array param = inspect_stored(item.param, label);
   require_dense(item.param, label);
   require_writable(item.param, label);
   if (const char* reason = rule_.refuse_axes(axes_of(item.param))) {
@@ -252,20 +315,28 @@ void Engine::inspect_param(const Item& item, runtime::StepTensor& tensor) {
   written_.push_back({param.data, param.bytes, std::int32_t(item.index), kParam});
   tensor.args.param = param.data;
   tensor.size = param.size;
-  tensor.dtype = param.dtype;
+  tensor.dtype = maths_dtype(param.dtype);
+  tensor.args.param_dtype = param.dtype;
+}
+
+// The gradient's dtype: the parameter's, or any whose values the arithmetic holds.
+void Engine::require_grad_dtype(const Item& item, const Array& grad, const runtime::StepTensor& tensor) const {
+  if (tensor.dtype == Dtype::float32 && grad.dtype != Dtype::float64) return;
+  require_same_dtype(item.grad, grad_label(item), item.param, param_label(item));
 }
 
 void Engine::inspect_grad(Item& item, runtime::StepTensor& tensor) {
   const Label label = grad_label(item);
-  Array grad = inspect(item.grad, label);
-  require_same_dtype(item.grad, label, item.param, param_label(item));
+  Array grad = inspect_stored(item.grad, label);
+  require_grad_dtype(item, grad, tensor);
   require_same_shape(item.grad, label, item.param, param_label(item));
   if (!same_layout(item.grad, item.param)) {
-    py::object copy = array_like(item.param, "empty_like");
+    py::object copy = array_like(item.param, "empty_like", item.grad.attr("dtype"));
     copy[py::ellipsis()] = item.grad;
-    grad = inspect(copy, label);
+    grad = inspect_stored(copy, label);
     item.grad = std::move(copy);
   }
+  tensor.args.grad_dtype = grad.dtype;
   read_.push_back({grad.data, grad.bytes, std::int32_t(item.index), kGrad});
   tensor.args.grad = grad.data;
 }
@@ -278,8 +349,9 @@ void Engine::inspect_rows(const Item& item, const Settings& settings, runtime::S
   if (settings.average) {
     value_error(label, "ema_decay does not apply to a row-sparse gradient: it would move rows that have none");
   }
-  const Array grad = inspect(item.grad, label);
-  require_same_dtype(item.grad, label, item.param, param_label(item));
+  const Array grad = inspect_stored(item.grad, label);
+  require_grad_dtype(item, grad, tensor);
+  tensor.args.grad_dtype = grad.dtype;
   if (!is_contiguous(item.param)) value_error(param_label(item), "expected rows in one piece: a C-contiguous array");
   require_rows(item.rows, item.grad, item.param, label);
   tensor.args.grad = grad.data;
@@ -288,11 +360,19 @@ void Engine::inspect_rows(const Item& item, const Settings& settings, runtime::S
   tensor.row_size = tensor.row_count == 0 ? 0 : grad.size / tensor.row_count;
 }
 
-char* Engine::inspect_state(const Item& item, py::handle object, int owner) {
+// How a new state is stored. What begins as a copy of the parameter, or needs all its bits otherwise, keeps them.
+Dtype Engine::dtype_of_state(const Settings& settings, const runtime::StepTensor& tensor, int s) const {
+  if (tensor.dtype == Dtype::float64 || (rule_.exact >> s & 1)) return tensor.dtype;
+  if (!is_code(settings.state_dtype)) return settings.state_dtype;
+  if (tensor.size < settings.least_8bit) return Dtype::float32;
+  return rule_.squares >> s & 1 ? Dtype::unsigned8 : Dtype::signed8;
+}
+
+// An array beside the parameter, of whatever dtype.
+Array Engine::inspect_state(const Item& item, py::handle object, int owner) {
   const Label label = this->label(item.index, owner);
   const Shape shape = owner < 0 ? Shape::same : rule_.shapes[std::size_t(owner)];
-  const Array array = inspect(object, label);
-  require_same_dtype(object, label, item.param, param_label(item));
+  const Array array = owner < 0 ? inspect_stored(object, label) : inspect_coded(object, label);
   if (shape == Shape::same) {
     require_same_shape(object, label, item.param, param_label(item));
     if (!same_layout(object, item.param))
@@ -305,7 +385,57 @@ char* Engine::inspect_state(const Item& item, py::handle object, int owner) {
   }
   require_writable(object, label);
   written_.push_back({array.data, array.bytes, std::int32_t(item.index), owner});
+  return array;
+}
+
+// One in the dtype of the arithmetic.
+char* Engine::inspect_whole(const Item& item, const runtime::StepTensor& tensor, py::handle object, int owner) {
+  const Array array = inspect_state(item, object, owner);
+  if (array.dtype != tensor.dtype) {
+    type_error(label(item.index, owner), std::string("expected dtype ") + dtype_name(tensor.dtype) + " beside " +
+                                             param_label(item).text() + " of " + dtype_text(item.param) + ", got " +
+                                             dtype_text(object));
+  }
   return array.data;
+}
+
+void Engine::inspect_scales(const Item& item, const runtime::StepTensor& tensor, int s, float** out) {
+  const Label label = this->label(item.index, kScales + s);
+  if (!item.scales[s]) {
+    value_error(label, "missing, and " + this->label(item.index, s).text() + " is of 8 bits, which need it");
+  }
+  const Array array = inspect_contiguous_float32(item.scales[s], label, true);
+  const std::string expected = "(" + std::to_string(scales_of(tensor.size)) + ",)";
+  if (shape_text(item.scales[s]) != expected) {
+    value_error(label, "expected shape " + expected + ", one per " + std::to_string(kScaled) + " elements of " +
+                           param_label(item).text() + ", got " + shape_text(item.scales[s]));
+  }
+  written_.push_back({array.data, array.bytes, std::int32_t(item.index), kScales + s});
+  *out = reinterpret_cast<float*>(array.data);
+}
+
+// A state says itself how it is stored.
+Dtype Engine::inspect_stored_state(const Item& item, const Settings& settings, const runtime::StepTensor& tensor, int s,
+                                   StepArgs& args) {
+  if (tensor.dtype == Dtype::float64 || (rule_.exact >> s & 1)) {
+    args.state[args.states] = inspect_whole(item, tensor, item.state[s], s);
+    return tensor.dtype;
+  }
+  const Array array = inspect_state(item, item.state[s], s);
+  args.state[args.states] = array.data;
+  const Label label = this->label(item.index, s);
+  if (array.dtype == Dtype::float64) {
+    type_error(label, "expected dtype float32, float16, bfloat16 or uint8 beside " + param_label(item).text() + " of " +
+                          dtype_text(item.param) + ", got float64");
+  }
+  if (array.dtype == Dtype::float32) return array.dtype;
+  const int bits = bits_of(array.dtype);
+  if (const char* reason = rule_.refuse_bits(settings.hypers, bits)) {
+    value_error(label, std::string(rule_.name) + " cannot have states of " + std::to_string(bits) + " bits: " + reason);
+  }
+  if (!is_code(array.dtype)) return array.dtype;
+  inspect_scales(item, tensor, s, &args.scales[args.states]);
+  return rule_.squares >> s & 1 ? Dtype::unsigned8 : Dtype::signed8;
 }
 
 void Engine::inspect_item(Item& item, const Settings& settings, double grad_scale) {
@@ -318,9 +448,28 @@ void Engine::inspect_item(Item& item, const Settings& settings, double grad_scal
   } else {
     inspect_grad(item, tensor);
   }
+  const bool narrow = args.param_dtype == Dtype::float16 || args.param_dtype == Dtype::bfloat16;
+  if (narrow && settings.master) {
+    args.copy = args.param;
+    args.copy_dtype = args.param_dtype;
+    args.param_dtype = Dtype::float32;
+    args.param = item.master ? inspect_whole(item, tensor, item.master, kMaster) : nullptr;
+  }
+  args.random_param = narrow && settings.random_param;
+  args.key = rounding_key(settings.seed, item.step, std::max<py::ssize_t>(item.index, 0));
+  args.coded = narrow || args.grad_dtype != tensor.dtype;
+  std::int64_t state_bytes = 0;
   for (int s = 0; s < states(); ++s) {
     if (!keeps(item, s)) continue;
-    args.state[args.states++] = item.state[s] ? inspect_state(item, item.state[s], s) : nullptr;
+    Dtype& stored = args.state_dtype[args.states];
+    stored =
+        item.state[s] ? inspect_stored_state(item, settings, tensor, s, args) : dtype_of_state(settings, tensor, s);
+    if (item.rows && is_code(stored)) {
+      value_error(grad_label(item), "a row-sparse gradient does not go with states of 8 bits, which share scales");
+    }
+    args.coded = args.coded || stored != tensor.dtype;
+    state_bytes += 2 * item_bytes(stored);
+    ++args.states;
   }
   for (int s = 0; s < scalars(); ++s) {
     const py::object& scalar = item.scalar_array[s];
@@ -329,11 +478,13 @@ void Engine::inspect_item(Item& item, const Settings& settings, double grad_scal
                           std::int32_t(item.index), states() + s});
     }
   }
-  args.ema = settings.average && item.ema ? inspect_state(item, item.ema, kAverage) : nullptr;
+  args.ema = settings.average && item.ema ? inspect_whole(item, tensor, item.ema, kAverage) : nullptr;
   args.grad_factor = (settings.maximize ? -1.0 : 1.0) / grad_scale;
   args.decay = settings.coupled_decay;
   args.ema_decay = settings.ema_decay;
-  tensor.bytes_per_element = item_bytes(tensor.dtype) * (3 + 2 * args.states + 2 * settings.average);
+  tensor.bytes_per_element = 2 * item_bytes(args.param_dtype) + item_bytes(args.grad_dtype) + state_bytes +
+                             2 * settings.average * item_bytes(tensor.dtype) +
+                             (args.copy != nullptr ? 2 * item_bytes(args.copy_dtype) : 0);
 }
 
 // The arrays that are written must overlap neither each other nor a gradient. They are sorted once, for as long as they
@@ -382,21 +533,29 @@ void Engine::check_params(const std::vector<py::handle>& params) {
   refuse_overlaps();
 }
 
-py::object Engine::initial_state(const Item& item, const Settings& settings, int s) const {
+// Of the kept states the `kept`-th.
+void Engine::make_state(Item& item, const Settings& settings, runtime::StepTensor& tensor, int s, int kept) const {
+  static const py::handle zeros = py::object(py::module_::import("numpy").attr("zeros")).release();
+  const Dtype stored = tensor.args.state_dtype[kept];
   const Shape shape = rule_.shapes[std::size_t(s)];
-  if (shape != Shape::same) {
-    static const py::handle zeros = py::object(py::module_::import("numpy").attr("zeros")).release();
-    return zeros(reduced_shape(item.param, shape), item.param.attr("dtype"));
-  }
-  if (rule_.copies >> s & 1) {
-    py::object copy = array_like(item.param, "empty_like");
-    copy[py::ellipsis()] = item.param;
-    return copy;
-  }
-  py::object made = array_like(item.param, "zeros_like");
   const double value = rule_.initial(settings.hypers, s);
-  if (value != 0.0) made[py::ellipsis()] = value;
-  return made;
+  py::object made;
+  if (shape != Shape::same) {
+    made = zeros(reduced_shape(item.param, shape), numpy_dtype(stored));
+  } else if (rule_.copies >> s & 1) {
+    made = array_like(item.param, "empty_like", numpy_dtype(stored));
+    copy_values(item.param, made);
+  } else {
+    made = array_like(item.param, "zeros_like", numpy_dtype(stored));
+    if (is_code(stored)) {
+      item.scales[s] = zeros(scales_of(tensor.size), numpy_dtype(Dtype::float32));
+      tensor.args.scales[kept] =
+          static_cast<float*>(static_cast<void*>(py::detail::array_proxy(item.scales[s].ptr())->data));
+    }
+  }
+  if (value != 0.0) fill(made, item.scales[s], stored, value);
+  item.state[s] = made;
+  tensor.args.state[kept] = py::detail::array_proxy(made.ptr())->data;
 }
 
 void Engine::make_states(std::vector<Item>& items, const std::vector<Settings>& groups) {
@@ -407,17 +566,23 @@ void Engine::make_states(std::vector<Item>& items, const std::vector<Settings>& 
     int kept = 0;
     for (int s = 0; s < states(); ++s) {
       if (!keeps(item, s)) continue;
-      if (!item.state[s]) {
-        item.state[s] = initial_state(item, settings, s);
-        args.state[kept] = py::detail::array_proxy(item.state[s].ptr())->data;
-      }
+      if (!item.state[s]) make_state(item, settings, tensors_[k], s, kept);
       ++kept;
     }
+    const auto copy_of_param = [&] {
+      py::object made = array_like(item.param, "empty_like", numpy_dtype(tensors_[k].dtype));
+      copy_values(item.param, made);
+      return made;
+    };
     if (settings.average && !item.ema) {
-      item.ema = array_like(item.param, "empty_like");
-      item.ema[py::ellipsis()] = item.param;
+      item.ema = copy_of_param();
       item.ema_made = true;
       args.ema = py::detail::array_proxy(item.ema.ptr())->data;
+    }
+    if (args.copy != nullptr && !item.master) {
+      item.master = copy_of_param();
+      item.master_made = true;
+      args.param = py::detail::array_proxy(item.master.ptr())->data;
     }
   }
 }
@@ -563,12 +728,28 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
   return outcome_;
 }
 
+// How all states are stored that may be narrow; -1: not all in one of the ways that loops are made for.
+int Engine::fused_way(const Item& item, const StepArgs& args) const {
+  int way = -1, kept = 0;
+  for (int s = 0; s < states(); ++s) {
+    if (!keeps(item, s)) continue;
+    const Dtype stored = args.state_dtype[kept++];
+    if (rule_.exact >> s & 1) continue;
+    const int its = is_code(stored) ? kFused8bit : stored == Dtype::bfloat16 ? kFusedBfloat16 : -1;
+    if (its < 0 || (way >= 0 && its != way)) return -1;
+    way = its;
+  }
+  return way;
+}
+
 void Engine::run_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
   set_coefficients(items, groups, shared);
   for (std::size_t k = 0; k < items.size(); ++k) {
     const bool cautious = groups[std::size_t(items[k].group)].cautious;
     StepArgs& args = tensors_[k].args;
     args.update = table_->update[rule_.index][int(tensors_[k].dtype)][items[k].variant][cautious];
+    const int way = fused_way(items[k], args);
+    args.fused = way < 0 ? nullptr : table_->fused[rule_.index][items[k].variant][cautious][way];
     args.watched = table_->watched[rule_.index][int(tensors_[k].dtype)][items[k].variant][cautious];
   }
   measure(items, groups, shared);
@@ -604,8 +785,12 @@ void Engine::run_reference(std::vector<Item>& items, const std::vector<Settings>
       }
     }
     py::dict kept, scalars;
+    py::list squares;
     for (int s = 0; s < states(); ++s) {
-      if (keeps(item, s)) kept[rule_.states[std::size_t(s)]] = item.state[s];
+      if (!keeps(item, s)) continue;
+      const bool coded = bool(item.scales[s]);
+      kept[rule_.states[std::size_t(s)]] = coded ? py::make_tuple(item.state[s], item.scales[s]) : item.state[s];
+      if (rule_.squares >> s & 1) squares.append(rule_.states[std::size_t(s)]);
     }
     if (!rule_.shared_scalars) {
       for (std::size_t s = 0; s < rule_.scalars.size(); ++s) scalars[rule_.scalars[s]] = item.scalars[s];
@@ -616,6 +801,10 @@ void Engine::run_reference(std::vector<Item>& items, const std::vector<Settings>
     tensor["grad"] = item.grad;
     tensor["rows"] = item.rows ? item.rows : py::object(py::none());
     tensor["states"] = kept;
+    tensor["squares"] = squares;
+    tensor["master"] = args.copy != nullptr ? item.master : py::object(py::none());
+    tensor["random_param"] = args.random_param;
+    tensor["key"] = args.key;
     tensor["ema"] = settings.average ? item.ema : py::object(py::none());
     tensor["hypers"] = hypers;
     tensor["step"] = item.step;

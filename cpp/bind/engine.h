@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bind/arrays.h"
+#include "kernels/random.h"
 #include "runtime/registry.h"
 #include "runtime/step.h"
 
@@ -28,6 +29,12 @@ struct Settings {
   bool cautious = false;
   bool average = false;
   double ema_decay = 0.0;
+  // How new states are stored; 8 bits stand for codes of either kind, of parameters that are not too small for them.
+  Dtype state_dtype = Dtype::float32;
+  std::int64_t least_8bit = 0;
+  bool master = false;
+  bool random_param = false;
+  std::uint64_t seed = 0;
   WholeStep whole;
 };
 
@@ -40,11 +47,12 @@ struct Item {
   py::object entry;        // of the optimizer's state; null where it has none yet
   py::object rows;         // of the parameter, where the gradient is row-sparse
   py::object state[kMaxStates];
-  py::object ema;
+  py::object scales[kMaxStates];  // of states of 8 bits
+  py::object ema, master;
   py::object scalar_array[kMaxScalars];  // where a function's scalars are
   std::int64_t step = 0;
   bool first = false;
-  bool ema_made = false;
+  bool ema_made = false, master_made = false;
   double scalars[kMaxScalars] = {};   // before the step
   double advanced[kMaxScalars] = {};  // after it
 };
@@ -90,12 +98,13 @@ class Engine {
   int scalars() const { return int(rule_.scalars.size()); }
   int variant_for(const Settings& settings, py::handle param) const;
   bool keeps(const Item& item, int s) const { return rule_.keeps[std::size_t(item.variant)] >> s & 1; }
+  const std::string& scales_name(int s) const { return scales_names_[std::size_t(s)]; }
   double lr_of(const Settings& settings) const { return settings.hypers[lr_]; }
 
  private:
-  // What memory an array takes, and whose it is: the s-th state's of a parameter, the scalars' behind the states, or
-  // one of these.
-  enum Owner { kParam = -1, kGrad = -2, kAverage = -3 };
+  // What memory an array takes, and whose it is: the s-th state's of a parameter, the scalars' behind the states, the
+  // scales of the s-th state from kScales on, or one of these.
+  enum Owner { kParam = -1, kGrad = -2, kAverage = -3, kMaster = -4, kScales = 16 };
   struct Span {
     const char* data;
     std::int64_t bytes;
@@ -109,23 +118,31 @@ class Engine {
   void read_field(const Field& field, py::handle given, double* out) const;
   void view_grads(std::vector<Item>& items) const;
   void inspect_param(const Item& item, runtime::StepTensor& tensor);
+  void require_grad_dtype(const Item& item, const Array& grad, const runtime::StepTensor& tensor) const;
   void inspect_grad(Item& item, runtime::StepTensor& tensor);
   void inspect_rows(const Item& item, const Settings& settings, runtime::StepTensor& tensor);
-  char* inspect_state(const Item& item, py::handle array, int owner);
+  Dtype dtype_of_state(const Settings& settings, const runtime::StepTensor& tensor, int s) const;
+  Array inspect_state(const Item& item, py::handle array, int owner);
+  Dtype inspect_stored_state(const Item& item, const Settings& settings, const runtime::StepTensor& tensor, int s,
+                             StepArgs& args);
+  void inspect_scales(const Item& item, const runtime::StepTensor& tensor, int s, float** out);
+  char* inspect_whole(const Item& item, const runtime::StepTensor& tensor, py::handle array, int owner);
   void inspect_item(Item& item, const Settings& settings, double grad_scale);
   void refuse_overlaps();
-  py::object initial_state(const Item& item, const Settings& settings, int s) const;
+  void make_state(Item& item, const Settings& settings, runtime::StepTensor& tensor, int s, int kept) const;
   void make_states(std::vector<Item>& items, const std::vector<Settings>& groups);
   void set_coefficients(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
   void measure(const std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
   void measure_gradient(const std::vector<Item>& items, double grad_scale);
   void total_gradient(double grad_scale);
+  int fused_way(const Item& item, const StepArgs& args) const;
   void run_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
   void run_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
 
   const runtime::Rule& rule_;
   const Naming naming_;
   std::vector<py::object> field_names_;
+  std::vector<std::string> scales_names_;
   int lr_ = 0;
   // Reused from step to step.
   const KernelTable* table_ = nullptr;  // null: the reference

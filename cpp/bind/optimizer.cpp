@@ -82,6 +82,7 @@ struct Names {
   py::handle param_names = PyUnicode_InternFromString("param_names");
   py::handle step = PyUnicode_InternFromString("step");
   py::handle ema = PyUnicode_InternFromString("ema");
+  py::handle master = PyUnicode_InternFromString("master");
 };
 
 const Names& names() {
@@ -109,6 +110,11 @@ std::int64_t whole_number(py::handle value, const Label& label, std::int64_t lea
 
 bool is_sequence(py::handle object) { return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr()); }
 
+bool is_codes(const py::object& state) {
+  return state && is_array(state) &&
+         py::reinterpret_borrow<py::dtype>(py::detail::array_proxy(state.ptr())->descr).itemsize() == 1;
+}
+
 void fetch_object(const py::object& object) {
   if (!object) return;
   __builtin_prefetch(object.ptr());
@@ -134,6 +140,7 @@ class Optimizer {
       return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
     };
     for (const char* name : engine_.rule().states) state_names_.push_back(intern(name));
+    for (int s = 0; s < engine_.states(); ++s) scales_names_.push_back(intern(engine_.scales_name(s).c_str()));
     for (const char* name : engine_.rule().scalars) scalar_names_.push_back(intern(name));
   }
 
@@ -367,12 +374,14 @@ class Optimizer {
       item.state[s] = hold(get(item.entry, state_names_[std::size_t(s)]));
       item.first = item.first || !item.state[s];
       fetch_object(item.state[s]);
+      if (is_codes(item.state[s])) item.scales[s] = hold(get(item.entry, scales_names_[std::size_t(s)]));
     }
     for (int s = 0; s < own_scalars(); ++s) {
       const py::handle given = get(item.entry, scalar_names_[std::size_t(s)]);
       if (given) item.scalars[s] = scalar(given, {"state", item.index, engine_.rule().scalars[std::size_t(s)]});
     }
     if (settings.average) item.ema = hold(get(item.entry, names().ema));
+    if (settings.master) item.master = hold(get(item.entry, names().master));
     const py::handle step = get(item.entry, names().step);
     item.step = (step ? whole_number(step, {"state", item.index, "step"}, 0) : 0) + 1;
   }
@@ -420,13 +429,16 @@ class Optimizer {
       put(item.entry, names().step, step);
       if (item.first) {
         for (int s = 0; s < engine_.states(); ++s) {
-          if (engine_.keeps(item, s)) put(item.entry, state_names_[std::size_t(s)], item.state[s]);
+          if (!engine_.keeps(item, s)) continue;
+          put(item.entry, state_names_[std::size_t(s)], item.state[s]);
+          if (item.scales[s]) put(item.entry, scales_names_[std::size_t(s)], item.scales[s]);
         }
       }
       for (int s = 0; s < own_scalars(); ++s) {
         put(item.entry, scalar_names_[std::size_t(s)], py::float_(item.advanced[s]));
       }
       if (item.ema_made) put(item.entry, names().ema, item.ema);
+      if (item.master_made) put(item.entry, names().master, item.master);
     }
     if (!engine_.rule().shared_scalars) return;
     for (const py::handle group : py::reinterpret_borrow<py::list>(groups_)) {
@@ -503,7 +515,7 @@ class Optimizer {
   Structure structure_;
   std::int64_t taken_;
   bool busy_ = false;
-  std::vector<py::object> state_names_, scalar_names_, index_keys_;
+  std::vector<py::object> state_names_, scales_names_, scalar_names_, index_keys_;
   double shared_[kMaxScalars] = {};
   // Reused from step to step.
   std::vector<Settings> settings_;
@@ -578,6 +590,12 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
       item.state[s] = hold(pick(states[std::size_t(s)], name, k));
       if (item.state[s].is_none())
         value_error({name, item.index}, "expected an array with these hyper-parameters, got None");
+      if (PyTuple_Check(item.state[s].ptr())) {
+        const auto pair = py::reinterpret_borrow<py::tuple>(item.state[s]);
+        if (pair.size() != 2) value_error({name, item.index}, "expected an array, or a pair (codes, scales)");
+        item.state[s] = pair[0];
+        item.scales[s] = pair[1];
+      }
     }
     if (!r.shared_scalars) {
       for (std::size_t s = 0; s < r.scalars.size(); ++s) {

@@ -13,28 +13,26 @@ py::dict describe_rules() {
   py::dict all;
   for (const runtime::Rule& rule : runtime::rules()) {
     py::dict hypers;
-    py::list variants;
-    for (const unsigned keeps : rule.keeps) {
-      py::list kept;
+    const auto names = [&](unsigned bits) {
+      py::list some;
       for (std::size_t s = 0; s < rule.states.size(); ++s) {
-        if (keeps >> s & 1) kept.append(rule.states[s]);
+        if (bits >> s & 1) some.append(rule.states[s]);
       }
-      variants.append(kept);
-    }
+      return some;
+    };
+    py::list variants;
+    for (const unsigned keeps : rule.keeps) variants.append(names(keeps));
     for (const Field& field : rule.fields) hypers[field.name] = field.count;
     py::list shapes;
     for (const Shape shape : rule.shapes) {
       shapes.append(shape == Shape::same ? "same" : shape == Shape::rows ? "rows" : "columns");
     }
-    py::list copies;
-    for (std::size_t s = 0; s < rule.states.size(); ++s) {
-      if (rule.copies >> s & 1) copies.append(rule.states[s]);
-    }
-    all[rule.name] =
-        py::dict(py::arg("hypers") = hypers, py::arg("states") = py::cast(rule.states), py::arg("variants") = variants,
-                 py::arg("shapes") = shapes, py::arg("copies") = copies, py::arg("scalars") = py::cast(rule.scalars),
-                 py::arg("shared_scalars") = rule.shared_scalars, py::arg("cautious") = rule.cautious,
-                 py::arg("sparse") = rule.sparse, py::arg("dense") = rule.dense, py::arg("native") = rule.native);
+    all[rule.name] = py::dict(
+        py::arg("hypers") = hypers, py::arg("states") = py::cast(rule.states), py::arg("variants") = variants,
+        py::arg("shapes") = shapes, py::arg("copies") = names(rule.copies), py::arg("exact") = names(rule.exact),
+        py::arg("squares") = names(rule.squares), py::arg("scalars") = py::cast(rule.scalars),
+        py::arg("shared_scalars") = rule.shared_scalars, py::arg("cautious") = rule.cautious,
+        py::arg("sparse") = rule.sparse, py::arg("dense") = rule.dense, py::arg("native") = rule.native);
   }
   return all;
 }

@@ -44,11 +44,28 @@ void axpy(double a, py::handle x, py::handle y) {
   runtime::axpy(*table, from.dtype, a, from.data, to.data, from.size);
 }
 
+// Rounds float32 into an array of 16 bits, as a step and batch norm do.
+void narrow(py::handle values, py::handle out) {
+  const Array from = inspect_contiguous_float32(values, {"values"}, false), to = inspect_stored(out, {"out"});
+  if (item_bytes(to.dtype) != 2) type_error({"out"}, "expected float16 or bfloat16, got dtype " + dtype_text(out));
+  require_same_shape(out, {"out"}, values, {"values"});
+  require_contiguous(out, {"out"});
+  require_writable(out, {"out"});
+  const KernelTable* table = runtime::active_table();
+  if (table == nullptr) {
+    out[py::ellipsis()] = py::module_::import("fusedstep.reference.codec").attr("narrowed")(values, out.attr("dtype"));
+    return;
+  }
+  const py::gil_scoped_release released;
+  table->narrow[to.dtype == Dtype::bfloat16](reinterpret_cast<const float*>(from.data), to.data, from.size);
+}
+
 }  // namespace
 
 void register_vectors(py::module_& m) {
   m.def("dot", &dot);
   m.def("axpy", &axpy);
+  m.def("narrow", &narrow);
 }
 
 }  // namespace fusedstep::bind

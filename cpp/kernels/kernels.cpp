@@ -2,8 +2,8 @@
 #include "kernels/batch_norm_planes.h"
 #include "kernels/batch_norm_rows.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/fused_loops.h"
 #include "kernels/roof.h"
-#include "kernels/rule_loops.h"
 #include "kernels/step.h"
 #include "rules/list.h"
 
@@ -12,6 +12,14 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
+template <class Rule, int V, bool Cautious>
+constexpr void fill_fused([[maybe_unused]] FusedLoop (&fused)[kFusedWays]) {
+  if constexpr ((Rule::keeps[V] & ~(Rule::exact | Rule::copies)) != 0) {
+    fused[kFused8bit] = fused_loop<Rule, V, Cautious, kFused8bit>;
+    fused[kFusedBfloat16] = fused_loop<Rule, V, Cautious, kFusedBfloat16>;
+  }
+}
+
 template <class Rule, class T, int... V>
 constexpr void fill_variants(KernelTable& table, int rule, Dtype dtype, std::integer_sequence<int, V...>) {
   auto& update = table.update[rule][int(dtype)];
@@ -19,9 +27,11 @@ constexpr void fill_variants(KernelTable& table, int rule, Dtype dtype, std::int
   auto& measure = table.measure[rule][int(dtype)];
   ((update[V][0] = update_loop<Rule, V, false, T>), ...);
   ((watched[V][0] = watched_loop<Rule, V, false, T>), ...);
+  if constexpr (sizeof(T) == sizeof(float)) (fill_fused<Rule, V, false>(table.fused[rule][V][0]), ...);
   if constexpr (Rule::sums > 0) ((measure[V][0] = measure_loop<Rule, V, false, T>), ...);
   if constexpr (Rule::cautious) {
     ((update[V][1] = update_loop<Rule, V, true, T>), ...);
+    if constexpr (sizeof(T) == sizeof(float)) (fill_fused<Rule, V, true>(table.fused[rule][V][1]), ...);
     ((watched[V][1] = watched_loop<Rule, V, true, T>), ...);
     ((measure[V][1] = measure_loop<Rule, V, true, T>), ...);
   }
@@ -49,6 +59,11 @@ constexpr void fill_passes(KernelTable& table, Dtype dtype) {
   table.measure_sums[int(dtype)] = measure_sums<T>;
   table.dot[int(dtype)] = dot<T>;
   table.axpy[int(dtype)] = axpy<T>;
+}
+
+template <class T>
+void narrow(const float* from, void* to, std::int64_t n) {
+  encode_block(from, static_cast<T*>(to), n, false);
 }
 
 template <class T>
@@ -86,6 +101,8 @@ constexpr KernelTable make_table() {
   fill_batch_norm<BFloat16>(table, Dtype::bfloat16);
   table.cross_entropy = cross_entropy;
   table.sum = sum;
+  table.narrow[0] = narrow<Float16>;
+  table.narrow[1] = narrow<BFloat16>;
   table.roof_map = roof_map;
   return table;
 }

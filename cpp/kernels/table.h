@@ -13,11 +13,19 @@ inline constexpr std::int64_t kChunk = 4 * kBlock;
 
 inline constexpr int kMaxRules = 64;
 
-// What is stored, and, the first ones, what is computed in.
-enum class Dtype { float32, float64, float16, bfloat16 };
+// What is stored, and, the first ones, what is computed in; the last ones are codes of states.
+enum class Dtype { float32, float64, float16, bfloat16, signed8, unsigned8 };
 inline constexpr int kDtypes = 4;
 inline constexpr int kMathsDtypes = 2;
-constexpr std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+constexpr Dtype maths_dtype(Dtype stored) { return stored == Dtype::float64 ? Dtype::float64 : Dtype::float32; }
+constexpr bool is_code(Dtype dtype) { return dtype >= Dtype::signed8; }
+constexpr std::int64_t item_bytes(Dtype dtype) {
+  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : is_code(dtype) ? 1 : 2;
+}
+
+// Elements of 8 bits that share a scale; a block is so many of these.
+inline constexpr std::int64_t kScaled = 256;
+constexpr std::int64_t scales_of(std::int64_t elements) { return (elements + kScaled - 1) / kScaled; }
 
 // Elements that sums look at together.
 inline constexpr std::int64_t kStrip = 256;
@@ -31,7 +39,11 @@ inline constexpr int kMaxMeasures = 2;
 // what lies before is soon this thread's.
 using UpdateLoop = void (*)(const void* coefficients, double scale, const void* grad, void* param, void* const* states,
                             std::int64_t n, std::int64_t reach);
-// The same, and the sums of telemetry in `lanes`: kSumLanes of each.
+// The same for a strip of float32 whose states are all stored in one way, each as a FusedState: it decodes them, and
+// encodes those of the strip before.
+using FusedLoop = void (*)(const void* coefficients, double scale, const void* grad, void* param, void* states);
+enum Fused { kFused8bit, kFusedBfloat16, kFusedWays };
+// The update, and the sums of telemetry in `lanes`: kSumLanes of each.
 inline constexpr int kSumLanes = 32;
 struct TelemetryLanes {
   alignas(64) double grad[kSumLanes], update[kSumLanes], param[kSumLanes], cross[kSumLanes], moment[kSumLanes];
@@ -51,6 +63,7 @@ struct StepArgs {
   void* ema;                 // null: no average of the parameter is kept
   const void* coefficients;  // the rule's, for this tensor's step and dtype
   UpdateLoop update;
+  FusedLoop fused;  // null: the states are not all stored in one way
   WatchedLoop watched;
   MeasureLoop measure;
   double scale;        // of the cautious mask
@@ -59,6 +72,16 @@ struct StepArgs {
   double ema_decay;
   int states;
   int measures;  // sums that `measure` gives
+  // How the arrays are stored; the average is in the dtype of the arithmetic. `coded`: not all of them are, or
+  // something is rounded or copied.
+  Dtype param_dtype, grad_dtype, state_dtype[kMaxStates];
+  bool coded;
+  float* scales[kMaxStates];  // of 8-bit states
+  void* copy;                 // null, or what `param` is the master of: the same, rounded to copy_dtype
+  Dtype copy_dtype;
+  bool random_param;    // a narrow parameter is rounded at random, as narrow states always are
+  std::uint64_t key;    // of the random words
+  std::int64_t offset;  // of the first element in its tensor
 };
 
 // Goes over the elements [begin, end); begin is a multiple of kChunk. Sums, kStepSums a chunk, or null to leave them
@@ -184,6 +207,7 @@ struct KernelTable {
   const char* name;
   // [cautious]
   UpdateLoop update[kMaxRules][kMathsDtypes][kMaxVariants][2];
+  FusedLoop fused[kMaxRules][kMaxVariants][2][kFusedWays];
   WatchedLoop watched[kMaxRules][kMathsDtypes][kMaxVariants][2];
   MeasureLoop measure[kMaxRules][kMathsDtypes][kMaxVariants][2];
   StepPass step[kMathsDtypes];
@@ -197,6 +221,8 @@ struct KernelTable {
   // Rows [begin, end).
   void (*cross_entropy)(const CrossEntropyArgs&, std::int64_t begin, std::int64_t end);
   double (*sum)(const double* x, std::int64_t n);
+  // To the nearest; [0]: float16, [1]: bfloat16.
+  void (*narrow[2])(const float* from, void* to, std::int64_t n);
   // [k]: 1 + k arrays are read and written; elements [begin, end).
   void (*roof_step[1 + kMaxStates])(const RoofArgs&, std::int64_t begin, std::int64_t end);
   void (*roof_map)(const float* a, const float* b, float* out, bool stream, std::int64_t begin, std::int64_t end);

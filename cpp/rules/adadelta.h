@@ -17,6 +17,7 @@ struct Adadelta : RuleBase {
                                      {"eps", Domain::non_negative},
                                      {"weight_decay", Domain::non_negative}};
   static constexpr const char* states[] = {"square_avg", "acc_delta"};
+  static constexpr unsigned squares = 0b11;
   static constexpr unsigned keeps[] = {0b11};
   static double coupled_decay(const Hypers& h) { return h.weight_decay; }
 

@@ -19,6 +19,7 @@ struct Adafactor : RuleBase {
                                      {"d", Domain::positive},
                                      {"weight_decay", Domain::non_negative}};
   static constexpr const char* states[] = {"row_var", "col_var", "variance"};
+  static constexpr unsigned exact = 0b111;
   static constexpr Shape shapes[] = {Shape::rows, Shape::columns, Shape::same};
   static const char* refuse(const Hypers& h) {
     if (h.beta2_decay > 0.0) return "beta2_decay: expected a number <= 0";
@@ -30,6 +31,7 @@ struct Adafactor : RuleBase {
   enum Variant { factored, whole };
   static constexpr unsigned keeps[] = {0b011, 0b100};
   static int variant_of(const Hypers&, int axes) { return axes > 1 ? factored : whole; }
+  static const char* refuse_bits(const Hypers&, int) { return "its states are rows and columns, small as they are"; }
 };
 
 }  // namespace fusedstep::FUSEDSTEP_SET

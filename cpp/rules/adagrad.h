@@ -18,6 +18,7 @@ struct Adagrad : RuleBase {
       {"weight_decay", Domain::non_negative}, {"initial_accumulator_value", Domain::non_negative},
       {"eps", Domain::non_negative},          {"accumulator", Domain::choice, 1, false, accumulators}};
   static constexpr const char* states[] = {"sum"};
+  static constexpr unsigned squares = 0b1;
   static constexpr bool sparse = true;
 
   enum Variant { sum, mean };

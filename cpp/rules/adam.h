@@ -18,6 +18,7 @@ struct Adam : RuleBase {
                                      {"eps", Domain::non_negative}, {"weight_decay", Domain::non_negative},
                                      {"amsgrad", Domain::flag},     {"decoupled_weight_decay", Domain::flag}};
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr unsigned squares = 0b110;
   static constexpr int first_moment = 0;
   static constexpr bool cautious = true;
 

@@ -19,6 +19,7 @@ struct Adamax : RuleBase {
                                      {"eps", Domain::non_negative},
                                      {"weight_decay", Domain::non_negative}};
   static constexpr const char* states[] = {"exp_avg", "exp_inf"};
+  static constexpr unsigned squares = 0b10;
   static constexpr int first_moment = 0;
   static constexpr unsigned keeps[] = {0b11};
   static constexpr bool cautious = true;

@@ -19,6 +19,7 @@ struct Adan : RuleBase {
                                      {"eps", Domain::non_negative},
                                      {"weight_decay", Domain::non_negative}};
   static constexpr const char* states[] = {"exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad"};
+  static constexpr unsigned squares = 0b0100;
   static constexpr int first_moment = 0;
   static constexpr unsigned keeps[] = {0b1111};
 

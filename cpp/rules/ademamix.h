@@ -19,6 +19,7 @@ struct AdEMAMix : RuleBase {
                                      {"weight_decay", Domain::non_negative}, {"t_alpha", Domain::whole, 1, true},
                                      {"t_beta3", Domain::whole, 1, true}};
   static constexpr const char* states[] = {"exp_avg_fast", "exp_avg_sq", "exp_avg_slow"};
+  static constexpr unsigned squares = 0b010;
   static constexpr int first_moment = 0;
   static constexpr unsigned keeps[] = {0b111};
   static constexpr bool cautious = true;

@@ -19,6 +19,7 @@ struct Adopt : RuleBase {
                                      {"weight_decay", Domain::non_negative},
                                      {"decoupled_weight_decay", Domain::flag}};
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr unsigned squares = 0b10;
   static constexpr int first_moment = 0;
   static constexpr unsigned keeps[] = {0b11};
   static constexpr bool cautious = true;

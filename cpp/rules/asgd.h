@@ -20,10 +20,14 @@ struct Asgd : RuleBase {
                                      {"t0", Domain::non_negative},
                                      {"weight_decay", Domain::non_negative}};
   static constexpr const char* states[] = {"ax"};
+  static constexpr unsigned exact = 0b1;
   static constexpr unsigned keeps[] = {0b1};
   static constexpr const char* scalars[] = {"eta", "mu"};
   static double initial_scalar(const Hypers& h, int k) { return k == 0 ? h.lr : 1.0; }
   static double coupled_decay(const Hypers& h) { return h.weight_decay; }
+  static const char* refuse_bits(const Hypers&, int) {
+    return "its state is an average of the parameters, in which a step would be rounded away";
+  }
 
   template <class T>
   struct Coefficients {

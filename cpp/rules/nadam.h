@@ -20,6 +20,7 @@ struct NAdam : RuleBase {
                                      {"momentum_decay", Domain::non_negative},
                                      {"decoupled_weight_decay", Domain::flag}};
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr unsigned squares = 0b10;
   static constexpr int first_moment = 0;
   static constexpr unsigned keeps[] = {0b11};
   static constexpr bool cautious = true;

@@ -25,6 +25,8 @@ struct Prodigy : RuleBase {
                                      {"d_coef", Domain::positive},
                                      {"growth_rate", Domain::growth}};
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq", "s", "p0"};
+  static constexpr unsigned squares = 0b0010;
+  static constexpr unsigned exact = 0b0100;  // the sum of its entries decides the step size
   static constexpr int first_moment = 0;
   static constexpr unsigned keeps[] = {0b1111};
   static constexpr unsigned copies = 0b1000;

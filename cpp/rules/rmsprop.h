@@ -17,6 +17,7 @@ struct RmsProp : RuleBase {
                                      {"eps", Domain::non_negative},      {"weight_decay", Domain::non_negative},
                                      {"momentum", Domain::non_negative}, {"centered", Domain::flag}};
   static constexpr const char* states[] = {"square_avg", "momentum_buffer", "grad_avg"};
+  static constexpr unsigned squares = 0b001;
   static constexpr int first_moment = 1;
 
   enum Variant { plain, momentum, centered, centered_momentum };
@@ -25,6 +26,10 @@ struct RmsProp : RuleBase {
     return (h.momentum != 0 ? momentum : plain) + (h.centered != 0 ? centered : plain);
   }
   static double coupled_decay(const Hypers& h) { return h.weight_decay; }
+  static const char* refuse_bits(const Hypers& h, int) {
+    return h.centered != 0 ? "centered takes the difference of two states, of which rounding would leave nothing"
+                           : nullptr;
+  }
 
   template <class T>
   struct Coefficients {

@@ -16,8 +16,12 @@ struct Rprop : RuleBase {
   static constexpr Field fields[] = {
       {"lr", Domain::non_negative}, {"etas", Domain::positive, 2}, {"step_sizes", Domain::non_negative, 2}};
   static constexpr const char* states[] = {"prev", "step_size"};
+  static constexpr unsigned exact = 0b10;
   static constexpr unsigned keeps[] = {0b11};
   static double initial(const Hypers& h, int s) { return s == 1 ? h.lr : 0.0; }
+  static const char* refuse_bits(const Hypers&, int bits) {
+    return bits == 8 ? "the signs of prev decide, and 8 bits lose those of its small numbers" : nullptr;
+  }
   static const char* refuse(const Hypers& h) {
     if (!(h.eta_minus < 1.0 && h.eta_plus > 1.0)) return "etas: expected (less than 1, more than 1)";
     if (!(h.step_min <= h.step_max)) return "step_sizes: expected (smallest, largest)";

@@ -49,6 +49,13 @@ struct RuleBase {
   static double initial(const Hypers&, int) {
     return 0.0;
   }
+  // Of the states: those that keep all their bits beside the copies, and those that never fall below 0.
+  static constexpr unsigned exact = 0, squares = 0;
+  // Why states cannot be kept in so many bits a number, 16 or 8, or null.
+  template <class Hypers>
+  static const char* refuse_bits(const Hypers&, int) {
+    return nullptr;
+  }
   // Which state is the average of the gradients, for telemetry, and its sign beside the gradient's.
   static constexpr int first_moment = -1;
   static constexpr double moment_sign = 1.0;

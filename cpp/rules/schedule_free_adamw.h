@@ -22,6 +22,7 @@ struct ScheduleFreeAdamW : RuleBase {
                                      {"r", Domain::non_negative},
                                      {"weight_lr_power", Domain::non_negative}};
   static constexpr const char* states[] = {"z", "exp_avg_sq"};
+  static constexpr unsigned squares = 0b10;
   static constexpr unsigned keeps[] = {0b11};
   static constexpr unsigned copies = 0b01;
   static constexpr const char* scalars[] = {"weight_sum", "lr_max"};

@@ -17,9 +17,13 @@ struct SparseAdam : RuleBase {
   static constexpr Field fields[] = {
       {"lr", Domain::non_negative}, {"betas", Domain::unit_interval, 2}, {"eps", Domain::non_negative}};
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr unsigned squares = 0b10;
   static constexpr int first_moment = 0;
   static constexpr unsigned keeps[] = {0b11};
   static constexpr bool sparse = true, dense = false;
+  static const char* refuse_bits(const Hypers&, int bits) {
+    return bits == 8 ? "its rows do not fill the blocks that share a scale" : nullptr;
+  }
 
   template <class T>
   struct Coefficients {

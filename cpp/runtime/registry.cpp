@@ -87,6 +87,11 @@ Rule describe(int index) {
   static_assert(std::size(R::scalars) <= kMaxScalars);
   rule.shared_scalars = R::shared_scalars;
   rule.copies = R::copies;
+  rule.exact = R::exact | R::copies;
+  for (std::size_t s = 0; s < rule.shapes.size(); ++s) {
+    if (rule.shapes[s] != Shape::same) rule.exact |= 1u << s;
+  }
+  rule.squares = R::squares;
   rule.first_moment = R::first_moment;
   rule.moment_sign = R::moment_sign;
   rule.sums = R::sums;
@@ -99,6 +104,7 @@ Rule describe(int index) {
   rule.refuse = [](const double* h) { return R::refuse(unpack<R>(h)); };
   rule.refuse_sparse = [](const double* h) { return R::refuse_sparse(unpack<R>(h)); };
   rule.refuse_axes = [](int axes) { return R::refuse_axes(axes); };
+  rule.refuse_bits = [](const double* h, int bits) { return R::refuse_bits(unpack<R>(h), bits); };
   rule.coupled_decay = [](const double* h) { return R::coupled_decay(unpack<R>(h)); };
   rule.initial = [](const double* h, int state) { return R::initial(unpack<R>(h), state); };
   rule.initial_scalar = [](const double* h, int scalar) { return R::initial_scalar(unpack<R>(h), scalar); };

@@ -18,6 +18,8 @@ struct Rule {
   std::vector<const char*> scalars;
   bool shared_scalars;  // and then its sums are taken over all tensors together
   unsigned copies;      // bit k: the k-th state begins as the parameter
+  unsigned exact;       // is stored in the dtype of the arithmetic: these, reduced ones, and those that need it
+  unsigned squares;     // never falls below 0
   int first_moment;
   double moment_sign;
   int sums;
@@ -29,6 +31,7 @@ struct Rule {
   const char* (*refuse)(const double* hypers);        // null, or why these values do not go together
   const char* (*refuse_sparse)(const double* hypers);
   const char* (*refuse_axes)(int axes);
+  const char* (*refuse_bits)(const double* hypers, int bits);
   double (*coupled_decay)(const double* hypers);
   double (*initial)(const double* hypers, int state);
   double (*initial_scalar)(const double* hypers, int scalar);

@@ -29,20 +29,23 @@ void Step::cut(const std::vector<StepTensor>& tensors) {
     cost += kOverhead + items_of(t) * item_cost(t);
     piece += t.rows != nullptr ? t.row_count * chunks_in(t.row_size) : chunks_in(t.size);
     bytes_ += elements * t.bytes_per_element;
-    gradient_bytes_ += elements * item_bytes(t.dtype);
+    gradient_bytes_ += elements * item_bytes(t.args.grad_dtype);
   }
   costs_.push_back(cost);
   pieces_.push_back(piece);
 }
 
 void Step::run_rows(const StepTensor& t, std::int64_t from, std::int64_t to, StepPass kernel, double* sums) {
-  const std::int64_t row_bytes = t.row_size * item_bytes(t.dtype);
   for (std::int64_t k = from; k < to; ++k) {
     StepArgs row = t.args;
-    const std::int64_t offset = t.rows[k] * row_bytes;
-    row.param = static_cast<char*>(row.param) + offset;
-    row.grad = static_cast<const char*>(row.grad) + k * row_bytes;
-    for (int s = 0; s < row.states; ++s) row.state[s] = static_cast<char*>(row.state[s]) + offset;
+    const std::int64_t offset = t.rows[k] * t.row_size;
+    row.param = static_cast<char*>(row.param) + offset * item_bytes(row.param_dtype);
+    row.grad = static_cast<const char*>(row.grad) + k * t.row_size * item_bytes(row.grad_dtype);
+    if (row.copy != nullptr) row.copy = static_cast<char*>(row.copy) + offset * item_bytes(row.copy_dtype);
+    row.offset = offset;
+    for (int s = 0; s < row.states; ++s) {
+      row.state[s] = static_cast<char*>(row.state[s]) + offset * item_bytes(row.state_dtype[s]);
+    }
     kernel(row, 0, t.row_size, sums == nullptr ? nullptr : sums + k * chunks_in(t.row_size) * kStepSums);
   }
 }

@@ -10,7 +10,7 @@ namespace fusedstep::runtime {
 
 struct StepTensor {
   StepArgs args;
-  Dtype dtype;
+  Dtype dtype;  // of the arithmetic
   std::int64_t size;
   std::int64_t bytes_per_element;
   // A row-sparse gradient: `grad` has `row_count` rows, for these rows of the parameter. Null: it is dense.

@@ -5,6 +5,7 @@ number of threads.
 """
 
 from fusedstep import functional, runtime
+from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
@@ -97,6 +98,7 @@ __all__ = [
     "batch_norm_backward_apply",
     "batch_norm_backward_sums",
     "batch_norm_stats",
+    "bfloat16",
     "functional",
     "load_checkpoint",
     "merge_grad_sums",

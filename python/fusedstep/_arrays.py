@@ -1,9 +1,13 @@
-"""Arrays of other libraries, seen as NumPy arrays without a copy."""
+"""Arrays of other libraries, seen as NumPy arrays without a copy; and numbers of bfloat16."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: Words of 16 bits that are numbers of bfloat16, which NumPy has not: `words.view(fusedstep.bfloat16)`. With ml_dtypes,
+#: an array of `ml_dtypes.bfloat16` is the same.
+bfloat16: np.dtype[Any] = np.dtype(np.uint16, metadata={"fusedstep": "bfloat16"})
 
 
 def as_array(value: object, name: str) -> NDArray[Any]:
@@ -14,7 +18,7 @@ def as_array(value: object, name: str) -> NDArray[Any]:
     source: Any = value.detach() if hasattr(value, "detach") else value
     kind = type(value).__qualname__
     if str(getattr(source, "dtype", "")) == "torch.bfloat16":
-        return _words_of(source, name).view(_bfloat16(name))
+        return _words_of(source, name).view(bfloat16_dtype())
     try:
         if hasattr(source, "__array__"):
             array, again = source.__array__(), source.__array__()
@@ -35,9 +39,17 @@ def _words_of(tensor: Any, name: str) -> NDArray[Any]:
     return as_array(tensor.view(torch.uint16), name)
 
 
-def _bfloat16(name: str) -> Any:
+def bfloat16_dtype() -> np.dtype[Any]:
+    """That of ml_dtypes where it is installed, for it computes and prints; else ours."""
     try:
         import ml_dtypes
-    except ModuleNotFoundError as error:
-        raise TypeError(f"{name}: bfloat16 needs ml_dtypes: pip install 'fusedstep[bfloat16]'") from error
-    return ml_dtypes.bfloat16
+    except ModuleNotFoundError:
+        return bfloat16
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """NumPy's name, but for bfloat16 however it is marked."""
+    marks: Any = dtype.metadata or {}
+    return "bfloat16" if marks.get("fusedstep") == "bfloat16" else dtype.name

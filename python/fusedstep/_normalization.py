@@ -1,6 +1,6 @@
 """Batch normalization: what is called."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ class BatchStats:
     """Statistics of some values of every channel; those of several workers merge into those of all.
 
     Args:
-        count: Values per channel, >= 0.
+        count: Values per channel, in [0, 2**53).
         mean: (C,) float64.
         m2: (C,) float64, the sum of squared deviations from the mean.
         mean_low: What is left of the mean below its last bit: with it, merging loses nothing. None for 0.
@@ -50,6 +50,8 @@ class BatchStats:
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int | np.integer) or self.count < 0:
             raise ValueError(f"count: expected a whole number >= 0, got {self.count!r}")
+        if self.count >= 2**53:
+            raise ValueError(f"count: expected less than 2**53, got {self.count}")
         for name in ("mean", "m2", "mean_low", "m2_low"):
             if getattr(self, name) is not None or not name.endswith("low"):
                 _check_channels(getattr(self, name), name, self.mean)
@@ -234,8 +236,8 @@ def batch_norm_stats(x: Array, *, channel_axis: int = 1) -> BatchStats:
         channel_axis: Which axis of x the channels are.
 
     Returns:
-        The statistics, float64; their low parts too, so that `merge_stats` loses nothing. m2 is right to the last bit
-        too, of float64 values to the last but one.
+        The statistics, float64; their low parts too, so that `merge_stats` loses nothing. m2 is right to a bit or two
+        of a double, but where the first 16 values of a channel are its outliers: see the documentation.
 
     Raises:
         TypeError: As in `batch_norm`.
@@ -559,7 +561,7 @@ class BatchNorm:
             raise ValueError(f"momentum: expected a number in [0, 1] or None, got {momentum!r}")
         if not _is_integer(channel_axis):
             raise TypeError(f"channel_axis: expected an integer, got {type(channel_axis).__name__}")
-        if activation not in (None, "relu"):
+        if activation is not None and not (isinstance(activation, str) and activation == "relu"):
             raise ValueError(f"activation: expected 'relu' or None, got {activation!r}")
         for name, flag in (
             ("affine", affine),
@@ -568,8 +570,8 @@ class BatchNorm:
             ("skip_nonfinite", skip_nonfinite),
         ):
             _check_flag(flag, name)
-        if dtype is None or np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(f"dtype: expected float32 or float64, got {dtype and np.dtype(dtype)}")
+        if _dtype_name(dtype) not in ("float32", "float64"):
+            raise TypeError(f"dtype: expected float32 or float64, got {_dtype_name(dtype)}")
         self.eps = eps
         self.momentum = momentum
         self.channel_axis = channel_axis
@@ -595,7 +597,7 @@ class BatchNorm:
         """
         _check_flag(training, "training")
         x = _array(x, "x")
-        shape = np.shape(x)
+        shape = getattr(x, "shape", ())
         if -len(shape) <= self.channel_axis < len(shape) and shape[self.channel_axis] != self._features:
             raise ValueError(f"x: expected {self._features} channels in axis {self.channel_axis}, got shape {shape}")
         momentum = self.momentum
@@ -653,10 +655,12 @@ class BatchNorm:
             ValueError: Another shape; a negative variance; no whole number of batches. Nothing has been written.
         """
         mine = self._arrays()
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a dict, got {type(state).__name__}")
         names = {*mine, *(["num_batches_tracked"] if self.running_mean is not None else [])}
         if set(state) != names:
-            raise KeyError(f"state: expected {sorted(names)}, got {sorted(state)}")
-        given = {name: as_array(state[name], f"state[{name!r}]") for name in mine}
+            raise KeyError(f"state: expected {sorted(names)}, got {list(state)}")
+        given = {name: as_array(state[name], f"state[{name!r}]").copy() for name in mine}
         for name, array in given.items():
             if array.dtype != mine[name].dtype or isinstance(array, np.ma.MaskedArray):
                 kind = "a masked array" if isinstance(array, np.ma.MaskedArray) else f"dtype {array.dtype}"
@@ -711,6 +715,14 @@ def _check_flag(value: Any, name: str) -> None:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _dtype_name(dtype: Any) -> str:
+    """NumPy's name of it; what it is where it is none."""
+    try:
+        return str(dtype) if dtype is None else np.dtype(dtype).name
+    except TypeError:
+        return repr(dtype)
 
 
 def _is_number(value: Any) -> bool:

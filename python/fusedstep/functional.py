@@ -5,6 +5,10 @@ where the optimizer has it: single arrays, or lists of equal length (then `step`
 from 1; states start as zeros, where the function does not say otherwise. The names and defaults of the
 hyper-parameters are those of the optimizer class, and so are the errors.
 
+A state says itself how it is stored: float32, float16, bfloat16, or a pair `(codes, scales)` of 8 bits, uint8 like the
+parameter and float32 with one number for every 256 elements. What is stored in fewer bits is rounded at random, by
+`seed`, `step` and position in the list; so is a narrow parameter with `stochastic_rounding=True`. See `Options`.
+
 Examples:
     >>> import numpy as np, fusedstep as fs
     >>> p, g = np.ones(3, np.float32), np.full(3, 2.0, np.float32)
@@ -45,9 +49,12 @@ def _make(optimizer: type[Optimizer]) -> Callable[..., None]:
     given_names = [*states, *scalars]
     optional = {name for name in states if any(name not in kept for kept in description["variants"])}
     named = [p for p in inspect.signature(optimizer).parameters.values() if p.name not in ("params", "options")]
+    options = ["maximize", *(["cautious"] if description["cautious"] else []), "stochastic_rounding", "seed"]
     named += [
-        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=OPTIONS[option], annotation="bool")
-        for option in ("maximize", *(["cautious"] if description["cautious"] else []))
+        inspect.Parameter(
+            option, inspect.Parameter.KEYWORD_ONLY, default=OPTIONS[option], annotation=type(OPTIONS[option]).__name__
+        )
+        for option in options
     ]
     defaults = {p.name: p.default for p in named}
 

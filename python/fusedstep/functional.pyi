@@ -19,6 +19,8 @@ def adadelta(
     eps: float = ...,
     weight_decay: float = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def adafactor(
@@ -35,6 +37,8 @@ def adafactor(
     d: float = ...,
     weight_decay: float = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def adagrad(
@@ -50,6 +54,8 @@ def adagrad(
     eps: float = ...,
     accumulator: str = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def adam(
@@ -68,6 +74,8 @@ def adam(
     decoupled_weight_decay: bool = ...,
     maximize: bool = ...,
     cautious: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def adamax(
@@ -83,6 +91,8 @@ def adamax(
     weight_decay: float = ...,
     maximize: bool = ...,
     cautious: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def adamw(
@@ -100,6 +110,8 @@ def adamw(
     amsgrad: bool = ...,
     maximize: bool = ...,
     cautious: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def adan(
@@ -116,6 +128,8 @@ def adan(
     eps: float = ...,
     weight_decay: float = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def ademamix(
@@ -135,6 +149,8 @@ def ademamix(
     t_beta3: int | None = ...,
     maximize: bool = ...,
     cautious: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def adopt(
@@ -151,6 +167,8 @@ def adopt(
     decoupled_weight_decay: bool = ...,
     maximize: bool = ...,
     cautious: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def asgd(
@@ -167,6 +185,8 @@ def asgd(
     t0: float = ...,
     weight_decay: float = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def lamb(
@@ -181,6 +201,8 @@ def lamb(
     eps: float = ...,
     weight_decay: float = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def lars(
@@ -197,6 +219,8 @@ def lars(
     trust_coefficient: float = ...,
     eps: float = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def lion(
@@ -210,6 +234,8 @@ def lion(
     weight_decay: float = ...,
     maximize: bool = ...,
     cautious: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def momentum(
@@ -223,6 +249,8 @@ def momentum(
     weight_decay: float = ...,
     nesterov: bool = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def muon(
@@ -240,6 +268,8 @@ def muon(
     ns_steps: int = ...,
     adjust_lr_fn: str | None = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def nadam(
@@ -258,6 +288,8 @@ def nadam(
     decoupled_weight_decay: bool = ...,
     maximize: bool = ...,
     cautious: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def prodigy(
@@ -283,6 +315,8 @@ def prodigy(
     d_coef: float = ...,
     growth_rate: float = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def radam(
@@ -299,6 +333,8 @@ def radam(
     decoupled_weight_decay: bool = ...,
     maximize: bool = ...,
     cautious: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def rmsprop(
@@ -316,6 +352,8 @@ def rmsprop(
     momentum: float = ...,
     centered: bool = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def rprop(
@@ -329,6 +367,8 @@ def rprop(
     etas: tuple[float, float] = ...,
     step_sizes: tuple[float, float] = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def schedule_free_adamw(
@@ -348,6 +388,8 @@ def schedule_free_adamw(
     r: float = ...,
     weight_lr_power: float = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def sgd(
@@ -362,6 +404,8 @@ def sgd(
     weight_decay: float = ...,
     nesterov: bool = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...
 def sparse_adam(
@@ -375,5 +419,7 @@ def sparse_adam(
     betas: tuple[float, float] = ...,
     eps: float = ...,
     maximize: bool = ...,
+    stochastic_rounding: bool = ...,
+    seed: int = ...,
     grad_scale: float = ...,
 ) -> None: ...

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arrays import as_array
+from fusedstep._arrays import as_array, dtype_name
 from fusedstep._core import StepReport, Structure
+from fusedstep.optimizers._states import load_state, stored_dtype
 
 Array = NDArray[Any]
 #: A learning rate, or a function of the number of steps taken so far (0 for the first step).
@@ -35,6 +36,22 @@ class Options(TypedDict, total=False):
         cautious: Leaves out the components of a step that go against the gradient, and scales the others of the tensor
             by `elements / (kept + 1)` (Liang, Chen, Liu and Liu, "Cautious Optimizers", 2024). False by default. Only
             for `Adam`, `AdamW`, `Adamax`, `NAdam`, `RAdam`, `AdEMAMix`, `ADOPT` and `Lion`.
+        state_dtype: How the states of float32, float16 and bfloat16 parameters are stored from their first step on:
+            "float32"; "bfloat16", in 2 bytes; or "8bit", in 1 byte and a float32 scale, `<state>_scale`, for every 256.
+            What is stored in fewer bits is rounded at random, so that its mean is what was computed: rounded to the
+            nearest, a moving average would stand still. `ema`, `master`, the copies of parameters of
+            `ScheduleFreeAdamW` and `Prodigy`, the `s` of `Prodigy` and the step sizes of `Rprop` stay float32.
+            "float32" by default; see `convert_states`. A float64 parameter has float64 states.
+        min_8bit_size: Parameters of fewer elements, as norms and biases are, keep float32 states with "8bit". 4096 by
+            default.
+        master_weights: Keeps a float32 copy, `master`, of every float16 and bfloat16 parameter, takes the steps there,
+            and rounds it into the parameter in the same pass. Where a parameter was changed in between, its new value
+            holds. False by default: a step of less than half a unit of the parameter is then lost, unless it has
+            `stochastic_rounding`.
+        stochastic_rounding: Rounds float16 and bfloat16 parameters at random: up with the probability of what is cut
+            off, so that small steps add up. Not with `master_weights`. False, to the nearest, by default.
+        seed: What the rounding at random depends on, beside a parameter's position, its step and the place of the
+            element: the same numbers on every processor and for any number of threads. 0 by default.
     """
 
     maximize: bool
@@ -43,6 +60,11 @@ class Options(TypedDict, total=False):
     skip_nonfinite: bool
     telemetry: bool
     cautious: bool
+    state_dtype: str
+    min_8bit_size: int
+    master_weights: bool
+    stochastic_rounding: bool
+    seed: int
 
 
 #: Their defaults.
@@ -53,6 +75,11 @@ OPTIONS: dict[str, Any] = {
     "skip_nonfinite": False,
     "telemetry": False,
     "cautious": False,
+    "state_dtype": "float32",
+    "min_8bit_size": 4096,
+    "master_weights": False,
+    "stochastic_rounding": False,
+    "seed": 0,
 }
 
 # Of PyTorch's groups: how it computes, not what.
@@ -65,9 +92,11 @@ class Optimizer:
     """An optimizer of NumPy arrays in place; see its subclasses.
 
     Args:
-        params: A float32 or float64 array, a list of them, a dict `{name: array}`, or a list of groups
-            `{"params": …, "lr": …, …}` that set their own hyper-parameters. The arrays are updated in place; they must
-            be writable, one dense block of memory each (in any order of the axes), and must not overlap.
+        params: A float32, float64, float16 or bfloat16 array, a list of them, a dict `{name: array}`, or a list of
+            groups `{"params": …, "lr": …, …}` that set their own hyper-parameters. The arrays are updated in place;
+            they must be writable, one dense block of memory each (in any order of the axes), and must not overlap.
+            bfloat16 is ml_dtypes', PyTorch's, or words of 16 bits that say so: `words.view(fusedstep.bfloat16)`. The
+            arithmetic on 16 bits is of float32, rounded once, at the end.
         hypers: Hyper-parameters of the groups that do not set their own.
         options: See `Options`; likewise.
     """
@@ -119,8 +148,9 @@ class Optimizer:
 
         Args:
             grads: The gradients, in the same structure as `params` (with groups: one flat list, or one entry per
-                group); None for a parameter that has none this time. Same shape and dtype as the parameter; any
-                strides (other than the parameter's they cost a copy), read-only allowed.
+                group); None for a parameter that has none this time. Same shape as the parameter; its dtype, or any
+                of float32, float16 and bfloat16 for a parameter of one of these; any strides (other than the
+                parameter's they cost a copy), read-only allowed.
             grad_scale: What the gradients are divided by first.
 
         Returns:
@@ -182,13 +212,17 @@ class Optimizer:
         if self._torch and isinstance(value, np.ndarray):
             import torch
 
+            if dtype_name(value.dtype) == "bfloat16":
+                return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
             return torch.from_numpy(value)
         return value
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a state that `state_dict` gave, here or of `torch.optim`'s optimizer of the same name.
 
-        Arrays are copied. A learning rate that is a schedule stays where the state has none.
+        Arrays are copied, and stored as `state_dtype` says, which is the loaded state's where that has one: PyTorch's
+        float32 or narrow states are rounded to the nearest, or widened, where they have to be. A learning rate that is
+        a schedule stays where the state has none.
 
         Raises:
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
@@ -248,10 +282,11 @@ class Optimizer:
         self, entry: Mapping[str, Any], param: Array, position: int, groups: list[dict[str, Any]]
     ) -> dict[str, Any]:
         rule = _core.rules()[self.rule]
-        shapes = {"ema": param.shape}
+        shapes = {"ema": param.shape, "master": param.shape}
         for name, kind in zip(rule["states"], rule["shapes"], strict=True):
             shapes[name] = _reduced_shape(param.shape, kind)
         scalars = [] if rule["shared_scalars"] else rule["scalars"]
+        group = _group_of(groups, position)
         loaded: dict[str, Any] = {}
         for name, value in entry.items():
             label = f"state_dict['state'][{position}][{name!r}]"
@@ -259,18 +294,12 @@ class Optimizer:
                 loaded[name] = _whole_number(value, label)
             elif name in scalars:
                 loaded[name] = _number(value, label)
-            elif name not in shapes:
+            elif name in shapes:
+                if value is not None:
+                    dtype = stored_dtype(rule, name, param, group)
+                    loaded |= load_state(rule, name, entry, label, param, shapes[name], dtype)
+            elif not (name.endswith("_scale") and name.removesuffix("_scale") in rule["states"]):
                 raise ValueError(f"{label}: not a state of {self.rule!r}, which has {[*shapes, *scalars]}")
-            elif value is not None:
-                source = as_array(value, label)
-                if source.dtype != param.dtype:
-                    raise TypeError(f"{label}: expected dtype {param.dtype}, got {source.dtype}")
-                if source.shape != shapes[name]:
-                    raise ValueError(f"{label}: expected shape {shapes[name]}, got {source.shape}")
-                loaded[name] = (
-                    np.empty_like(param) if shapes[name] == param.shape else np.empty(shapes[name], param.dtype)
-                )
-                loaded[name][...] = source
         kept = [name for name in rule["states"] if name in loaded]
         variants = rule["variants"]
         if set(rule["shapes"]) != {"same"}:  # then they follow from the parameter's axes
@@ -278,6 +307,42 @@ class Optimizer:
         if kept and kept not in variants:
             raise ValueError(f"state_dict['state'][{position}]: has {kept}, expected one of {variants}")
         return loaded
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the states take, with their scales, averages and master weights."""
+        return sum(v.nbytes for entry in self.state.values() for v in entry.values() if isinstance(v, np.ndarray))
+
+    def convert_states(self, state_dtype: str) -> None:
+        """Stores the states in another way from now on, in all groups; those that are there are converted.
+
+        To fewer bits they are rounded to the nearest; to more they are the same numbers.
+
+        Args:
+            state_dtype: See `Options`; so are the states that stay as they are.
+
+        Raises:
+            ValueError: It is no way to store states, or not this optimizer's. Nothing has changed then.
+
+        Examples:
+            >>> import numpy as np, fusedstep as fs
+            >>> p, g = np.ones(10_000, np.float32), np.full(10_000, 0.5, np.float32)
+            >>> opt = fs.Adam(p)
+            >>> report = opt.step(g)
+            >>> print(opt.nbytes)
+            80000
+            >>> opt.convert_states("8bit")
+            >>> print(opt.nbytes, opt.state[0]["exp_avg"].dtype, opt.state[0]["exp_avg_scale"].shape)
+            20320 uint8 (40,)
+        """
+        groups = [{**group, "state_dtype": state_dtype} for group in self.param_groups]
+        native = self._make_native(groups, self._native.taken)
+        params = [param for group in groups for param in group["params"]]
+        converted = {
+            position: self._load_entry(entry, params[position], position, groups)
+            for position, entry in self.state.items()
+        }
+        self._param_groups, self._state, self._native = groups, converted, native
 
     def _group(self, given: Mapping[str, Any]) -> dict[str, Any]:
         if "params" not in given:
@@ -318,6 +383,15 @@ class Optimizer:
             hypers = ", ".join(f"{name}={group[name]!r}" for name in self.defaults)
             lines.append(f"    {len(group['params'])} arrays of {count:,} parameters: {hypers}")
         return "\n".join([*lines, ")"])
+
+
+def _group_of(groups: list[dict[str, Any]], position: int) -> dict[str, Any]:
+    """The group of the parameter at a position."""
+    for group in groups:
+        if position < len(group["params"]):
+            return group
+        position -= len(group["params"])
+    raise IndexError(position)
 
 
 def _has_tensors(group: Mapping[str, Any]) -> bool:

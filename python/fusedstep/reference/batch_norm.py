@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep.reference.codec import narrowed, widened
 from fusedstep.reference.sums import LANES, lane_tree
 
 Array = NDArray[Any]
@@ -59,7 +60,7 @@ def normalize(
     """
     with np.errstate(all="ignore"):
         v, out = view(x, channel_axis), view(y, channel_axis)
-        values = arithmetic(v)
+        values = widened(v)
         ones, zeros = np.ones(len(mean)), np.zeros(len(mean))
         scale = inv_std * (ones if weight is None else weight.astype(np.float64))
         shift = zeros if bias is None else bias.astype(np.float64)
@@ -68,12 +69,12 @@ def normalize(
         else:
             z = centred(values, mean) * per_channel(scale, values) + per_channel(shift, values)
         if residual is not None:
-            z = z + arithmetic(view(residual, channel_axis))
+            z = z + widened(view(residual, channel_axis))
         if mask is not None:
             passing = ~(z <= 0)
             mask[: words(v)] = packed(passing)
             z = np.where(passing, z, z.dtype.type(0))
-        out[...] = z.astype(y.dtype)
+        out[...] = narrowed(z, y.dtype)
 
 
 def gradient_sums(
@@ -88,8 +89,8 @@ def gradient_sums(
     """Σ dy and Σ dy · (x − mean) of every channel, of the dy that relu lets pass."""
     with np.errstate(all="ignore"):
         v = view(x, channel_axis)
-        g = masked(arithmetic(view(dy, channel_axis)), mask).astype(np.float64)
-        d = arithmetic(v).astype(np.float64) - mean[:, None]
+        g = masked(widened(view(dy, channel_axis)), mask).astype(np.float64)
+        d = widened(v).astype(np.float64) - mean[:, None]
         for total, terms in ((sum_dy, g), (sum_dy_d, g * d)):
             high, low = channel_sums(terms, exact=False)
             total[:] = high + low
@@ -112,15 +113,15 @@ def gradient(
 ) -> None:
     """dx = scale · (dy − mean(dy) − d · mean(dy · d) / (var + eps)), d = x − mean; in evaluation dx = scale · dy."""
     with np.errstate(all="ignore"):
-        values = arithmetic(view(x, channel_axis))
-        g = masked(arithmetic(view(dy, channel_axis)), mask)
+        values = widened(view(x, channel_axis))
+        g = masked(widened(view(dy, channel_axis)), mask)
         if dresidual is not None:
-            view(dresidual, channel_axis)[...] = g.astype(dresidual.dtype)
+            view(dresidual, channel_axis)[...] = narrowed(g, dresidual.dtype)
         if training:
             offset = per_channel(sum_dy / count, values)
             slope = per_channel((inv_std * inv_std) * (sum_dy_d / count), values)
             g = (g - offset) - centred(values, mean) * slope
-        view(dx, channel_axis)[...] = (g * per_channel(scale, values)).astype(dx.dtype)
+        view(dx, channel_axis)[...] = narrowed(g * per_channel(scale, values), dx.dtype)
 
 
 def view(x: Array, channel_axis: int) -> Array:
@@ -151,12 +152,6 @@ def count_of(v: Array) -> float:
     return float(v.shape[0] * v.shape[2])
 
 
-def arithmetic(v: Array) -> Array:
-    """The values in the dtype of the arithmetic: float32, or float64 for float64."""
-    values: Array = v.astype(np.float64 if v.dtype == np.float64 else np.float32, copy=False)
-    return values
-
-
 def per_channel(values: Doubles, v: Array) -> Array:
     """Shapes (C,) for broadcasting, in the view's dtype."""
     column: Array = values.astype(v.dtype)[:, None]
@@ -173,7 +168,7 @@ def centred(values: Array, mean: Doubles) -> Array:
 
 def pivots(v: Array) -> Doubles:
     """The mean of each channel's first 16 values: of the first plane, or of the first rows."""
-    values = arithmetic(v)
+    values = widened(v)
     if is_rows(v):
         first = values[:PIVOT_VALUES, :, 0].astype(np.float64)
         total = np.add.reduce(first, axis=0, initial=0.0)
@@ -190,7 +185,7 @@ def pivots(v: Array) -> Doubles:
 def moments(v: Array, exact: bool) -> tuple[TwoDoubles, TwoDoubles]:
     """The mean and the sum of squared deviations of every channel."""
     pivot = pivots(v)
-    x = arithmetic(v).astype(np.float64)
+    x = widened(v).astype(np.float64)
     d, rest = two_sum(x, -pivot[:, None])
     total = channel_sums(d, exact, rest if exact else None)
     return from_sums(pivot, two_sum(*total), two_sum(*channel_sums(d * d, exact)), count_of(v))
@@ -332,8 +327,10 @@ def two_product(a: Doubles, b: Doubles) -> TwoDoubles:
 
 def split(a: Doubles) -> TwoDoubles:
     """Two halves of 26 bits each."""
-    scaled = a * 134217729.0
-    high = scaled - (scaled - a)
+    huge = np.where(np.abs(a) > 2.0**990, 2.0**-30, 1.0)  # whose product would overflow
+    small = a * huge
+    scaled = small * 134217729.0
+    high = (scaled - (scaled - small)) / huge
     return high, a - high
 
 

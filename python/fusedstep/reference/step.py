@@ -7,6 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep.reference.codec import (
+    PARAM_STREAM,
+    decode_8bit,
+    encode_8bit,
+    in_memory_order,
+    narrowed,
+    random_words,
+    widened,
+)
 from fusedstep.reference.sums import pair_sums, strip_sums
 
 Array = NDArray[Any]
@@ -17,7 +26,7 @@ def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
     sums = []
     with np.errstate(all="ignore"):
         for given, rows in grads:
-            grad = np.asarray(given)  # a subclass may redefine arithmetic
+            grad = widened(np.asarray(given))  # a subclass may redefine arithmetic
             sums.append((sum_of_products(grad, grad, rows), int(np.count_nonzero(~np.isfinite(grad)))))
     return sums
 
@@ -48,13 +57,49 @@ def prepare(optimizer: Any, tensor: dict[str, Any], shared: dict[str, float]) ->
     t.coefficients = optimizer.coefficients(*arguments)
     if t.scalars:
         tensor["scalars"].update(vars(scalars))
-    t.param, t.grad = np.asarray(t.param), np.asarray(t.grad)
-    t.states = {name: np.asarray(state) for name, state in t.states.items()}
+    t.stored = np.asarray(t.param)
+    t.stored_states = list(t.states.values())
+    t.param, t.grad = widened(t.stored), widened(np.asarray(t.grad))
+    if t.master is not None:
+        # Where the parameter is no longer the rounded master, somebody has changed it since: it holds.
+        master = np.asarray(t.master)
+        followed = narrowed(master, t.stored.dtype).view(np.uint16) == t.stored.view(np.uint16)
+        master[...] = np.where(followed, master, t.param)
+        t.param = master
+    t.states = {
+        name: decoded(stored, t.param, name not in t.squares)
+        if isinstance(stored, tuple)
+        else widened(np.asarray(stored))
+        for name, stored in t.states.items()
+    }
     t.scale = 1.0
     return t
 
 
-def narrowed(t: SimpleNamespace) -> SimpleNamespace:
+def decoded(stored: tuple[Array, Array], param: Array, signed: bool) -> Array:
+    """A state of 8 bits, in the layout of the parameter."""
+    values = np.empty_like(param, np.float32)
+    in_memory_order(values)[:] = decode_8bit(in_memory_order(stored[0]), stored[1], signed)
+    return values
+
+
+def store(t: SimpleNamespace) -> None:
+    """Brings what was computed to where, and how, it is stored."""
+    for k, ((name, values), stored) in enumerate(zip(t.states.items(), t.stored_states, strict=True)):
+        if isinstance(stored, tuple):
+            words = random_words(t.key, k, values.size)
+            codes, scales = encode_8bit(in_memory_order(values), name not in t.squares, words)
+            in_memory_order(stored[0])[:] = codes
+            stored[1][:] = scales
+        elif stored.dtype != values.dtype:
+            words = random_words(t.key, k, values.size)
+            in_memory_order(np.asarray(stored))[:] = narrowed(in_memory_order(values), stored.dtype, words)
+    if t.stored.dtype != t.param.dtype:
+        param_words = random_words(t.key, PARAM_STREAM, t.param.size) if t.random_param else None
+        in_memory_order(t.stored)[:] = narrowed(in_memory_order(t.param), t.stored.dtype, param_words)
+
+
+def coefficients_of(t: SimpleNamespace) -> SimpleNamespace:
     """The coefficients, rounded once to the dtype of the parameter."""
     return SimpleNamespace(**{name: t.param.dtype.type(value) for name, value in t.coefficients.items()})
 
@@ -77,11 +122,11 @@ def measure(optimizer: Any, tensors: list[SimpleNamespace], shared: dict[str, fl
         g, p, states = pieces(t)
         if t.cautious:
             states = {name: state.copy(order="K") for name, state in states.items()}
-            with_grad = optimizer.direction(t.h, narrowed(t), g, p, **states) * g > 0
+            with_grad = optimizer.direction(t.h, coefficients_of(t), g, p, **states) * g > 0
             t.scale = p.size / (float(np.count_nonzero(with_grad)) + 1.0)
         if hasattr(optimizer, "measure"):
             states = {name: state.copy(order="K") for name, state in states.items()}
-            terms = optimizer.measure(t.h, narrowed(t), g, p, **states)
+            terms = optimizer.measure(t.h, coefficients_of(t), g, p, **states)
             t.sums = [sum_of_products(a, b, t.rows is not None) for a, b in terms]
             if shared:
                 optimizer.weigh(t.h, t.step, shared, t.sums)
@@ -97,7 +142,7 @@ def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> tuple[float, 
     """The rule and what comes after it; with telemetry, its sums."""
     g, p, states = pieces(t)
     before = p.copy(order="K")
-    c = narrowed(t)
+    c = coefficients_of(t)
     if hasattr(optimizer, "direction"):
         move = optimizer.direction(t.h, c, g, p, **states)
         if t.cautious:
@@ -114,6 +159,7 @@ def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> tuple[float, 
     if t.ema is not None:
         ema, dtype = np.asarray(t.ema), p.dtype.type
         ema[...] = ema + dtype(1.0 - t.ema_decay) * (p - ema)
+    store(t)
     if not telemetry:
         return None
     moment = None if t.first_moment is None else states[t.first_moment]

@@ -1,0 +1,96 @@
+"""State arrays, however they are stored: which dtype one has, and from one to another."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedstep._arrays import as_array, bfloat16_dtype, dtype_name
+from fusedstep.reference.codec import SCALED, decode_8bit, encode_8bit, in_memory_order, narrowed, scale_count, widened
+
+Array = NDArray[Any]
+
+# Converted together: a multiple of what shares a scale, so that no temporary array is large.
+_PART = SCALED << 12
+
+
+def stored_dtype(rule: Mapping[str, Any], name: str, param: Array, group: Mapping[str, Any]) -> np.dtype[Any]:
+    """How a state of a parameter is stored; uint8 for 8 bits. See `Options`."""
+    if param.dtype == np.float64:
+        return param.dtype
+    narrows = name in rule["states"] and name not in rule["exact"]
+    if narrows and group["state_dtype"] == "bfloat16":
+        return bfloat16_dtype()
+    if narrows and group["state_dtype"] == "8bit" and param.size >= group["min_8bit_size"]:
+        return np.dtype(np.uint8)
+    return np.dtype(np.float32)
+
+
+def load_state(
+    rule: Mapping[str, Any],
+    name: str,
+    entry: Mapping[str, Any],
+    label: str,
+    param: Array,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> dict[str, Array]:
+    """A copy of a state in the layout of the parameter, and stored in a dtype; its scales beside it, if any."""
+    source = as_array(entry[name], label)
+    if source.shape != shape:
+        raise ValueError(f"{label}: expected shape {shape}, got {source.shape}")
+    kinds = ["float64"] if dtype == np.float64 else ["float32", "float16", "bfloat16"]
+    if dtype != np.float64 and name in rule["states"] and name not in rule["exact"]:
+        kinds.append("uint8")
+    if dtype_name(source.dtype) not in kinds:
+        raise TypeError(f"{label}: expected dtype {kinds[0]}, got {source.dtype}")
+    signed = name not in rule["squares"]
+    scales = _scales(entry, name, label, source.size) if source.dtype == np.uint8 else None
+    if scales is not None and not _same_layout(source, param):
+        # Other numbers share a scale there.
+        wide = np.empty_like(source, np.float32)
+        in_memory_order(wide)[:] = decode_8bit(in_memory_order(source), scales, signed)
+        source, scales = wide, None
+    target = np.empty_like(param, dtype, subok=False) if shape == param.shape else np.empty(shape, dtype)
+    if dtype_name(source.dtype) == dtype_name(dtype):
+        target[...] = source.view(dtype) if source.dtype != dtype else source
+        return {name: target} if scales is None else {name: target, f"{name}_scale": scales.copy()}
+    # In the order of the target's memory, in which 256 numbers share a scale.
+    laid_out = np.empty_like(target, source.dtype)
+    laid_out[...] = source
+    values, out = in_memory_order(laid_out), in_memory_order(target)
+    new_scales = np.empty(scale_count(out.size), np.float32)
+    for start in range(0, out.size, _PART):
+        part = slice(start, start + _PART)
+        of_part = slice(start // SCALED, (start + _PART) // SCALED)
+        numbers = widened(values[part]) if scales is None else decode_8bit(values[part], scales[of_part], signed)
+        if dtype != np.uint8:
+            out[part] = narrowed(numbers, dtype)
+            continue
+        if not signed and (numbers < 0).any():
+            raise ValueError(f"{label}: expected numbers >= 0, got {numbers.min()}")
+        out[part], new_scales[of_part] = encode_8bit(numbers, signed)
+    return {name: target, f"{name}_scale": new_scales} if dtype == np.uint8 else {name: target}
+
+
+def _same_layout(a: Array, b: Array) -> bool:
+    """Whether both, of one shape, put each element in the same place among their items."""
+    steps = zip(a.shape, a.strides, b.strides, strict=True)
+    return all(length == 1 or x * b.itemsize == y * a.itemsize for length, x, y in steps)
+
+
+def _scales(entry: Mapping[str, Any], name: str, label: str, size: int) -> Array:
+    """Those of codes, which must be numbers: the codes of a whole block mean nothing otherwise."""
+    label = label.replace(f"[{name!r}]", f"[{name + '_scale'!r}]")
+    if entry.get(f"{name}_scale") is None:
+        raise ValueError(f"{label}: missing, and {name} is of 8 bits, which need it")
+    scales = as_array(entry[f"{name}_scale"], label)
+    if scales.dtype != np.float32:
+        raise TypeError(f"{label}: expected dtype float32, got {scales.dtype}")
+    if scales.shape != (scale_count(size),):
+        raise ValueError(f"{label}: expected shape ({scale_count(size)},), got {scales.shape}")
+    if not np.isfinite(scales).all() or (scales < 0).any():
+        wrong = np.flatnonzero(~np.isfinite(scales) | (scales < 0))[0]
+        raise ValueError(f"{label}: expected finite numbers >= 0, got {scales[wrong]} at {wrong}")
+    return scales
