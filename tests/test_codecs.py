@@ -94,7 +94,9 @@ class TestRandomRounding:
         """Every bit of a word is set in half of the steps, and that of any other element, or of the next step, agrees
         with it in half of them."""
         steps, size = 8192, 600
-        words = np.array([codec.random_words(codec_key(3, step), stream, size)[[0, 1, 255, 256, 599]] for step in range(steps)])
+        words = np.array(
+            [codec.random_words(codec_key(3, step), stream, size)[[0, 1, 255, 256, 599]] for step in range(steps)]
+        )
         bits = (words[..., None] >> np.arange(32, dtype=np.uint32) & 1).astype(int)
         bound = SIGMAS * 0.5 / np.sqrt(steps - 1)
         assert (np.abs(bits.mean(axis=0) - 0.5) < bound).all()

@@ -69,7 +69,8 @@ class CodedRun {
         run_fused(block);
       } else {
         decode_states(a_, *now_);
-        run_block(a_, block, now_->count, now_->count, lanes);
+        // It looks ahead in arrays of floats, and, to no end, behind decoded ones.
+        run_block(a_, block, now_->count, reach - at, lanes);
         for (int k = 0; k < a_.states; ++k) {
           if (a_.state_dtype[k] == Dtype::signed8) set_scale(k, scale_of<true>(now_->s[k], now_->count));
           if (a_.state_dtype[k] == Dtype::unsigned8) set_scale(k, scale_of<false>(now_->s[k], now_->count));
@@ -118,11 +119,11 @@ class CodedRun {
     }
   }
 
-  // The lines that the strip from `at` on takes, but for those that the fused loop fetches. Inlined: GCC 12 leaves out
+  // The lines that the strip from `at` on takes, but for those that the rule's loop fetches. Inlined: GCC 12 leaves out
   // calls that only fetch.
   FUSEDSTEP_INLINE void fetch_strip(std::int64_t at, bool fused) const {
     const auto fetch_array = [=](const void* array, Dtype stored) FUSEDSTEP_LAMBDA {
-      if (fused && stored == Dtype::float32) return;
+      if (stored == Dtype::float32) return;
       const char* line = static_cast<const char*>(array) + at * item_bytes(stored);
       for (std::int64_t byte = 0; byte < kStrip * item_bytes(stored); byte += 64) __builtin_prefetch(line + byte, 1);
     };

@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arrays import as_array
+from fusedstep._arrays import as_array, bfloat16_dtype, dtype_name
 from fusedstep.optimizers import LBFGS, Optimizer
 
 FORMAT = 2
 _TEXT = "fusedstep"
 _CHECKSUM = "fusedstep.crc32"
 
-#: What safetensors calls the dtypes of NumPy that all its versions read.
+#: What safetensors calls the dtypes of NumPy, and bfloat16.
 _DTYPES = {
     "bool": "BOOL",
     "int8": "I8",
@@ -41,6 +41,7 @@ _DTYPES = {
     "uint32": "U32",
     "uint64": "U64",
     "float16": "F16",
+    "bfloat16": "BF16",
     "float32": "F32",
     "float64": "F64",
 }
@@ -223,7 +224,7 @@ def _decode(value: Any, tensors: dict[str, Array]) -> Any:
 
 def _add(array: Array, name: str, label: str, tensors: dict[str, Array]) -> str:
     """Adds an array under a name like `name`, which it returns."""
-    if array.dtype.name not in _DTYPES or array.dtype != array.dtype.newbyteorder("<"):
+    if dtype_name(array.dtype) not in _DTYPES or array.dtype != array.dtype.newbyteorder("<"):
         raise TypeError(f"{label}: cannot save dtype {array.dtype!r}, expected one of {', '.join(_DTYPES)}")
     try:
         name.encode()
@@ -347,7 +348,12 @@ def _write(file: BinaryIO, header: dict[str, Any], tensors: dict[str, Array]) ->
 
 def _header_bytes(header: dict[str, Any], tensors: dict[str, Array], checksums: dict[str, int]) -> bytes:
     schema = {
-        name: {"dtype": array.dtype.name, "shape": array.shape, "crc32": f"{checksums[name]:08x}", "axes": _axes(array)}
+        name: {
+            "dtype": dtype_name(array.dtype),
+            "shape": array.shape,
+            "crc32": f"{checksums[name]:08x}",
+            "axes": _axes(array),
+        }
         for name, array in tensors.items()
     }
     text = json.dumps({**header, "tensors": schema}, allow_nan=False)
@@ -356,7 +362,7 @@ def _header_bytes(header: dict[str, Any], tensors: dict[str, Array], checksums: 
     for name in _layout(tensors):
         array = tensors[name]
         end = offset + array.nbytes
-        entries[name] = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [offset, end]}
+        entries[name] = {"dtype": _DTYPES[dtype_name(array.dtype)], "shape": array.shape, "data_offsets": [offset, end]}
         offset = end
     content = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 import fusedstep as fs
 from fusedstep import _core
-from fusedstep.bench import batch_norm, shapes
+from fusedstep.bench import batch_norm, narrow, shapes
 from fusedstep.bench.harness import Subject, torch_or_none
 
 Array = NDArray[Any]
@@ -45,6 +45,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
         makers[f"resnet-50-{name.lower()}"] = lambda name=name: unfused(name)  # type: ignore[misc]
     for n, goal in TELEMETRY.items():
         makers[f"telemetry-{_size(n)}"] = lambda n=n, goal=goal: telemetry(n, goal)  # type: ignore[misc]
+    makers.update(narrow.subjects())
     makers.update(batch_norm.subjects())
     return makers
 

@@ -90,7 +90,9 @@ def _scales(entry: Mapping[str, Any], name: str, label: str, size: int) -> Array
         raise TypeError(f"{label}: expected dtype float32, got {scales.dtype}")
     if scales.shape != (scale_count(size),):
         raise ValueError(f"{label}: expected shape ({scale_count(size)},), got {scales.shape}")
-    if not np.isfinite(scales).all() or (scales < 0).any():
-        wrong = np.flatnonzero(~np.isfinite(scales) | (scales < 0))[0]
-        raise ValueError(f"{label}: expected finite numbers >= 0, got {scales[wrong]} at {wrong}")
+    with np.errstate(all="ignore"):
+        powers = np.isfinite(scales) & (scales >= 0) & ((scales == 0) | (np.frexp(scales)[0] == 0.5))
+    if not powers.all():
+        wrong = np.flatnonzero(~powers)[0]
+        raise ValueError(f"{label}: expected 0 or powers of 2, finite, got {scales[wrong]} at {wrong}")
     return scales
