@@ -430,7 +430,7 @@ class TestErrors:
         ],
     )
     def test_damaged_states(self, change, error, message, rng):
-        p, optimizer = begun("8bit", rng)
+        _p, optimizer = begun("8bit", rng)
         state = optimizer.state_dict()
         state["state"] = {0: {**state["state"][0], **change}}
         before = copy.deepcopy(optimizer.state)
@@ -457,7 +457,7 @@ class TestErrors:
             fs.AdamW(np.ones(4)).step(np.ones(4, F))
         m = np.zeros(4)
         with pytest.raises(
-            TypeError, match="exp_avg: expected dtype float32, float16, bfloat16 or uint8 .* got float64"
+            TypeError, match=r"exp_avg: expected dtype float32, float16, bfloat16 or uint8 .* got float64"
         ):
             fs.functional.adamw(np.ones(4, F), np.ones(4, F), m, m.copy(), step=1)
 

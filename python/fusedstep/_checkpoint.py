@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arrays import as_array, bfloat16_dtype, dtype_name
+from fusedstep._arrays import as_array, dtype_name
 from fusedstep.optimizers import LBFGS, Optimizer
 
 FORMAT = 2
