@@ -10,7 +10,7 @@ namespace fusedstep::FUSEDSTEP_SET {
 // Elements from `at` on, decoded. Of states of 8 bits also the scale.
 struct Strip {
   alignas(64) float p[kStrip], raw[kStrip], s[kMaxStates][kStrip];
-  std::int64_t at, count;
+  std::int64_t at = 0, count = 0;
   float scale[kMaxStates];
 };
 static_assert(kStrip == kScaled);
@@ -160,7 +160,7 @@ class CodedRun {
   const StepArgs& a_;
   const std::int64_t begin_, end_;
   Rounding& rounding_;
-  Strip strips_[2] = {};
+  Strip strips_[2];
   Strip *before_ = strips_, *now_ = strips_ + 1;
   alignas(64) float g_scratch_[kStrip];
 };
