@@ -32,6 +32,16 @@ for rule, hypers in {NATIVE!r}:
         hashes.append(repr((report, optimizer.state[0]["step"])))
         p[np.isnan(p)] = np.nan  # 0/0 has the sign that the processor gives it
         hashes.append(hashlib.sha256(p.tobytes()).hexdigest())
+for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+    for state_dtype in ("bfloat16", "8bit"):
+        values = ((np.arange(600) % 37 - 18) / 16).astype(dtype)
+        for rule in ("adamw", "adan", "lion"):
+            p, narrow = values.copy(), dtype != np.float32
+            optimizer = REGISTRY[rule](p, state_dtype=state_dtype, min_8bit_size=0, stochastic_rounding=narrow)
+            for _ in range(3):
+                optimizer.step(values[::-1])
+            for array in (p, *(v for v in optimizer.state[0].values() if isinstance(v, np.ndarray))):
+                hashes.append(hashlib.sha256(array.tobytes()).hexdigest())
 values = ((np.arange(4 * 3 * 35) % 41) / 7 - 2).astype(np.float32)
 for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
     for shape in ((4, 3, 5, 7), (140, 3)):

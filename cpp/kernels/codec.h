@@ -3,7 +3,6 @@
 
 #include <bit>
 
-#include "kernels/ahead.h"
 #include "kernels/narrow.h"
 #include "kernels/random.h"
 #include "kernels/table.h"
@@ -26,12 +25,9 @@ struct RandomWords {
   }
 };
 
-// ---- 8 bits: a power of 2 beside every kScaled elements, and what is left as the companding of G.711 (mu-law) codes
-// it.
-// ---- A number plus an offset lies between two floats of 4 bits of mantissa; these, counted from the offset on, are
-// the
-// ---- codes: dense near 0 at even distances, farther out at even ratios.
-
+// 8 bits: a power of 2 beside every kScaled elements, and what is left as the companding of G.711 (mu-law) codes it. A
+// number plus an offset lies between two floats of 4 bits of mantissa; these, counted from the offset on, are the
+// codes: dense near 0 at even distances, farther out at even ratios.
 template <bool Signed>
 struct Companding {
   static constexpr int octaves = Signed ? 8 : 16;
@@ -188,8 +184,7 @@ FUSEDSTEP_INLINE void encode_codes(const float* from, std::uint8_t* codes, float
   });
 }
 
-// ---- 16 bits, rounded up with the probability of what is cut off. ----
-
+// 16 bits, rounded up with the probability of what is cut off.
 FUSEDSTEP_INLINE Words rounded_at_random(BFloat16, Bits bits, Bits random) {
   const Bits nan = (bits & 0x80000000u) | 0x7fc00000u;
   return __builtin_convertvector(choose((Floats)bits == (Floats)bits, bits + random, nan) >> 16, Words);
@@ -223,10 +218,7 @@ __attribute__((noinline)) inline void encode_at_random(const float* from, Float1
   encode_at_random<Float16>(from, to, n, random);
 }
 
-// ---- Any of them ----
-
-// Values of one array, of 8 bits no more than share a scale. Nothing is done where it holds floats. Short, for it is
-// inlined where strides of all arrays go through it.
+// Values of one array, of 8 bits no more than share a scale. Nothing is done where it holds floats.
 FUSEDSTEP_INLINE void decode(Dtype stored, const void* array, float scale, std::int64_t at, std::int64_t n, float* to) {
   const auto* codes = static_cast<const std::uint8_t*>(array) + at;
   if (stored == Dtype::bfloat16) {

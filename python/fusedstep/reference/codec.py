@@ -1,11 +1,10 @@
 """How numbers are stored in fewer bits than they are computed in.
 
 8 bits: every 256 numbers, in the order of the memory, share a scale, a power of 2 in float32; what is left of a number
-is coded as G.711
-(μ-law) codes it. With an offset δ added it lies between two floats of 4 bits of mantissa, and these, counted from δ on,
-are the codes: value(c) = scale · (float(base + c) − δ), where float(k) is the number whose exponent and 4 bits are k.
-Signed, a sign and 128 codes: δ = 2⁻⁷ = float(base). Without a sign, 256 codes: δ = 2⁻¹⁵. The scale is the least
-with which the last code, 1.9375 − δ, is no less than the largest number.
+is coded as G.711 (μ-law) codes it. With an offset δ added it lies between two floats of 4 bits of mantissa, and these,
+counted from δ on, are the codes: value(c) = scale · (float(base + c) − δ), where float(k) is the number whose exponent
+and 4 bits are k. Signed, a sign and 128 codes: δ = 2⁻⁷ = float(base). Without a sign, 256 codes: δ = 2⁻¹⁵. The scale is
+the least with which the last code, 1.9375 − δ, is no less than the largest number.
 
 Rounding at random goes up with the probability of what is cut off, so that the mean of what is stored is what was
 computed. A moving average needs it: it moves by less than half a unit of what it is stored in, and rounded to the
