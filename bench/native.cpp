@@ -206,10 +206,30 @@ void cross_entropy(State& state, std::int64_t rows, std::int64_t classes, int th
   const Array<float> logits(rows * classes), gradient(rows * classes);
   const std::vector<std::int64_t> labels(static_cast<std::size_t>(rows), classes / 2);
   std::vector<double> losses(static_cast<std::size_t>(rows));
-  const CrossEntropyArgs args = {rows,           classes,       logits.get(),      labels.data(),
-                                 gradient.get(), losses.data(), 1.0 / double(rows)};
-  for (auto _ : state) benchmark::DoNotOptimize(runtime::cross_entropy(*runtime::active_table(), args));
+  CrossEntropyArgs args = {};
+  args.rows = rows;
+  args.classes = classes;
+  args.logits = logits.get();
+  args.labels = labels.data();
+  args.ignore = -100;
+  args.peak = 1.0;
+  args.dlogits = gradient.get();
+  args.losses = losses.data();
+  args.scale = 1.0 / double(rows);
+  for (auto _ : state) runtime::cross_entropy(*runtime::active_table(), Dtype::float32, Goal::labels, args);
   state.SetBytesProcessed(state.iterations() * rows * classes * 8);
+}
+
+void dropout(State& state, std::int64_t size, int threads) {
+  use_threads(threads);
+  const Array<float> x(size), y(size);
+  DropoutArgs args = {};
+  args.x = x.get();
+  args.y = y.get();
+  args.threshold = 1u << 31;
+  args.scale = 2.0;
+  for (auto _ : state) runtime::dropout(*runtime::active_table(), Dtype::float32, args, size);
+  state.SetBytesProcessed(state.iterations() * size * 8);
 }
 
 void register_layers(int threads) {
@@ -228,7 +248,13 @@ void register_layers(int threads) {
       add(name + kRoof, [=](State& s) { map_roof(s, size, backward, threads); });
     }
   }
-  for (const auto& [rows, classes] : {std::pair<std::int64_t, std::int64_t>{64, 10}, {4096, 1000}, {256, 50257}}) {
+  for (const std::int64_t size : {std::int64_t{65536}, std::int64_t{4} << 20}) {
+    const std::string name = name_of("dropout", size, threads);
+    add(name, [=](State& s) { dropout(s, size, threads); });
+    add(name + kRoof, [=](State& s) { map_roof(s, size, false, threads); });
+  }
+  for (const auto& [rows, classes] :
+       {std::pair<std::int64_t, std::int64_t>{64, 10}, {4096, 1000}, {256, 50257}, {8192, 128}}) {
     const std::string name =
         name_of("cross_entropy/" + std::to_string(rows) + "x" + std::to_string(classes), rows * classes, threads);
     add(name, [=, rows = rows, classes = classes](State& s) { cross_entropy(s, rows, classes, threads); });

@@ -1,57 +1,103 @@
 // exp and log in plain operations, the same bits on every processor. The constants are those of Moshier's Cephes
-// (expf) and Sun's fdlibm (log); reference/explog.py spells out the same steps.
+// (expf), of Sun's fdlibm (log, logf) and, for exp in double, of Taylor; reference/explog.py spells out the same steps.
 #pragma once
 
 #include "kernels/vector.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
 
+template <class V, class S, int N>
+FUSEDSTEP_INLINE V polynomial(V x, const S (&coefficients)[N]) {
+  V p = x * coefficients[0] + coefficients[1];
+  for (int k = 2; k < N; ++k) p = p * x + coefficients[k];
+  return p;
+}
+
+// p 2^n, rounded once: in two factors, as one alone would leave the range of exponents near both ends. `whole` is n.
+FUSEDSTEP_INLINE Floats times_power(Floats p, [[maybe_unused]] Floats whole, [[maybe_unused]] Ints n) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)whole);
+#else
+  const Ints half = n >> 1;
+  return (p * (Floats)((half + 127) << 23)) * (Floats)((n - half + 127) << 23);
+#endif
+}
+FUSEDSTEP_INLINE Doubles times_power(Doubles p, [[maybe_unused]] Doubles whole, [[maybe_unused]] Longs n) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_maskz_scalef_pd(0xff, (__m512d)p, (__m512d)whole);
+#else
+  const Longs half = n >> 1;
+  return (p * (Doubles)((half + 1023) << 52)) * (Doubles)((n - half + 1023) << 52);
+#endif
+}
+
 // e^x = 2^n e^r with |r| <= ln(2) / 2; below -104 it is 0, above 89 infinite, within 2 ULP between.
 FUSEDSTEP_INLINE Floats exponential(Floats x) {
-  x = x < -104.0f ? Floats{} - 104.0f : x;
-  x = x > 89.0f ? Floats{} + 89.0f : x;
+  x = larger(Floats{} - 104.0f, smaller(Floats{} + 89.0f, x));
   // Adding and taking away 1.5 * 2^23 rounds to the nearest integer, which stands in the low bits meanwhile.
   const float round = 12582912.0f;
   const Floats shifted = x * 1.44269504088896341f + round;
-  const Ints n = (Ints)shifted - (Ints)(Floats{} + round);
   const Floats whole = shifted - round;
   const Floats r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = (p * (r * r) + r) + 1.0f;
-  // 2^n in two factors: one alone would leave the range of exponents near both ends.
-  const Ints half = n >> 1;
-  return (p * (Floats)((half + 127) << 23)) * (Floats)((n - half + 127) << 23);
+  constexpr float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                         4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+  const Floats p = (polynomial(r, c) * (r * r) + r) + 1.0f;
+  return times_power(p, whole, (Ints)shifted - (Ints)(Floats{} + round));
+}
+// The same in double: below -746 it is 0, above 710 infinite.
+FUSEDSTEP_INLINE Doubles exponential(Doubles x) {
+  x = larger(Doubles{} - 746.0, smaller(Doubles{} + 710.0, x));
+  const double round = 6755399441055744.0;  // 1.5 * 2^52
+  const Doubles shifted = x * 1.44269504088896341 + round;
+  const Doubles whole = shifted - round;
+  const Doubles r = (x - whole * 6.93147180369123816490e-01) - whole * 1.90821492927058770002e-10;
+  constexpr double c[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
+                          1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      1.0 / 2};
+  const Doubles p = (polynomial(r, c) * (r * r) + r) + 1.0;
+  return times_power(p, whole, (Longs)shifted - (Longs)(Doubles{} + round));
+}
+FUSEDSTEP_INLINE Wide exponential(Wide x) { return {exponential(x.low), exponential(x.high)}; }
+
+// log(2^n (1 + f)), f in [sqrt(1/2) - 1, sqrt(2) - 1], by the series in s = f / (2 + f).
+inline constexpr double kLogSeries[] = {1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01,
+                                        2.222219843214978396e-01, 2.857142874366239149e-01, 3.999999999940941908e-01,
+                                        6.666666666666735130e-01};
+inline constexpr float kLogSeriesFloat[] = {0.24279078841f, 0.28498786688f, 0.40000972152f, 0.66666662693f};
+template <class V, class S, int N>
+FUSEDSTEP_INLINE V log_of(V f, V n, const S (&series)[N], S ln2_high, S ln2_low) {
+  const V s = f / (f + S(2.0));
+  const V z = s * s;
+  const V r = polynomial(z, series) * z;
+  const V half_square = (f * f) * S(0.5);
+  return n * ln2_high - ((half_square - (s * (half_square + r) + n * ln2_low)) - f);
+}
+template <class V>
+FUSEDSTEP_INLINE V log_of_double(V f, V n) {
+  return log_of(f, n, kLogSeries, 6.93147180369123816490e-01, 1.90821492927058770002e-10);
 }
 
-// The natural logarithm of a finite x >= 1: x = 2^k m with m in [sqrt(1/2), sqrt(2)), log m by its series in
-// s = (m - 1) / (m + 1).
+// The natural logarithm of a finite x >= 1.
 inline double logarithm(double x) {
   std::uint64_t bits;
   __builtin_memcpy(&bits, &x, sizeof bits);
   const std::uint64_t offset = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
-  const std::int64_t k = std::int64_t(bits - offset) >> 52;
-  bits -= std::uint64_t(k) << 52;
+  const std::int64_t n = std::int64_t(bits - offset) >> 52;
+  bits -= std::uint64_t(n) << 52;
   double m;
   __builtin_memcpy(&m, &bits, sizeof m);
-  const double f = m - 1.0;
-  const double s = f / (2.0 + f);
-  const double z = s * s;
-  double p = 1.479819860511658591e-01;
-  p = p * z + 1.531383769920937332e-01;
-  p = p * z + 1.818357216161805012e-01;
-  p = p * z + 2.222219843214978396e-01;
-  p = p * z + 2.857142874366239149e-01;
-  p = p * z + 3.999999999940941908e-01;
-  p = p * z + 6.666666666666735130e-01;
-  const double r = p * z;
-  const double half_square = 0.5 * (f * f);
-  const double n = double(k);
-  return n * 6.93147180369123816490e-01 -
-         ((half_square - (s * (half_square + r) + n * 1.90821492927058770002e-10)) - f);
+  return log_of_double(m - 1.0, double(n));
 }
+
+// log(1 + x) for x in [0, 1].
+FUSEDSTEP_INLINE Floats log_1p(Floats x) {
+  const float most = 0.41421356f;
+  return log_of(x > most ? (x - 1.0f) * 0.5f : x, x > most ? Floats{} + 1.0f : Floats{}, kLogSeriesFloat,
+                6.9313812256e-01f, 9.0580006145e-06f);
+}
+FUSEDSTEP_INLINE Doubles log_1p(Doubles x) {
+  const double most = 0.41421356237309503;
+  return log_of_double(x > most ? (x - 1.0) * 0.5 : x, x > most ? Doubles{} + 1.0 : Doubles{});
+}
+FUSEDSTEP_INLINE Wide log_1p(Wide x) { return {log_1p(x.low), log_1p(x.high)}; }
 
 }  // namespace fusedstep::FUSEDSTEP_SET

@@ -2,6 +2,8 @@
 #include "kernels/batch_norm_planes.h"
 #include "kernels/batch_norm_rows.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/dropout.h"
+#include "kernels/elementwise_loss.h"
 #include "kernels/fused_loops.h"
 #include "kernels/roof.h"
 #include "kernels/step.h"
@@ -83,6 +85,37 @@ constexpr void fill_batch_norm(KernelTable& table, Dtype dtype) {
   };
 }
 
+template <class T>
+constexpr void fill_layers(KernelTable& table, Dtype dtype) {
+  const int d = int(dtype);
+  table.cross_entropy[d][int(Goal::labels)] = cross_entropy<T, Goal::labels>;
+  table.cross_entropy[d][int(Goal::smooth_labels)] = cross_entropy<T, Goal::smooth_labels>;
+  table.cross_entropy[d][int(Goal::targets)] = cross_entropy<T, Goal::targets>;
+  table.softmax[d][0] = softmax<T, false>;
+  table.softmax[d][1] = softmax<T, true>;
+  table.elementwise_loss[d][int(ElementwiseLoss::binary)] = elementwise_loss<T, Binary>;
+  table.elementwise_loss[d][int(ElementwiseLoss::squared)] = elementwise_loss<T, Squared>;
+  table.dropout[d][0] = dropout<T, false>;
+  table.dropout[d][1] = dropout<T, true>;
+}
+
+template <class T>
+constexpr void fill_stored(KernelTable& table, Dtype dtype) {
+  fill_batch_norm<T>(table, dtype);
+  fill_layers<T>(table, dtype);
+}
+
+template <Floats (*F)(Floats)>
+void map(const float* x, float* out, std::int64_t n) {
+  each_lanes(
+      n, [&](std::int64_t i, std::int64_t lanes) FUSEDSTEP_LAMBDA { store(out + i, F(load(x + i, lanes)), lanes); });
+}
+
+void philox_words(std::uint64_t key, std::uint64_t upper, std::uint64_t group, std::int64_t groups,
+                  std::uint32_t* words) {
+  philox_groups(PhiloxKeys(key), upper, group, groups, words, words);
+}
+
 template <int... A>
 constexpr void fill_roofs(KernelTable& table, std::integer_sequence<int, A...>) {
   ((table.roof_step[A] = roof_step<1 + A>), ...);
@@ -95,11 +128,13 @@ constexpr KernelTable make_table() {
   fill_passes<float>(table, Dtype::float32);
   fill_passes<double>(table, Dtype::float64);
   fill_roofs(table, std::make_integer_sequence<int, 1 + kMaxStates>());
-  fill_batch_norm<float>(table, Dtype::float32);
-  fill_batch_norm<double>(table, Dtype::float64);
-  fill_batch_norm<Float16>(table, Dtype::float16);
-  fill_batch_norm<BFloat16>(table, Dtype::bfloat16);
-  table.cross_entropy = cross_entropy;
+  fill_stored<float>(table, Dtype::float32);
+  fill_stored<double>(table, Dtype::float64);
+  fill_stored<Float16>(table, Dtype::float16);
+  fill_stored<BFloat16>(table, Dtype::bfloat16);
+  table.philox = philox_words;
+  table.exponential = map<exponential>;
+  table.log_1p = map<log_1p>;
   table.sum = sum;
   table.narrow[0] = narrow<Float16>;
   table.narrow[1] = narrow<BFloat16>;

@@ -188,13 +188,50 @@ struct BatchNormKernels {
 };
 inline constexpr int kRowCoefficients = 5;
 
+struct SoftmaxArgs {
+  std::int64_t rows, classes;
+  const void* logits;
+  void* out;
+  bool stream;
+};
+
+// Which classes a loss wants: one, by labels; one, and a little of all; any.
+enum class Goal { labels, smooth_labels, targets };
+inline constexpr int kGoals = 3;
+
 struct CrossEntropyArgs {
   std::int64_t rows, classes;
-  const float* logits;
-  const std::int64_t* labels;
-  float* dlogits;
+  const void* logits;
+  const std::int64_t* labels;  // null: none
+  std::int64_t ignore;         // the label of rows that do not count
+  const void* targets;         // null: none; else stored as the logits
+  const void* weight;          // null: 1; else of the classes, in the dtype of the arithmetic
+  double peak, rest;           // of what is wanted, at a label or times a target, and everywhere
+  void* dlogits;
   double* losses;  // one a row
   double scale;    // of the gradient
+  bool stream;
+};
+
+struct ElementwiseLossArgs {
+  const void* x;
+  const void* targets;
+  void* dx;
+  void* losses;  // null: their sum is wanted; else in the dtype of the arithmetic
+  double weight;
+  double scale;  // of the gradient
+};
+enum class ElementwiseLoss { binary, squared };
+inline constexpr int kElementwiseLosses = 2;
+
+struct DropoutArgs {
+  const void* x;
+  const void* residual;  // null: none
+  void* y;
+  std::uint64_t key, offset;  // of the words; the first element's number
+  std::uint32_t threshold;    // words below it drop
+  double scale;
+  bool stream;
 };
 
 // The bytes of a step with next to no arithmetic: one array is read, the others are read and written.
@@ -218,8 +255,18 @@ struct KernelTable {
   double (*dot[kMathsDtypes])(const void* x, const void* y, std::int64_t begin, std::int64_t end);
   void (*axpy[kMathsDtypes])(double a, const void* x, void* y, std::int64_t begin, std::int64_t end);
   BatchNormKernels batch_norm[kDtypes];
-  // Rows [begin, end).
-  void (*cross_entropy)(const CrossEntropyArgs&, std::int64_t begin, std::int64_t end);
+  // Rows [begin, end); `scratch` takes a row in the dtype of the arithmetic. [log]
+  void (*cross_entropy[kDtypes][kGoals])(const CrossEntropyArgs&, void* scratch, std::int64_t begin, std::int64_t end);
+  void (*softmax[kDtypes][2])(const SoftmaxArgs&, void* scratch, std::int64_t begin, std::int64_t end);
+  // Elements [begin, end). [residual]
+  double (*elementwise_loss[kDtypes][kElementwiseLosses])(const ElementwiseLossArgs&, std::int64_t begin,
+                                                          std::int64_t end);
+  void (*dropout[kDtypes][2])(const DropoutArgs&, std::int64_t begin, std::int64_t end);
+  // Philox words, and what the maths functions give, for tests: the latter of n floats.
+  void (*philox)(std::uint64_t key, std::uint64_t upper, std::uint64_t group, std::int64_t groups,
+                 std::uint32_t* words);
+  void (*exponential)(const float* x, float* out, std::int64_t n);
+  void (*log_1p)(const float* x, float* out, std::int64_t n);
   double (*sum)(const double* x, std::int64_t n);
   // To the nearest; [0]: float16, [1]: bfloat16.
   void (*narrow[2])(const float* from, void* to, std::int64_t n);

@@ -159,11 +159,16 @@ FUSEDSTEP_INLINE void operator+=(Wide& a, Wide b) {
   a.high += b.high;
 }
 
-// The first n lanes; zeros behind them.
-FUSEDSTEP_INLINE Wide first(Wide v, std::int64_t n) {
+// The first n lanes of v, and those of `behind`, or zeros, behind them.
+FUSEDSTEP_INLINE Wide first(Wide v, std::int64_t n, Wide behind = zeros()) {
   if (n >= kLanes) return v;
   const Longs index = {0, 1, 2, 3, 4, 5, 6, 7};
-  return {(Doubles)((Longs)v.low & (index < n)), (Doubles)((Longs)v.high & (index + 8 < n))};
+  return {index < n ? v.low : behind.low, index + 8 < n ? v.high : behind.high};
+}
+FUSEDSTEP_INLINE Floats first(Floats v, std::int64_t n, Floats behind = Floats{}) {
+  if (n >= kLanes) return v;
+  const Ints index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return index < std::int32_t(n) ? v : behind;
 }
 
 // A sum of doubles in 32 lanes: value i goes to lane i mod 32; the lanes meet in a fixed tree.
@@ -175,6 +180,43 @@ struct LaneSum {
     return ((d[0] + d[4]) + (d[2] + d[6])) + ((d[1] + d[5]) + (d[3] + d[7]));
   }
 };
+
+// a > b ? a : b, or a < b, so that a NaN in a is passed over.
+FUSEDSTEP_INLINE Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+FUSEDSTEP_INLINE Floats smaller(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+FUSEDSTEP_INLINE Doubles smaller(Doubles a, Doubles b) { return a < b ? a : b; }
+FUSEDSTEP_INLINE Doubles larger(Doubles a, Doubles b) { return a > b ? a : b; }
+FUSEDSTEP_INLINE Wide larger(Wide a, Wide b) { return {larger(a.low, b.low), larger(a.high, b.high)}; }
+
+// x == 0 ? yes : no
+FUSEDSTEP_INLINE Floats where_zero(Floats x, Floats yes, Floats no) { return x == 0.0f ? yes : no; }
+FUSEDSTEP_INLINE Wide where_zero(Wide x, Wide yes, Wide no) {
+  return {x.low == 0.0 ? yes.low : no.low, x.high == 0.0 ? yes.high : no.high};
+}
+
+// Every lane the same.
+template <class V>
+FUSEDSTEP_INLINE V spread(double x) {
+  if constexpr (sizeof(V) == sizeof(Wide)) {
+    return {Doubles{} + x, Doubles{} + x};
+  } else {
+    return Floats{} + float(x);
+  }
+}
+
+FUSEDSTEP_INLINE Wide widen(Wide v) { return v; }
 
 // Calls f(offset, lanes) for every 16 of l elements, the last time with fewer lanes.
 template <class F>

@@ -9,7 +9,14 @@ from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
-from fusedstep._losses import softmax_cross_entropy
+from fusedstep._dropout import drop_connect, dropout, dropout_backward, stochastic_depth
+from fusedstep._losses import (
+    log_softmax,
+    mean_squared_error,
+    sigmoid_binary_cross_entropy,
+    softmax,
+    softmax_cross_entropy,
+)
 from fusedstep._normalization import (
     BatchGradSums,
     BatchNorm,
@@ -99,12 +106,20 @@ __all__ = [
     "batch_norm_backward_sums",
     "batch_norm_stats",
     "bfloat16",
+    "drop_connect",
+    "dropout",
+    "dropout_backward",
     "functional",
     "load_checkpoint",
+    "log_softmax",
+    "mean_squared_error",
     "merge_grad_sums",
     "merge_stats",
     "runtime",
     "save_checkpoint",
+    "sigmoid_binary_cross_entropy",
+    "softmax",
     "softmax_cross_entropy",
+    "stochastic_depth",
     "update_running_stats",
 ]

@@ -1,38 +1,173 @@
-"""Losses."""
+"""Losses, each with its gradient, and softmax."""
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
 
+Array = NDArray[Any]
+
 
 def softmax_cross_entropy(
-    logits: NDArray[np.float32], labels: NDArray[np.integer[Any]]
-) -> tuple[float, NDArray[np.float32]]:
+    logits: Array,
+    labels: Array,
+    *,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: Array | None = None,
+) -> tuple[Any, Array]:
     r"""Softmax cross-entropy and its gradient, in one read and one write of the logits.
 
     .. code-block:: text
 
-        loss = mean over rows of  log Σⱼ exp(zⱼ) − z_label
-        dlogits = (softmax(z) − onehot(label)) / N
+        qⱼ = wⱼ ((1 − s) tⱼ + s / C)     t = onehot(label), or the probabilities; s = label_smoothing
+        loss of a row = Σⱼ qⱼ (log Σₖ exp(zₖ) − zⱼ)
+        dlogits = (softmax(z) Σⱼ qⱼ − q) / D
+        D = Σ over the rows that count of w_label (their number, without weights)     "mean", labels
+            rows                                                                      "mean", probabilities
+            1                                                                         "sum" and "none"
 
     Args:
-        logits: (N, C) float32, C-contiguous.
-        labels: (N,) integers in [0, C).
+        logits: (…, C), any number of rows of C classes, C-contiguous; float32, float64, float16 or bfloat16 (16 bits
+            are computed in float32 and rounded once).
+        labels: (…) integers in [0, C) or `ignore_index`; or (…, C) probabilities, in the dtype of the logits (taken as
+            they are: they need not sum to 1).
+        weight: (C,) weights of the classes, finite and ≥ 0; float32, float64 for float64 logits.
+        ignore_index: Rows of this label do not count: loss 0, gradient 0. Where no row counts, or none has weight, the
+            mean is 0 and so is the gradient.
+        label_smoothing: In [0, 1]: so much of each target is spread over all classes.
+        reduction: "mean", "sum", or "none".
+        out: Where the gradient goes: an array like logits, or logits itself; by default a new one.
 
     Returns:
-        The mean loss in nats, and its gradient with respect to the logits, (N, C) float32.
+        The loss in nats, and the gradient with respect to the logits, in their shape and dtype. With "none" the loss is
+        an array (…), float32 (float64 for float64 logits), and the gradient that of its sum.
 
     Raises:
-        TypeError: Logits that are not float32; labels that are not integers.
-        ValueError: A wrong shape; a label out of range.
+        TypeError: A wrong dtype or kind of argument.
+        ValueError: A wrong shape, no rows or no classes; a label, weight or other number out of range; arrays that
+            overlap. Whatever is raised, nothing has been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
-        >>> loss, dlogits = fs.softmax_cross_entropy(np.log(np.array([[0.1, 0.8, 0.1]], np.float32)), np.array([1]))
+        >>> logits = np.log(np.array([[0.1, 0.8, 0.1]], np.float32))
+        >>> loss, dlogits = fs.softmax_cross_entropy(logits, np.array([1]))
         >>> print(round(loss, 4), dlogits.round(2))
         0.2231 [[ 0.1 -0.2  0.1]]
+        >>> fs.softmax_cross_entropy(logits, np.array([-100]))[0]
+        0.0
+
+    Reference:
+        Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception architecture", 2016 (label smoothing).
+        Weights, `ignore_index` and smoothing mean what they mean in `torch.nn.functional.cross_entropy`, but that rows
+        that are ignored count nowhere, and that a mean over nothing is 0, not NaN. The classes are the last axis.
     """
-    return _core.softmax_cross_entropy(logits, labels)
+    return _core.softmax_cross_entropy(logits, labels, weight, ignore_index, label_smoothing, reduction, out)
+
+
+def sigmoid_binary_cross_entropy(
+    logits: Array, targets: Array, *, pos_weight: float = 1.0, reduction: str = "mean", out: Array | None = None
+) -> tuple[Any, Array]:
+    r"""Binary cross-entropy of sigmoid(logits), and its gradient.
+
+    .. code-block:: text
+
+        loss of an element = (1 − t) log(1 + exp(z)) + pos_weight · t log(1 + exp(−z))
+        dlogits = ((1 − t) σ(z) − pos_weight · t σ(−z)) / D     D = elements for "mean", else 1
+
+    Neither overflows, nor loses digits where the sigmoid is near 0 or 1.
+
+    Args:
+        logits: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
+        targets: The same shape and dtype; probabilities in [0, 1], usually 0 and 1.
+        pos_weight: What a positive weighs; ≥ 0.
+        reduction: "mean", "sum", or "none".
+        out: Where the gradient goes: an array like logits, or logits itself; by default a new one.
+
+    Returns:
+        The loss in nats and the gradient, as `softmax_cross_entropy`.
+
+    Raises:
+        TypeError: A wrong dtype or kind of argument.
+        ValueError: A wrong shape, no elements; a number out of range; arrays that overlap. Nothing has been written.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> loss, dlogits = fs.sigmoid_binary_cross_entropy(np.zeros(2, np.float32), np.array([0, 1], np.float32))
+        >>> print(round(loss, 4), dlogits)
+        0.6931 [ 0.25 -0.25]
+    """
+    return _core.sigmoid_binary_cross_entropy(logits, targets, pos_weight, reduction, out)
+
+
+def mean_squared_error(
+    predictions: Array, targets: Array, *, reduction: str = "mean", out: Array | None = None
+) -> tuple[Any, Array]:
+    r"""The mean of (prediction − target)², and its gradient 2 (prediction − target) / elements.
+
+    Args:
+        predictions: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
+        targets: The same shape and dtype.
+        reduction: "mean", "sum", or "none" (which do not divide).
+        out: Where the gradient goes: an array like predictions, or predictions itself; by default a new one.
+
+    Returns:
+        The loss and the gradient, as `softmax_cross_entropy`.
+
+    Raises:
+        TypeError: A wrong dtype or kind of argument.
+        ValueError: A wrong shape, no elements; a wrong reduction; arrays that overlap. Nothing has been written.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.mean_squared_error(np.array([1, 3], np.float32), np.zeros(2, np.float32))
+        (5.0, array([1., 3.], dtype=float32))
+    """
+    return _core.mean_squared_error(predictions, targets, reduction, out)
+
+
+def softmax(logits: Array, *, out: Array | None = None) -> Array:
+    r"""exp(zⱼ) / Σₖ exp(zₖ) over the last axis.
+
+    Args:
+        logits: (…, C), C-contiguous; float32, float64, float16 or bfloat16.
+        out: Where the result goes: an array like logits, or logits itself; by default a new one.
+
+    Returns:
+        Probabilities, in the shape and dtype of logits.
+
+    Raises:
+        TypeError: A wrong dtype or kind of argument.
+        ValueError: A wrong shape; arrays that overlap.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.softmax(np.array([0, 0, -np.inf], np.float32))
+        array([0.5, 0.5, 0. ], dtype=float32)
+    """
+    return _core.softmax(logits, out, False)
+
+
+def log_softmax(logits: Array, *, out: Array | None = None) -> Array:
+    r"""zⱼ − log Σₖ exp(zₖ) over the last axis.
+
+    Args:
+        logits: (…, C), C-contiguous; float32, float64, float16 or bfloat16.
+        out: Where the result goes: an array like logits, or logits itself; by default a new one.
+
+    Returns:
+        Logarithms of probabilities, in the shape and dtype of logits.
+
+    Raises:
+        TypeError: A wrong dtype or kind of argument.
+        ValueError: A wrong shape; arrays that overlap.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.log_softmax(np.array([0, -1000], np.float32))
+        array([    0., -1000.], dtype=float32)
+    """
+    return _core.softmax(logits, out, True)

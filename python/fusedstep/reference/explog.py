@@ -1,60 +1,122 @@
 """exp and log in plain operations, the same bits on every processor.
 
-The constants are those of Moshier's Cephes (expf) and Sun's fdlibm (log).
+The constants are those of Moshier's Cephes (expf), of Sun's fdlibm (log, logf) and, for exp in double, of Taylor.
 """
+
+from dataclasses import dataclass
+from math import factorial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-F = np.float32
+Array = NDArray[Any]
 
 
-def exponential(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """e^x = 2^n e^r with |r| <= ln(2)/2; below -104 it is 0, above 89 infinite, within 2 ULP between."""
-    x = np.where(x < F(-104.0), F(-104.0), x)
-    x = np.where(x > F(89.0), F(89.0), x)
-    # Adding and taking away 1.5 * 2^23 rounds to the nearest integer, which stands in the low bits meanwhile.
-    rounding = F(12582912.0)
+@dataclass(frozen=True)
+class ExpConstants:
+    """Of one dtype: the range, what rounds to an integer, ln 2 in two parts, the polynomial, and the exponent's bits."""
+
+    least: float
+    most: float
+    rounding: float
+    ln2: tuple[float, float]
+    polynomial: tuple[float, ...]
+    bits: Any
+    bias: int
+    mantissa: int
+
+
+_EXP = {
+    np.dtype(np.float32): ExpConstants(
+        -104.0,
+        89.0,
+        1.5 * 2**23,
+        (0.693359375, -2.12194440e-4),
+        (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+        np.int32,
+        127,
+        23,
+    ),
+    np.dtype(np.float64): ExpConstants(
+        -746.0,
+        710.0,
+        1.5 * 2**52,
+        (6.93147180369123816490e-01, 1.90821492927058770002e-10),
+        tuple(1.0 / factorial(k) for k in range(13, 1, -1)),
+        np.int64,
+        1023,
+        52,
+    ),
+}
+_LOG_SERIES = (
+    1.479819860511658591e-01,
+    1.531383769920937332e-01,
+    1.818357216161805012e-01,
+    2.222219843214978396e-01,
+    2.857142874366239149e-01,
+    3.999999999940941908e-01,
+    6.666666666666735130e-01,
+)
+#: Per dtype: the series, ln 2 in two parts, and √2 − 1.
+_LOG = {
+    np.dtype(np.float32): (
+        (0.24279078841, 0.28498786688, 0.40000972152, 0.66666662693),
+        (6.9313812256e-01, 9.0580006145e-06),
+        0.41421356,
+    ),
+    np.dtype(np.float64): (_LOG_SERIES, (6.93147180369123816490e-01, 1.90821492927058770002e-10), 0.41421356237309503),
+}
+
+
+def exponential(x: Array) -> Array:
+    """e^x = 2^n e^r with |r| <= ln(2)/2, of float32 or float64; 0 and infinite outside of the dtype's range."""
+    c, F = _EXP[x.dtype], x.dtype.type
+    x = np.where(x > F(c.most), F(c.most), x)
+    x = np.where(x < F(c.least), F(c.least), x)
+    # Adding and taking away 1.5 * 2^23 (2^52) rounds to the nearest integer, which stands in the low bits meanwhile.
+    rounding = F(c.rounding)
     shifted = x * F(1.44269504088896341) + rounding
-    n = shifted.view(np.int32) - rounding.view(np.int32)
+    n = shifted.view(c.bits) - rounding.view(c.bits)
     whole = shifted - rounding
-    r = (x - whole * F(0.693359375)) - whole * F(-2.12194440e-4)
-    p = r * F(1.9875691500e-4) + F(1.3981999507e-3)
-    for coefficient in (8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = p * r + F(coefficient)
-    p = (p * (r * r) + r) + F(1.0)
+    r = (x - whole * F(c.ln2[0])) - whole * F(c.ln2[1])
+    p = (polynomial(r, c.polynomial) * (r * r) + r) + F(1.0)
     # 2^n in two factors: one alone would leave the range of exponents near both ends.
-    half = n >> 1
-    scaled: NDArray[np.float32] = (p * power_of_two(half)) * power_of_two(n - half)
-    return scaled
+    half = n >> c.bits(1)
+    powers = [((k + c.bits(c.bias)) << c.bits(c.mantissa)).view(F) for k in (half, n - half)]
+    return (p * powers[0]) * powers[1]
 
 
-def power_of_two(n: NDArray[np.int32]) -> NDArray[np.float32]:
-    """2^n, by its exponent bits."""
-    return ((n + np.int32(127)) << np.int32(23)).view(np.float32)
+def polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:
+    """By Horner's rule, the highest power first."""
+    F = x.dtype.type
+    p = x * F(coefficients[0]) + F(coefficients[1])
+    for coefficient in coefficients[2:]:
+        p = p * x + F(coefficient)
+    return p
+
+
+def log_of(f: Array, n: Array) -> Array:
+    """log(2^n (1 + f)), f in [√½ − 1, √2 − 1], by the series in s = f / (2 + f)."""
+    series, ln2, _ = _LOG[f.dtype]
+    F = f.dtype.type
+    s = f / (f + F(2.0))
+    z = s * s
+    r = polynomial(z, series) * z
+    half_square = (f * f) * F(0.5)
+    return n * F(ln2[0]) - ((half_square - (s * (half_square + r) + n * F(ln2[1]))) - f)
 
 
 def logarithm(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The natural logarithm of finite x >= 1: x = 2^k m, m in [√½, √2), log m by its series in s = (m−1)/(m+1)."""
+    """The natural logarithm of finite float64 x >= 1: x = 2^n m, m in [√½, √2)."""
     bits = x.view(np.int64)
-    k = (bits - np.int64(0x3FE6A09E667F3BCD)) >> 52
-    m = (bits - (k << 52)).view(np.float64)
-    f = m - 1.0
-    s = f / (2.0 + f)
-    z = s * s
-    p = np.full_like(x, 1.479819860511658591e-01)
-    for coefficient in (
-        1.531383769920937332e-01,
-        1.818357216161805012e-01,
-        2.222219843214978396e-01,
-        2.857142874366239149e-01,
-        3.999999999940941908e-01,
-        6.666666666666735130e-01,
-    ):
-        p = p * z + coefficient
-    r = p * z
-    half_square = 0.5 * (f * f)
-    n = k.astype(np.float64)
-    return n * 6.93147180369123816490e-01 - (
-        (half_square - (s * (half_square + r) + n * 1.90821492927058770002e-10)) - f
-    )
+    n = (bits - np.int64(0x3FE6A09E667F3BCD)) >> 52
+    m = (bits - (n << 52)).view(np.float64)
+    return log_of(m - 1.0, n.astype(np.float64))
+
+
+def log_1p(x: Array) -> Array:
+    """log(1 + x) for x in [0, 1], of float32 or float64."""
+    F = x.dtype.type
+    far = x > F(_LOG[x.dtype][2])
+    return log_of(np.where(far, (x - F(1.0)) * F(0.5), x), np.where(far, F(1.0), F(0.0)))

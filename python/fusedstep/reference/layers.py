@@ -1,28 +1,156 @@
-"""Softmax cross-entropy. Results are written into the arrays that the caller gives."""
+"""Softmax, losses and dropout. Results are written into the arrays that the caller gives."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep.reference.explog import exponential, logarithm
-from fusedstep.reference.sums import lane_sum
+from fusedstep.reference.codec import narrowed, widened
+from fusedstep.reference.explog import exponential, log_1p, log_of, logarithm
+from fusedstep.reference.philox import element_words
+from fusedstep.reference.sums import CHUNK, lane_sum, term_sum
 
 Array = NDArray[Any]
+LABELS, SMOOTH_LABELS, TARGETS = range(3)
 
 
-def cross_entropy(logits: Array, labels: Array, dlogits: Array) -> float:
-    """The mean of −log softmax(logits)[label]; dlogits receives (softmax − onehot) / rows."""
-    logits = np.asarray(logits)
-    rows = np.arange(len(labels))
+def store(out: Array, values: Array) -> None:
+    """Rounds to the dtype of `out`, to the nearest."""
+    out[...] = narrowed(values, out.dtype) if out.itemsize < values.itemsize else values
+
+
+def row_exponentials(z: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """d = z − max z and e^d of rows; of its sum those that add 1, all others, and the logarithm of the whole.
+
+    Apart, so that a row that is nearly sure keeps the digits of its doubt.
+    """
+    top = np.fmax.reduce(z, axis=-1, keepdims=True, initial=-np.inf)
+    d = z - top
+    e = exponential(d)
+    zero = d == 0
+    ties = np.count_nonzero(zero, axis=-1).astype(np.float64)
+    rest = term_sum(np.where(zero, z.dtype.type(0), e))
+    total = ties + rest
+    sure = (ties == 1.0) & (rest < 0.41)
+    log = np.where(sure, log_of(np.where(sure, rest, 0.0), np.zeros_like(rest)), logarithm(total))
+    # The largest logit adds 1; less is NaN.
+    return d, e, ties, rest, np.where(total >= 1.0, log, total)
+
+
+def softmax(logits: Array, out: Array, log: bool) -> None:
+    """softmax, or its logarithm, of the last axis."""
+    z = widened(logits)
+    F = z.dtype.type
     with np.errstate(all="ignore"):
-        top = np.fmax.reduce(logits, axis=1, initial=-np.inf)[:, None]
-        label_logit = logits[rows, labels].astype(np.float64) - top[:, 0]
-        e = exponential(logits - top)
-        total = lane_sum(e)
-        # The largest logit adds 1; less is NaN.
-        losses = np.where(total >= 1.0, logarithm(total) - label_logit, total)
-        scale = 1.0 / len(labels)
-        dlogits[...] = e * (scale / total).astype(np.float32)[:, None]
-        dlogits[rows, labels] -= np.float32(scale)
-        return float(lane_sum(losses) / len(labels))
+        d, e, ties, rest, log_total = row_exponentials(z)
+        store(out, d - log_total.astype(F)[..., None] if log else e * (1.0 / (ties + rest)).astype(F)[..., None])
+
+
+def cross_entropy(
+    logits: Array,
+    labels: NDArray[np.int64] | None,
+    ignore: int,
+    targets: Array | None,
+    weight: Array | None,
+    goal: int,
+    peak: float,
+    rest: float,
+    scale: float,
+    dlogits: Array,
+) -> NDArray[np.float64]:
+    """The losses Σ q_j (log Σ e^(z_k) − z_j) of rows, and their gradient (softmax(z) Σ q_j − q) · scale in `dlogits`.
+
+    q_j is what is wanted of class j: `peak` at the label, or times a target, and `rest` everywhere, times its weight.
+    """
+    z = widened(logits)
+    F = z.dtype.type
+    rows, classes = z.shape
+    every = np.arange(rows)
+    counts = np.ones(rows, bool) if labels is None else labels != ignore
+    label = np.zeros(rows, np.int64) if labels is None else np.where(counts, labels, 0)
+    peaks = np.zeros(rows) if labels is None else np.full(rows, peak)
+    if labels is not None and weight is not None:
+        peaks = peak * weight[label].astype(np.float64)
+    with np.errstate(all="ignore"):
+        d, e, ties, others, log_total = row_exponentials(z)
+        total = ties + others
+        top = np.fmax.reduce(z, axis=-1, initial=-np.inf).astype(np.float64)
+        label_logit = z[every, label].astype(np.float64) - top
+        whole, wanted = peaks.copy(), np.where(peaks == 0.0, 0.0, peaks * label_logit)
+        q = np.full_like(z, rest) if targets is None else widened(targets) * F(peak) + F(rest)
+        if weight is not None:
+            q = q * weight
+        if goal == SMOOTH_LABELS:
+            whole += rest * classes
+            wanted += rest * term_sum(d)
+        if goal == TARGETS:
+            whole += term_sum(q)
+            # A class that is ruled out by −inf does not count where it is not wanted.
+            wanted += term_sum(np.where(q == 0, q, q * d))
+        losses = whole * log_total - wanted
+
+        factor = (scale * whole / total).astype(F)
+        gradient = e * factor[:, None]
+        label_gradient = gradient[every, label]
+        if goal == LABELS:
+            # p_y − 1 without what cancels where the label is the largest.
+            share = np.where(label_logit == 0, (1.0 - ties) - others, e[every, label].astype(np.float64) - total)
+            label_gradient = share.astype(F) * factor
+        elif goal == SMOOTH_LABELS:
+            gradient -= F(scale * rest)
+            label_gradient = (label_gradient - F(scale * rest)) - (scale * peaks).astype(F)
+        else:
+            gradient -= q * F(scale)
+            label_gradient = (label_gradient - q[every, label] * F(scale)) - (scale * peaks).astype(F)
+    if labels is not None:
+        gradient[every, label] = label_gradient
+    gradient[~counts] = 0
+    store(dlogits, gradient)
+    return np.where(counts, losses, 0.0)
+
+
+def binary_cross_entropy(
+    x: Array, targets: Array, weight: float, scale: float, losses: Array | None, dx: Array
+) -> float:
+    """(1 − t) softplus(x) + weight · t softplus(−x), and its gradient (1 − t) σ(x) − weight · t σ(−x)."""
+    z, t = widened(x), widened(targets)
+    F = z.dtype.type
+    with np.errstate(all="ignore"):
+        negative, size = z < 0, np.abs(z)
+        e = exponential(-size)
+        near = F(1.0) / (F(1.0) + e)
+        far = e * near
+        log = log_1p(e)
+        no, yes = F(1.0) - t, t * F(weight)
+        loss = no * np.where(negative, log, size + log) + yes * np.where(negative, size + log, log)
+        gradient = no * np.where(negative, far, near) - yes * np.where(negative, near, far)
+        store(dx, gradient * F(scale))
+    return _sum_or_store(loss, losses)
+
+
+def squared_error(x: Array, targets: Array, weight: float, scale: float, losses: Array | None, dx: Array) -> float:
+    """(x − t)², and its gradient 2 (x − t)."""
+    z = widened(x)
+    with np.errstate(all="ignore"):
+        d = z - widened(targets)
+        store(dx, (d + d) * z.dtype.type(scale))
+        return _sum_or_store(d * d, losses)
+
+
+def _sum_or_store(loss: Array, losses: Array | None) -> float:
+    """The sum, chunk after chunk, or every one."""
+    if losses is not None:
+        losses[...] = loss
+        return 0.0
+    flat = loss.reshape(-1)
+    chunks = [float(lane_sum(flat[start : start + CHUNK])) for start in range(0, flat.size, CHUNK)]
+    return float(lane_sum(np.array(chunks)))
+
+
+def dropout(x: Array, residual: Array | None, y: Array, key: int, offset: int, threshold: int, scale: float) -> None:
+    """y = residual + (x · scale where the element's word is at least the threshold, else 0)."""
+    z = widened(x)
+    kept = (element_words(key, offset, z.size) >= np.uint32(threshold)).reshape(z.shape)
+    with np.errstate(all="ignore"):
+        values = np.where(kept, z * z.dtype.type(scale), z.dtype.type(0))
+        store(y, values if residual is None else widened(residual) + values)

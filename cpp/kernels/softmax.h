@@ -1,0 +1,129 @@
+// Softmax of rows: e^(z - max z) and its sum, which the loss and the function share.
+#pragma once
+
+#include "kernels/explog.h"
+#include "kernels/narrow.h"
+#include "kernels/table.h"
+
+namespace fusedstep::FUSEDSTEP_SET {
+
+// Values whose terms are added in their own dtype before they are added in double.
+inline constexpr std::int64_t kTermStrip = 4 * kLanes;
+
+// Adds K terms of each value: of a strip (t0 + t1) + (t2 + t3) in the values' dtype, strips in 16 lanes of doubles.
+// f(offset, lanes, terms) gives those of up to 16 values; lanes behind them do not count.
+template <class V, int K, class F>
+FUSEDSTEP_INLINE void add_terms(std::int64_t l, LaneSum (&sums)[K], F f) {
+  std::int64_t i = 0;
+  for (; i + kTermStrip <= l; i += kTermStrip) {
+    V t[4][K];
+    for (int k = 0; k < 4; ++k) f(i + k * kLanes, std::int64_t(kLanes), t[k]);
+    for (int j = 0; j < K; ++j) sums[j].half[0] += widen((t[0][j] + t[1][j]) + (t[2][j] + t[3][j]));
+  }
+  if (i == l) return;
+  V t[4][K];
+  for (int k = 0; k < 4; ++k) {
+    const std::int64_t n = l - i - k * kLanes;
+    if (n > 0) {
+      f(i + k * kLanes, n < kLanes ? n : kLanes, t[k]);
+      for (int j = 0; j < K; ++j) t[k][j] = first(t[k][j], n);
+    } else {
+      for (int j = 0; j < K; ++j) t[k][j] = spread<V>(0.0);
+    }
+  }
+  for (int j = 0; j < K; ++j) sums[j].half[0] += widen((t[0][j] + t[1][j]) + (t[2][j] + t[3][j]));
+}
+
+FUSEDSTEP_INLINE float largest_lane(Floats v) {
+  v = larger(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  v = larger(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+  return v[0];
+}
+FUSEDSTEP_INLINE double largest_lane(Wide w) {
+  Doubles v = larger(w.low, w.high);
+  v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+  v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+  v = larger(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
+  return v[0];
+}
+
+// The largest of a row, passing over NaN; -inf of none.
+template <class T>
+FUSEDSTEP_INLINE double row_max(const T* z, std::int64_t classes) {
+  using V = typename Arithmetic<T>::Lanes;
+  const V least = spread<V>(-__builtin_inf());
+  V max[4] = {least, least, least, least};
+  std::int64_t j = 0;
+  for (; j + kTermStrip <= classes; j += kTermStrip) {
+    for (int k = 0; k < 4; ++k) max[k] = larger(load(z + j + k * kLanes, kLanes), max[k]);
+  }
+  for (; j + kLanes <= classes; j += kLanes) max[0] = larger(load(z + j, kLanes), max[0]);
+  if (j < classes) max[1] = larger(first(load(z + j, classes - j), classes - j, least), max[1]);
+  return largest_lane(larger(larger(max[0], max[1]), larger(max[2], max[3])));
+}
+
+// The sum of e^(z_j - max) as `ties`, those that are the largest and add exactly 1, and `rest`, all others: a row that
+// is nearly sure keeps the digits of its doubt.
+struct RowSum {
+  double ties, rest;
+
+  double total() const { return ties + rest; }
+  // NaN where a logit was one.
+  double logarithm_of_total() const {
+    if (!(total() >= 1.0)) return total();
+    if (ties == 1.0 && rest < 0.41) return log_of_double(rest, 0.0);
+    return logarithm(total());
+  }
+};
+
+// Writes e^(z_j - max) and adds it up; terms(offset, lanes, d, t) gives K - 1 further terms from d = z - max.
+template <class T, int K, class F>
+FUSEDSTEP_INLINE RowSum row_exponentials(const T* z, double max, std::int64_t classes,
+                                         typename Arithmetic<T>::Scalar* out, LaneSum (&sums)[K], F terms) {
+  using V = typename Arithmetic<T>::Lanes;
+  const V top = spread<V>(max), zero = spread<V>(0.0), one = spread<V>(1.0);
+  V ties = zero;
+  add_terms<V>(classes, sums, [&](std::int64_t i, std::int64_t n, V(&t)[K]) FUSEDSTEP_LAMBDA {
+    // The next row, while there is so much to compute.
+    __builtin_prefetch(z + classes + i);
+    if (sizeof(T) == sizeof(double)) __builtin_prefetch(z + classes + i + kLanes / 2);
+    const V d = load(z + i, n) - top;
+    const V e = exponential(d);
+    store(out + i, e, n);
+    t[0] = where_zero(d, zero, e);
+    ties = ties + first(where_zero(d, one, zero), n);
+    terms(i, n, d, t);
+  });
+  LaneSum tied;
+  tied.half[0] = widen(ties);
+  return {tied.total(), sums[0].total()};
+}
+
+template <class T, bool Log>
+void softmax(const SoftmaxArgs& a, void* scratch, std::int64_t begin, std::int64_t end) {
+  using S = typename Arithmetic<T>::Scalar;
+  using V = typename Arithmetic<T>::Lanes;
+  auto* e = static_cast<S*>(scratch);
+  for (std::int64_t row = begin; row < end; ++row) {
+    const T* z = static_cast<const T*>(a.logits) + row * a.classes;
+    T* out = static_cast<T*>(a.out) + row * a.classes;
+    const double max = row_max(z, a.classes);
+    LaneSum sums[1];
+    const RowSum sum =
+        row_exponentials(z, max, a.classes, e, sums, [](std::int64_t, std::int64_t, V, V(&)[1]) FUSEDSTEP_LAMBDA {});
+    if constexpr (Log) {
+      const V top = spread<V>(max), shift = spread<V>(sum.logarithm_of_total());
+      write_lanes(out, a.classes, a.stream,
+                  [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { return (load(z + i, n) - top) - shift; });
+    } else {
+      const S factor = S(1.0 / sum.total());
+      write_lanes(out, a.classes, a.stream,
+                  [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { return load(e + i, n) * factor; });
+    }
+  }
+  if (a.stream) end_stream();
+}
+
+}  // namespace fusedstep::FUSEDSTEP_SET

@@ -1,0 +1,172 @@
+"""Dropout and its kin, by random words of the elements' numbers: no mask is stored."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedstep import _core
+
+Array = NDArray[Any]
+
+
+def dropout(
+    x: Array, p: float, *, seed: int, offset: int = 0, residual: Array | None = None, out: Array | None = None
+) -> Array:
+    r"""Inverted dropout, added to a residual where there is one.
+
+    .. code-block:: text
+
+        yᵢ = residualᵢ + (xᵢ / (1 − p)  with probability 1 − p, else 0)
+
+    Element i of x in C order is kept where word offset + i of Philox 4×32-10 with the key `seed` is at least p · 2³².
+    So the result depends on nothing but the arguments, and the backward pass makes the same choice again: give it the
+    same `p`, `seed` and `offset`, and keep nothing. Two calls are independent where their seeds differ, or their ranges
+    [offset, offset + elements) do not meet.
+
+    Args:
+        x: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
+        p: The probability to drop, in [0, 1), rounded to a multiple of 2⁻³².
+        seed: In [0, 2⁶⁴).
+        offset: The number of the first element, in [0, 2⁶⁴); offset + elements likewise.
+        residual: What is added, like x.
+        out: Where y goes: an array like x, or x or the residual itself; by default a new one.
+
+    Returns:
+        y, in the shape and dtype of x. At test time dropout is left out: y is x.
+
+    Raises:
+        TypeError: A wrong dtype or kind of argument.
+        ValueError: A wrong shape; a number out of range; arrays that overlap. Nothing has been written.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> x = np.ones(8, np.float32)
+        >>> y = fs.dropout(x, 0.5, seed=3)
+        >>> sorted(set(y.tolist()))
+        [0.0, 2.0]
+        >>> bool((fs.dropout_backward(x, 0.5, seed=3) == y).all())
+        True
+
+    Reference:
+        Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", 2014. Salmon, Moraes, Dror and Shaw,
+        "Parallel random numbers: as easy as 1, 2, 3", 2011.
+    """
+    return _core.dropout(x, p, seed, offset, residual, out, "x")
+
+
+def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
+    r"""The gradient of `dropout`: dx = dy / (1 − p) where x was kept, else 0; that of the residual is dy.
+
+    Args:
+        dy: The gradient of y, C-contiguous; float32, float64, float16 or bfloat16.
+        p: As in the forward pass, and so the following.
+        seed: See `dropout`.
+        offset: See `dropout`.
+        out: Where dx goes: an array like dy, or dy itself; by default a new one.
+
+    Returns:
+        dx, in the shape and dtype of dy.
+
+    Raises:
+        TypeError: See `dropout`.
+        ValueError: See `dropout`.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.dropout_backward(np.ones(3, np.float32), 0.0, seed=0)
+        array([1., 1., 1.], dtype=float32)
+    """
+    return _core.dropout(dy, p, seed, offset, None, out, "dy")
+
+
+def drop_connect(weight: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
+    r"""DropConnect: `dropout` of the weights of a layer instead of its inputs.
+
+    The layer computes with the result; the gradient of `weight` is `dropout_backward` of the gradient of the result.
+
+    Args:
+        weight: The weights, C-contiguous; float32, float64, float16 or bfloat16.
+        p: The probability to drop, in [0, 1).
+        seed: See `dropout`.
+        offset: See `dropout`.
+        out: See `dropout`.
+
+    Returns:
+        The weights that are left, divided by 1 − p.
+
+    Raises:
+        TypeError: See `dropout`.
+        ValueError: See `dropout`.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.drop_connect(np.ones((2, 4), np.float32), 0.25, seed=1).shape
+        (2, 4)
+
+    Reference:
+        Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of neural networks using DropConnect", 2013.
+    """
+    return _core.dropout(weight, p, seed, offset, None, out, "weight")
+
+
+def stochastic_depth(
+    x: Array, p: float, *, seed: int, offset: int = 0, residual: Array | None = None, out: Array | None = None
+) -> Array:
+    r"""Stochastic depth: drops whole samples of a residual branch.
+
+    .. code-block:: text
+
+        y[n] = residual[n] + (x[n] / (1 − p)  with probability 1 − p, else 0)
+
+    Sample n goes by word offset + n, see `dropout`. The gradient of x is the same function of the gradient of y, without
+    the residual; that of the residual is dy.
+
+    Args:
+        x: (N, …), what the branch gives; float32, float64 or float16.
+        p: The probability to drop a sample, in [0, 1).
+        seed: See `dropout`.
+        offset: See `dropout`; N words are used.
+        residual: What is added, like x.
+        out: Where y goes: an array like x, or x or the residual itself; by default a new one.
+
+    Returns:
+        y, in the shape and dtype of x.
+
+    Raises:
+        TypeError: A wrong dtype or kind of argument.
+        ValueError: A wrong shape; a number out of range.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> y = fs.stochastic_depth(np.ones((6, 3), np.float32), 0.5, seed=5)
+        >>> bool((y.min(axis=1) == y.max(axis=1)).all())
+        True
+
+    Reference:
+        Huang, Sun, Liu, Sedra and Weinberger, "Deep networks with stochastic depth", 2016.
+    """
+    for name, array in (("x", x), ("residual", residual), ("out", out)):
+        if array is None and name != "x":
+            continue
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name}: expected a NumPy array, got {type(array).__qualname__}")
+        if array.dtype not in (np.float32, np.float64, np.float16):
+            raise TypeError(f"{name}: expected float32, float64 or float16, got dtype {array.dtype}")
+        if array.dtype != x.dtype:
+            raise TypeError(f"{name}: expected dtype {x.dtype} as x has, got {array.dtype}")
+        if array.shape != x.shape:
+            raise ValueError(f"{name}: expected shape {x.shape} as x has, got {array.shape}")
+    if x.ndim < 1:
+        raise ValueError("x: expected at least one axis, got a number")
+    maths = np.float64 if x.dtype == np.float64 else np.float32
+    kept = _core.dropout(np.ones(len(x), maths), p, seed, offset, None, None, "x")
+    kept = kept.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    # A product would make NaN of an infinity that is dropped.
+    y = np.where(kept == 0, x.dtype.type(0), x * kept)
+    if residual is not None:
+        y += residual
+    if out is None:
+        return y
+    out[...] = y
+    return out
