@@ -4,7 +4,7 @@ Every kernel computes the same bits as its NumPy reference (`fusedstep.reference
 number of threads.
 """
 
-from fusedstep import functional, runtime
+from fusedstep import functional, runtime, schedules
 from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
@@ -75,6 +75,7 @@ __all__ = [
     "BatchNormSaved",
     "BatchStats",
     "Checkpoint",
+    "EarlyStopping",
     "LBFGSReport",
     "Lion",
     "Momentum",
@@ -92,6 +93,7 @@ __all__ = [
     "StepReport",
     "TensorReport",
     "__version__",
+    "averaging",
     "batch_norm",
     "batch_norm_apply",
     "batch_norm_backward",
@@ -105,6 +107,7 @@ __all__ = [
     "merge_stats",
     "runtime",
     "save_checkpoint",
+    "schedules",
     "softmax_cross_entropy",
     "update_running_stats",
 ]
