@@ -4,11 +4,12 @@ Every kernel computes the same bits as its NumPy reference (`fusedstep.reference
 number of threads.
 """
 
-from fusedstep import functional, runtime, schedules
+from fusedstep import averaging, functional, runtime, schedules
 from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
+from fusedstep._early_stopping import EarlyStopping
 from fusedstep._losses import softmax_cross_entropy
 from fusedstep._normalization import (
     BatchGradSums,
