@@ -379,6 +379,19 @@ class TestSnapshots:
         assert taken == ends
         assert [member[0] for member in ensemble.members()] == at
 
+    def test_a_step_that_was_left_out_ends_no_cycle(self):
+        p = np.zeros(1, F)
+        schedule = fs.schedules.cyclic(0.0, 0.5, 1)
+        optimizer = fs.SGD(p, lr=schedule, skip_nonfinite=True)
+        ensemble = SnapshotEnsemble(p, schedule)
+        reports = [optimizer.step(np.full(1, g, F)) for g in (1, 1, math.nan, math.inf, 1, 1)]
+        assert [report.skipped for report in reports] == [False, False, True, True, False, False]
+        assert [ensemble.observe(report.step) for report in reports] == [False, True, False, False, False, True]
+        again = SnapshotEnsemble(p, schedule)
+        again.load_state_dict(ensemble.state_dict())
+        assert not again.observe(4)
+        assert again.observe(6)
+
     def test_the_latest_are_kept(self):
         p = np.zeros(1, F)
         ensemble = SnapshotEnsemble({"p": p}, max_snapshots=3)
@@ -514,7 +527,7 @@ class TestStates:
             with pytest.raises(error, match=message):
                 ema.load_state_dict({**ema.state_dict(), "params": value})
             with pytest.raises(error, match=message):
-                snapshots.load_state_dict({"members": [value]})
+                snapshots.load_state_dict({"members": [value], "last_end": 0})
             if not isinstance(value, dict):
                 with pytest.raises(error, match=message):
                     swa.load_state_dict({**swa.state_dict(), "means": value})
@@ -527,9 +540,11 @@ class TestStates:
             with pytest.raises(error, match=message):
                 ema.load_state_dict({**ema.state_dict(), "params": good, **change})
         with pytest.raises(ValueError, match="expected at most 1, got 2"):
-            snapshots.load_state_dict({"members": [good, good]})
+            snapshots.load_state_dict({"members": [good, good], "last_end": 0})
         with pytest.raises(TypeError, match="expected a list, got dict"):
-            snapshots.load_state_dict({"members": good})
+            snapshots.load_state_dict({"members": good, "last_end": 0})
+        with pytest.raises(ValueError, match="last_end"):
+            snapshots.load_state_dict({"members": [], "last_end": -1})
         for average in (ema, swa, snapshots):
             with pytest.raises(TypeError, match="state: expected a dict, got NoneType"):
                 average.load_state_dict(None)

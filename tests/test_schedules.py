@@ -1,6 +1,7 @@
 """Schedules, against PyTorch's and against closed forms."""
 
 import copy
+import inspect
 import math
 import pickle
 import random
@@ -291,6 +292,14 @@ class TestEdges:
     def test_every_schedule_is_in_the_examples(self):
         kinds = {name for name in schedules.__all__ if name not in ("Schedule", "plot")}
         assert kinds == set(names()) == set(schedules._saving.REGISTRY)
+
+    @pytest.mark.parametrize("name", schedules.__all__)
+    def test_they_are_documented(self, name):
+        thing = getattr(schedules, name)
+        if name != "Schedule":
+            assert all(f"{section}:" in thing.__doc__ for section in ("Args", "Raises", "Examples"))
+            for argument in list(inspect.signature(thing).parameters):
+                assert f"\n    {argument}: " in inspect.getdoc(thing)
 
 
 class TestErrors:

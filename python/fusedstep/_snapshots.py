@@ -50,6 +50,7 @@ class SnapshotEnsemble(Guest):
         self.max_snapshots = whole(max_snapshots, "max_snapshots", least=1)
         super().__init__(Weights(params))
         self._members: list[list[Array]] = []
+        self._last_end = 0
 
     def observe(self, step: int) -> bool:
         """Takes a snapshot if a cycle has just ended; after every step.
@@ -58,7 +59,7 @@ class SnapshotEnsemble(Guest):
             step: Steps taken so far, this one included: `StepReport.step`.
 
         Returns:
-            Whether it took one.
+            Whether it took one: not again for the same step, which a step that was left out reports (`skip_nonfinite`).
 
         Raises:
             RuntimeError: There is no schedule; within `use`.
@@ -67,9 +68,11 @@ class SnapshotEnsemble(Guest):
         """
         if self.schedule is None:
             raise RuntimeError("observe: there is no schedule, which would say where a cycle ends; see take")
-        if not ends_cycle(self.schedule, whole(step, "step")):
+        step = whole(step, "step")
+        if step == self._last_end or not ends_cycle(self.schedule, step):
             return False
         self.take()
+        self._last_end = step
         return True
 
     def take(self) -> None:
@@ -103,7 +106,7 @@ class SnapshotEnsemble(Guest):
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes, and `save_checkpoint` as metadata; its own arrays, not copies."""
-        return {"members": self.members()}
+        return {"members": self.members(), "last_end": self._last_end}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copies a state.
@@ -113,14 +116,16 @@ class SnapshotEnsemble(Guest):
             TypeError: Another dtype or structure.
             ValueError: Another shape; more than `max_snapshots`. Nothing has changed then.
         """
-        check_keys(state, ("members",))
+        check_keys(state, ("members", "last_end"))
         given = state["members"]
         if not isinstance(given, list | tuple):
             raise TypeError(f"state['members']: expected a list, got {type(given).__name__}")
         if len(given) > self.max_snapshots:
             raise ValueError(f"state['members']: expected at most {self.max_snapshots}, got {len(given)}")
+        last_end = whole(state["last_end"], "state['last_end']")
         arrays = self._weights.arrays
-        self._members = [self._weights.read(member, f"state['members'][{k}]", arrays) for k, member in enumerate(given)]
+        members = [self._weights.read(member, f"state['members'][{k}]", arrays) for k, member in enumerate(given)]
+        self._members, self._last_end = members, last_end
 
 
 def ensemble_predict(predict: Callable[[], Array], ensemble: SnapshotEnsemble) -> Array:

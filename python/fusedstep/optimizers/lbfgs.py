@@ -293,7 +293,9 @@ class LBFGS:
                 raise ValueError(f"state_dict: expected groups of {counts} parameters, got {saved_counts}")
             saved = state_dict["param_groups"][0]
             handover = Handover()
-            group.update({name: handover.adopt(group[name], saved[name]) for name in self.defaults if name in saved})
+            group.update(
+                {name: handover.adopt(group.get(name), saved[name]) for name in self.defaults if name in saved}
+            )
             _Settings.of(group)
             layout = _Layout(group, self._form)
             state: dict[int, dict[str, Any]] = {}

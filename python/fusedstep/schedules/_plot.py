@@ -84,7 +84,8 @@ def plot(
     ax.set(xlabel="step", ylabel="learning rate")
     ax.spines[["top", "right"]].set_visible(False)
     if any(name for name, _ in named):
-        ax.legend(frameon=False)
+        # Above, for curves go through every corner.
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     if path is not None:
         ax.figure.savefig(path, dpi=150)
     return ax
