@@ -459,11 +459,15 @@ class TestCheckpoints:
     @pytest.mark.parametrize("schedule", EXAMPLES, ids=names())
     @pytest.mark.parametrize("kind", [fs.SGD, fs.LBFGS])
     def test_a_fresh_optimizer_takes_it_over(self, tmp_path, schedule, kind):
-        params = arrays()
-        loaded = through(tmp_path / "run", params, kind(params, lr=copy.deepcopy(schedule))).optimizer
+        params, schedule = arrays(), copy.deepcopy(schedule)
+        if isinstance(schedule, ReduceOnPlateau):
+            for metric in (1.0, 0.5, 0.5, 0.5, 0.75):
+                schedule.observe(metric)
+            assert schedule.current_lr < schedule.lr
+        loaded = through(tmp_path / "run", params, kind(params, lr=schedule)).optimizer
         assert loaded["schedules"] == [[]]
         assert loaded["param_groups"][0]["lr"] == schedule
-        for lr in (0.5, constant(0.1), lambda taken: 0.1):
+        for lr in (0.5, constant(0.1), lambda taken: 0.1, ReduceOnPlateau(0.1)):
             optimizer = kind(arrays(), lr=lr)
             optimizer.load_state_dict(loaded)
             assert optimizer.param_groups[0]["lr"] == schedule
