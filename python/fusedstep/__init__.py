@@ -4,12 +4,13 @@ Every kernel computes the same bits as its NumPy reference (`fusedstep.reference
 number of threads.
 """
 
-from fusedstep import functional, runtime
+from fusedstep import averaging, functional, runtime, schedules
 from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
 from fusedstep._dropout import drop_connect, dropout, dropout_backward, stochastic_depth
+from fusedstep._early_stopping import EarlyStopping
 from fusedstep._losses import (
     log_softmax,
     mean_squared_error,
@@ -82,6 +83,7 @@ __all__ = [
     "BatchNormSaved",
     "BatchStats",
     "Checkpoint",
+    "EarlyStopping",
     "LBFGSReport",
     "Lion",
     "Momentum",
@@ -99,6 +101,7 @@ __all__ = [
     "StepReport",
     "TensorReport",
     "__version__",
+    "averaging",
     "batch_norm",
     "batch_norm_apply",
     "batch_norm_backward",
@@ -117,6 +120,7 @@ __all__ = [
     "merge_stats",
     "runtime",
     "save_checkpoint",
+    "schedules",
     "sigmoid_binary_cross_entropy",
     "softmax",
     "softmax_cross_entropy",

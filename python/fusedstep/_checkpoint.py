@@ -4,6 +4,11 @@ Any reader of safetensors finds the arrays in it, in C order: `param/<name>`, `s
 is no array is JSON in the file's metadata, under "fusedstep": the format and the library's version; `tensors`, the
 schema, with dtype, shape and CRC-32 of every array; `params`, their names in order; the optimizer's state dict; the
 random state; the caller's metadata. Beside it stands the CRC-32 of that text.
+
+The schedules of this library among the hyper-parameters are a table in the optimizer's part, `schedule_table`: rows of
+a name, arguments, the rows of the schedules within, and a state; `schedule_rows` says, group by group, which
+hyper-parameter is which row. A file with a table is of format 3, any other of format 2, which knows none and would
+refuse the rows as damage: so an older reader says that the file is newer, and reads all that it can.
 """
 
 import json
@@ -24,8 +29,12 @@ from numpy.typing import NDArray
 from fusedstep import _core
 from fusedstep._arrays import as_array, dtype_name
 from fusedstep.optimizers import LBFGS, Optimizer
+from fusedstep.schedules._base import Schedule
+from fusedstep.schedules._saving import Table, assemble, can_save
 
-FORMAT = 2
+FORMAT = 3
+#: That of a file without schedules.
+_FORMAT_WITHOUT = 2
 _TEXT = "fusedstep"
 _CHECKSUM = "fusedstep.crc32"
 
@@ -64,8 +73,9 @@ class Checkpoint:
     Attributes:
         params: The parameters by name (by position, "0", "1", …, where they were a list), in the order and with the
             order of axes in memory that they were saved with.
-        optimizer: A state dict for `Optimizer.load_state_dict`; None where there was no optimizer. Beside its own keys
-            it has `schedules`: per group, the names of the hyper-parameters that were functions, and are not in it.
+        optimizer: A state dict for `Optimizer.load_state_dict`; None where there was no optimizer. Schedules of
+            `fusedstep.schedules` are objects in its groups. Beside its own keys it has `schedules`: per group, the
+            names of the hyper-parameters that were other functions, and are not in it.
         metadata: What was given beside them.
         rng: The random generator, where it was; None where none was given.
     """
@@ -88,8 +98,9 @@ def save_checkpoint(
 
     The file takes its name when all of it is on the disk: a crash leaves the old one or the new one. (A process killed
     in the middle leaves its temporary file too, `.fusedstep-….tmp` in the same directory.) A file that is replaced
-    keeps its permissions; a symbolic link stays, and the file it leads to is replaced. A schedule is a function and is
-    not saved; its position, the number of steps, is.
+    keeps its permissions; a symbolic link stays, and the file it leads to is replaced. The schedules of
+    `fusedstep.schedules` are saved, by name and arguments, a `ReduceOnPlateau` with its state. Any other function as a
+    learning rate, or one of these around it, is not; its position, the number of steps, is.
 
     Takes no memory beyond the arrays themselves, in any order of their axes.
 
@@ -124,11 +135,13 @@ def save_checkpoint(
     """
     _safetensors()
     tensors: dict[str, Array] = {}
+    named = _encode_params(params, tensors)
+    encoded = None if optimizer is None else _encode_optimizer(optimizer.state_dict(), tensors)
     header = {
-        "format": FORMAT,
+        "format": FORMAT if encoded and "schedule_table" in encoded else _FORMAT_WITHOUT,
         "version": _core.version,
-        "params": _encode_params(params, tensors),
-        "optimizer": None if optimizer is None else _encode_optimizer(optimizer.state_dict(), tensors),
+        "params": named,
+        "optimizer": encoded,
         "rng": None if rng is None else _encode_rng(rng, tensors),
         "metadata": {name: _encode(value, f"metadata/{name}", tensors) for name, value in metadata.items()},
     }
@@ -261,20 +274,25 @@ def _encode_params(params: Mapping[str, Array] | Sequence[Array], tensors: dict[
 
 
 def _encode_optimizer(state_dict: dict[str, Any], tensors: dict[str, Array]) -> dict[str, Any]:
-    state, groups, schedules = {}, [], []
+    state, groups, schedules, rows, table = {}, [], [], [], Table()
     for k, entry in state_dict["state"].items():
         state[str(k)] = _encode_dict(entry, f"state/{k}", tensors)
     for k, group in enumerate(state_dict["param_groups"]):
-        schedules.append([name for name, value in group.items() if callable(value)])
+        schedules.append([name for name, value in group.items() if callable(value) and not can_save(value)])
+        rows.append({name: table.add(value) for name, value in group.items() if can_save(value)})
         kept = {name: value for name, value in group.items() if not callable(value)}
         groups.append(_encode_dict(kept, f"param_groups/{k}", tensors))
     rest = {key: value for key, value in state_dict.items() if key not in ("state", "param_groups")}
-    return {
+    encoded = {
         **_encode_dict(rest, "optimizer", tensors),
         "state": state,
         "param_groups": groups,
         "schedules": schedules,
     }
+    if table.rows:
+        encoded["schedule_table"] = _encode(table.rows, "schedules", tensors)
+        encoded["schedule_rows"] = rows
+    return encoded
 
 
 def _decode_optimizer(saved: dict[str, Any], tensors: dict[str, Array]) -> dict[str, Any]:
@@ -286,15 +304,37 @@ def _decode_optimizer(saved: dict[str, Any], tensors: dict[str, Array]) -> dict[
         _field(group, "params", list)
     _field(saved, "rule", str)
     _field(saved, "step", int)
+    scheduled = _decode_schedules(saved, groups, tensors)
+    apart = ("state", "param_groups", "schedule_table", "schedule_rows")
     return {
-        **{key: _decode(value, tensors) for key, value in saved.items() if key not in ("state", "param_groups")},
+        **{key: _decode(value, tensors) for key, value in saved.items() if key not in apart},
         "state": {
             _position(k): {name: _decode(value, tensors) for name, value in _dict(entry, "a state").items()}
             for k, entry in _field(saved, "state", dict).items()
         },
-        "param_groups": [{name: _decode(value, tensors) for name, value in group.items()} for group in groups],
+        "param_groups": [
+            {name: _decode(value, tensors) for name, value in group.items()} | own
+            for group, own in zip(groups, scheduled, strict=True)
+        ],
         "schedules": schedules,
     }
+
+
+def _decode_schedules(
+    saved: dict[str, Any], groups: list[dict[str, Any]], tensors: dict[str, Array]
+) -> list[dict[str, Schedule]]:
+    """Per group, the hyper-parameters that are schedules."""
+    if "schedule_table" not in saved and "schedule_rows" not in saved:
+        return [{} for _ in groups]
+    made = assemble(_decode(_field(saved, "schedule_table", list), tensors))
+    rows = [_dict(own, "a group's schedules") for own in _field(saved, "schedule_rows", list)]
+    if len(rows) != len(groups):
+        raise ValueError(f"damaged: {len(groups)} groups, schedules of {len(rows)}")
+    for group, own in zip(groups, rows, strict=True):
+        for name, row in own.items():
+            if name in group or type(row) is not int or not 0 <= row < len(made):
+                raise ValueError(f"damaged: {name!r} is schedule {row!r}")
+    return [{name: made[row] for name, row in own.items()} for own in rows]
 
 
 def _encode_rng(rng: np.random.Generator, tensors: dict[str, Array]) -> dict[str, Any]:

@@ -119,8 +119,8 @@ def stochastic_depth(
 
         y[n] = residual[n] + (x[n] / (1 − p)  with probability 1 − p, else 0)
 
-    Sample n goes by word offset + n, see `dropout`. The gradient of x is the same function of the gradient of y, without
-    the residual; that of the residual is dy.
+    Sample n goes by word offset + n, see `dropout`. The gradient of x is the same function of the gradient of y,
+    without the residual; that of the residual is dy.
 
     Args:
         x: (N, …), what the branch gives; float32, float64 or float16.
@@ -163,7 +163,7 @@ def stochastic_depth(
     kept = _core.dropout(np.ones(len(x), maths), p, seed, offset, None, None, "x")
     kept = kept.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
     # A product would make NaN of an infinity that is dropped.
-    y = np.where(kept == 0, x.dtype.type(0), x * kept)
+    y: Array = np.where(kept == 0, x.dtype.type(0), x * kept)
     if residual is not None:
         y += residual
     if out is None:

@@ -10,6 +10,7 @@ from fusedstep import _core
 from fusedstep._arrays import as_array, dtype_name
 from fusedstep._core import StepReport, Structure
 from fusedstep.optimizers._states import load_state, stored_dtype
+from fusedstep.schedules._saving import Handover
 
 Array = NDArray[Any]
 #: A learning rate, or a function of the number of steps taken so far (0 for the first step).
@@ -222,7 +223,7 @@ class Optimizer:
 
         Arrays are copied, and stored as `state_dtype` says, which is the loaded state's where that has one: PyTorch's
         float32 or narrow states are rounded to the nearest, or widened, where they have to be. A learning rate that is
-        a schedule stays where the state has none.
+        a schedule stays where the state has none; of a `ReduceOnPlateau` in the state see there.
 
         Raises:
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
@@ -246,9 +247,9 @@ class Optimizer:
             if names is not None and saved_names is not None and list(names) != list(saved_names):
                 raise ValueError(f"state_dict: expected parameters {list(names)}, got {list(saved_names)}")
         known = [*self.defaults, *self._shared_scalars()]
-        groups = []
+        groups, handover = [], Handover()
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
-            hypers = {name: _plain(saved[name]) for name in known if name in saved}
+            hypers = {name: handover.adopt(group.get(name), _plain(saved[name])) for name in known if name in saved}
             kept = {name: value for name, value in group.items() if name not in self._shared_scalars()}
             groups.append({**kept, **hypers})
         params = [param for group in self.param_groups for param in group["params"]]
@@ -261,6 +262,7 @@ class Optimizer:
         furthest = max((entry.get("step", 0) for entry in state.values()), default=0)
         taken = _whole_number(state_dict.get("step", furthest), "state_dict['step']")
         native = self._make_native(groups, taken)
+        handover.finish()
         self._param_groups, self._state, self._native = groups, state, native
 
     def _refuse_other_hypers(self, saved: Mapping[str, Any]) -> None:

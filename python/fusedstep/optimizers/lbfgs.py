@@ -17,6 +17,7 @@ from fusedstep import _core
 from fusedstep._arrays import as_array
 from fusedstep.optimizers._base import Array, LearningRate, _structure_of, _whole_number
 from fusedstep.optimizers.sgd import SGD
+from fusedstep.schedules._saving import Handover
 
 #: Gives the loss and the gradients at the parameters as they are.
 Closure = Callable[[], tuple[float, Any]]
@@ -291,7 +292,10 @@ class LBFGS:
             if counts != saved_counts:
                 raise ValueError(f"state_dict: expected groups of {counts} parameters, got {saved_counts}")
             saved = state_dict["param_groups"][0]
-            group.update({name: saved[name] for name in self.defaults if name in saved})
+            handover = Handover()
+            group.update(
+                {name: handover.adopt(group.get(name), saved[name]) for name in self.defaults if name in saved}
+            )
             _Settings.of(group)
             layout = _Layout(group, self._form)
             state: dict[int, dict[str, Any]] = {}
@@ -300,6 +304,7 @@ class LBFGS:
                     raise ValueError(f"state_dict: expected the state at position 0, got one at {key}")
                 state[0] = copy.deepcopy(layout.progress(entry, "state_dict['state'][0]").entry())
             taken = _whole_number(state_dict.get("step", 0), "state_dict['step']")
+            handover.finish()
             self._param_groups, self._state, self._taken = [group], state, taken
 
     def _group(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class ExpConstants:
-    """Of one dtype: the range, what rounds to an integer, ln 2 in two parts, the polynomial, and the exponent's bits."""
+    """Of one dtype: the range, what rounds to an integer, ln 2 in two parts, the polynomial, the exponent's bits."""
 
     least: float
     most: float
@@ -71,40 +71,42 @@ _LOG = {
 
 def exponential(x: Array) -> Array:
     """e^x = 2^n e^r with |r| <= ln(2)/2, of float32 or float64; 0 and infinite outside of the dtype's range."""
-    c, F = _EXP[x.dtype], x.dtype.type
-    x = np.where(x > F(c.most), F(c.most), x)
-    x = np.where(x < F(c.least), F(c.least), x)
+    c, real = _EXP[x.dtype], x.dtype.type
+    x = np.where(x > real(c.most), real(c.most), x)
+    x = np.where(x < real(c.least), real(c.least), x)
     # Adding and taking away 1.5 * 2^23 (2^52) rounds to the nearest integer, which stands in the low bits meanwhile.
-    rounding = F(c.rounding)
-    shifted = x * F(1.44269504088896341) + rounding
+    rounding = real(c.rounding)
+    shifted = x * real(1.44269504088896341) + rounding
     n = shifted.view(c.bits) - rounding.view(c.bits)
     whole = shifted - rounding
-    r = (x - whole * F(c.ln2[0])) - whole * F(c.ln2[1])
-    p = (polynomial(r, c.polynomial) * (r * r) + r) + F(1.0)
+    r = (x - whole * real(c.ln2[0])) - whole * real(c.ln2[1])
+    p = (polynomial(r, c.polynomial) * (r * r) + r) + real(1.0)
     # 2^n in two factors: one alone would leave the range of exponents near both ends.
     half = n >> c.bits(1)
-    powers = [((k + c.bits(c.bias)) << c.bits(c.mantissa)).view(F) for k in (half, n - half)]
-    return (p * powers[0]) * powers[1]
+    powers = [((k + c.bits(c.bias)) << c.bits(c.mantissa)).view(real) for k in (half, n - half)]
+    scaled: Array = (p * powers[0]) * powers[1]
+    return scaled
 
 
 def polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:
     """By Horner's rule, the highest power first."""
-    F = x.dtype.type
-    p = x * F(coefficients[0]) + F(coefficients[1])
+    real = x.dtype.type
+    p: Array = x * real(coefficients[0]) + real(coefficients[1])
     for coefficient in coefficients[2:]:
-        p = p * x + F(coefficient)
+        p = p * x + real(coefficient)
     return p
 
 
 def log_of(f: Array, n: Array) -> Array:
     """log(2^n (1 + f)), f in [√½ − 1, √2 − 1], by the series in s = f / (2 + f)."""
     series, ln2, _ = _LOG[f.dtype]
-    F = f.dtype.type
-    s = f / (f + F(2.0))
+    real = f.dtype.type
+    s = f / (f + real(2.0))
     z = s * s
     r = polynomial(z, series) * z
-    half_square = (f * f) * F(0.5)
-    return n * F(ln2[0]) - ((half_square - (s * (half_square + r) + n * F(ln2[1]))) - f)
+    half_square = (f * f) * real(0.5)
+    value: Array = n * real(ln2[0]) - ((half_square - (s * (half_square + r) + n * real(ln2[1]))) - f)
+    return value
 
 
 def logarithm(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,6 +119,6 @@ def logarithm(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def log_1p(x: Array) -> Array:
     """log(1 + x) for x in [0, 1], of float32 or float64."""
-    F = x.dtype.type
-    far = x > F(_LOG[x.dtype][2])
-    return log_of(np.where(far, (x - F(1.0)) * F(0.5), x), np.where(far, F(1.0), F(0.0)))
+    real = x.dtype.type
+    far = x > real(_LOG[x.dtype][2])
+    return log_of(np.where(far, (x - real(1.0)) * real(0.5), x), np.where(far, real(1.0), real(0.0)))

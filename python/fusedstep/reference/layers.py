@@ -40,10 +40,10 @@ def row_exponentials(z: Array) -> tuple[Array, Array, Array, Array, Array]:
 def softmax(logits: Array, out: Array, log: bool) -> None:
     """softmax, or its logarithm, of the last axis."""
     z = widened(logits)
-    F = z.dtype.type
+    real = z.dtype.type
     with np.errstate(all="ignore"):
         d, e, ties, rest, log_total = row_exponentials(z)
-        store(out, d - log_total.astype(F)[..., None] if log else e * (1.0 / (ties + rest)).astype(F)[..., None])
+        store(out, d - log_total.astype(real)[..., None] if log else e * (1.0 / (ties + rest)).astype(real)[..., None])
 
 
 def cross_entropy(
@@ -63,7 +63,7 @@ def cross_entropy(
     q_j is what is wanted of class j: `peak` at the label, or times a target, and `rest` everywhere, times its weight.
     """
     z = widened(logits)
-    F = z.dtype.type
+    real = z.dtype.type
     rows, classes = z.shape
     every = np.arange(rows)
     counts = np.ones(rows, bool) if labels is None else labels != ignore
@@ -77,7 +77,7 @@ def cross_entropy(
         top = np.fmax.reduce(z, axis=-1, initial=-np.inf).astype(np.float64)
         label_logit = z[every, label].astype(np.float64) - top
         whole, wanted = peaks.copy(), np.where(peaks == 0.0, 0.0, peaks * label_logit)
-        q = np.full_like(z, rest) if targets is None else widened(targets) * F(peak) + F(rest)
+        q = np.full_like(z, rest) if targets is None else widened(targets) * real(peak) + real(rest)
         if weight is not None:
             q = q * weight
         if goal == SMOOTH_LABELS:
@@ -89,19 +89,19 @@ def cross_entropy(
             wanted += term_sum(np.where(q == 0, q, q * d))
         losses = whole * log_total - wanted
 
-        factor = (scale * whole / total).astype(F)
+        factor = (scale * whole / total).astype(real)
         gradient = e * factor[:, None]
         label_gradient = gradient[every, label]
         if goal == LABELS:
             # p_y − 1 without what cancels where the label is the largest.
             share = np.where(label_logit == 0, (1.0 - ties) - others, e[every, label].astype(np.float64) - total)
-            label_gradient = share.astype(F) * factor
+            label_gradient = share.astype(real) * factor
         elif goal == SMOOTH_LABELS:
-            gradient -= F(scale * rest)
-            label_gradient = (label_gradient - F(scale * rest)) - (scale * peaks).astype(F)
+            gradient -= real(scale * rest)
+            label_gradient = (label_gradient - real(scale * rest)) - (scale * peaks).astype(real)
         else:
-            gradient -= q * F(scale)
-            label_gradient = (label_gradient - q[every, label] * F(scale)) - (scale * peaks).astype(F)
+            gradient -= q * real(scale)
+            label_gradient = (label_gradient - q[every, label] * real(scale)) - (scale * peaks).astype(real)
     if labels is not None:
         gradient[every, label] = label_gradient
     gradient[~counts] = 0
@@ -114,17 +114,17 @@ def binary_cross_entropy(
 ) -> float:
     """(1 − t) softplus(x) + weight · t softplus(−x), and its gradient (1 − t) σ(x) − weight · t σ(−x)."""
     z, t = widened(x), widened(targets)
-    F = z.dtype.type
+    real = z.dtype.type
     with np.errstate(all="ignore"):
         negative, size = z < 0, np.abs(z)
         e = exponential(-size)
-        near = F(1.0) / (F(1.0) + e)
+        near = real(1.0) / (real(1.0) + e)
         far = e * near
         log = log_1p(e)
-        no, yes = F(1.0) - t, t * F(weight)
+        no, yes = real(1.0) - t, t * real(weight)
         loss = no * np.where(negative, log, size + log) + yes * np.where(negative, size + log, log)
         gradient = no * np.where(negative, far, near) - yes * np.where(negative, near, far)
-        store(dx, gradient * F(scale))
+        store(dx, gradient * real(scale))
     return _sum_or_store(loss, losses)
 
 

@@ -1,0 +1,59 @@
+"""Numbers and names that are given, checked."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def number(
+    value: Any, name: str, *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf
+) -> float:
+    """A finite number in a range; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    try:
+        given = float(value)
+    except OverflowError:
+        given = math.inf
+    if not (math.isfinite(given) and given > above and given >= least and given < below):
+        limits = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
+        limits += [f"< {below:g}"] * (below < math.inf)
+        raise ValueError(f"{name}: expected a finite number {' and '.join(limits)}".rstrip() + f", got {value!r}")
+    return given
+
+
+def whole(value: Any, name: str, *, least: int = 0) -> int:
+    """A whole number from `least` to 2^53, up to where doubles count too."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
+    if not least <= value < 2**53:
+        raise ValueError(f"{name}: expected a whole number >= {least} and < 2**53, got {value!r}")
+    return int(value)
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def choice(value: Any, name: str, known: Sequence[str]) -> str:
+    """One of some names."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
+
+
+def rising(values: Any, name: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on, each larger than the one before."""
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+        raise TypeError(f"{name}: expected a list of whole numbers, got {type(values).__name__}")
+    numbers = tuple(whole(value, f"{name}[{k}]", least=1) for k, value in enumerate(values))
+    for before, after in itertools.pairwise(numbers):
+        if after <= before:
+            raise ValueError(f"{name}: expected rising numbers, got {after} after {before}")
+    return numbers
