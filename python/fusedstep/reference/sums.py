@@ -23,7 +23,7 @@ def lane_sum(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def term_sum(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Sums the last axis: strips of 4 rows of 16 as (t0 + t1) + (t2 + t3) in their dtype, strips in 16 lanes of doubles."""
+    """Sums the last axis: strips of 64 as (t0 + t1) + (t2 + t3), rows of 16 of their dtype; strips in 16 doubles."""
     length = values.shape[-1]
     strips = -(-length // 64)
     padded = np.zeros((*values.shape[:-1], strips * 64), values.dtype)
