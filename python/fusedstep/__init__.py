@@ -4,7 +4,7 @@ Every kernel computes the same bits as its NumPy reference (`fusedstep.reference
 number of threads.
 """
 
-from fusedstep import functional, runtime
+from fusedstep import curvature, functional, runtime
 from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
@@ -25,6 +25,7 @@ from fusedstep._normalization import (
     update_running_stats,
 )
 from fusedstep._sparse import RowSparse
+from fusedstep.curvature import lr_range_test
 from fusedstep.optimizers import (
     ADOPT,
     ASGD,
@@ -99,8 +100,10 @@ __all__ = [
     "batch_norm_backward_sums",
     "batch_norm_stats",
     "bfloat16",
+    "curvature",
     "functional",
     "load_checkpoint",
+    "lr_range_test",
     "merge_grad_sums",
     "merge_stats",
     "runtime",
