@@ -9,11 +9,9 @@ from fusedstep.curvature._space import require
 
 @contextmanager
 def saved_axes(path: str) -> Iterator[Any]:
-    """Axes to draw on, saved when done."""
-    mpl = require("matplotlib", "train")
+    """Axes to draw on, saved when done; the suffix of the path says as what."""
     figure = require("matplotlib.figure", "train").Figure(figsize=(5.2, 3.6), layout="constrained")
-    with mpl.rc_context({"svg.fonttype": "none"}):
-        axes = figure.subplots()
-        yield axes
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(path, dpi=150)
+    axes = figure.subplots()
+    yield axes
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
