@@ -106,8 +106,9 @@ SPECTRA = {
 
 
 class TestSpectrum:
-    @pytest.mark.parametrize("name", SPECTRA)
-    @pytest.mark.parametrize("dtype", [D, F])
+    @pytest.mark.parametrize(
+        ("name", "dtype"), [*((name, D) for name in SPECTRA), ("gap of 1 %", F), ("a network's", F)]
+    )
     def test_both_ends_in_sixty_products(self, name, dtype, rng):
         values = SPECTRA[name]
         grad, params = diagonal(values, rng, dtype)
@@ -252,6 +253,32 @@ class TestClassify:
         point = curvature.classify(grad, params)
         assert point.kind == "degenerate"
         assert "more products would tell" in point.reason or "zero within" in point.reason
+
+    @pytest.mark.parametrize("kind", ["minimum", "maximum", "saddle", "degenerate"])
+    @pytest.mark.parametrize("scale", [1e-6, 1e6])
+    def test_parameters_of_any_scale(self, kind, scale, rng):
+        values = random_eigenvalues(kind, 30, 1e4, rng)
+        grad, params, _ = quadratic(values, rng)
+        assert curvature.classify(lambda w: grad(w / scale), scale * params).kind == kind
+
+    @pytest.mark.parametrize("size", [1, 2, 30, 300])
+    @pytest.mark.parametrize("dtype", [D, F])
+    def test_where_second_derivatives_do_not_decide(self, size, dtype):
+        """±x⁴: differences see a curvature of ±4h², which is their own error."""
+        signs = np.where(np.arange(size) % 2, 1, -1).astype(dtype)
+        point = curvature.classify(lambda w: signs * w**3, np.zeros(size, dtype))
+        assert point.kind == "degenerate"
+        assert point.zeros == len(point.eigenvalues)
+
+    def test_the_monkey_saddle(self):
+        """x³ − 3xy²."""
+        point = curvature.classify(lambda w: np.array([3 * (w[0] ** 2 - w[1] ** 2), -6 * w[0] * w[1]]), np.zeros(2))
+        assert (point.kind, point.zeros) == ("degenerate", 2)
+
+    def test_a_kink_at_the_point_itself(self):
+        """|x| + y²: there is no second derivative, and no sign is made up."""
+        point = curvature.classify(lambda w: np.array([np.sign(w[0]), 2 * w[1]]), np.zeros(2))
+        assert point.kind == "degenerate"
 
     def test_json(self):
         content = json.loads(json.dumps(curvature.classify(notes_grad, np.zeros(2)).to_dict(), allow_nan=False))

@@ -74,7 +74,8 @@ def classify(
 
     `accuracy` is what rounding allows: ten times ε · max(1, ‖θ‖) / h for differences of step h (4e-10 to 4e-7 in
     float64, the latter where the gradient bends or jumps; 2e-4 in float32), 10 · ε · √n for exact products. `noise`
-    is the error measured with a random vector at two steps. A is the Hessian as it was computed, where all of it was.
+    is the error measured at two steps, of a random vector and of the eigenvectors at the ends and next to zero. A is
+    the Hessian as it was computed, where all of it was.
 
     Up to `max_dense` parameters the whole Hessian is computed and all its eigenvalues are known. Beyond, k at each end:
     a saddle is then certain, for the loss was seen to curve both ways; a minimum or a maximum also wants the residual
@@ -129,6 +130,9 @@ def classify(
         values, vectors, residuals = (
             all_pairs(operator) if complete else end_pairs(operator, 2 * count, "both", limit, rng)
         )
+        # Along an axis an error may be larger than along a random vector, which is a mean of all.
+        for place in {0, int(np.abs(values).argmin()), len(values) - 1}:
+            operator.measure_noise(vectors[:, place])
     largest = float(np.abs(values).max())
     tolerance = max(operator.accuracy * largest, 4 * operator.noise)
     if complete:

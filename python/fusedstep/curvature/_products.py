@@ -28,7 +28,7 @@ class Operator:
     Attributes:
         products: Products so far.
         gradients: Calls of `grad` so far.
-        noise: The measured error of the product with a random unit vector, a norm.
+        noise: The largest measured error of a product with a unit vector, a norm.
         vanishes: Whether all products of the check were 0.
         asymmetry: How far random products are from those of a symmetric matrix, of their length.
         step: The length of the moves ±h·v of the next product.
@@ -161,10 +161,7 @@ class Operator:
         units /= np.linalg.norm(units, axis=1, keepdims=True)
         products = [self.product(unit) for unit in units]
         self.vanishes = not any(product.any() for product in products)
-        if self._hvp is None:
-            # At another step rounding differs wholly, and the third derivative's part is a quarter.
-            half, _, _ = self._difference(units[0], self.step / 2)
-            self.noise = float(np.linalg.norm(products[0] - half))
+        self.measure_noise(units[0])
         for (u, hu), (v, hv) in itertools.combinations(zip(units, products, strict=True), 2):
             size = float(np.linalg.norm(hu) + np.linalg.norm(hv)) + self.floor
             if size > 0:
@@ -172,6 +169,12 @@ class Operator:
                 difference = math.sqrt(self.space.size) * abs(float(u @ hv - v @ hu))
                 self.asymmetry = max(self.asymmetry, difference / size)
                 self._explained = max(self._explained, 10 * self.noise / size)
+
+    def measure_noise(self, unit: Vector) -> None:
+        """Takes one product at two steps: rounding differs wholly, and the third derivative's part is a quarter."""
+        if self._hvp is None:
+            whole, half = (self._difference(unit, step)[0] for step in (self.step, self.step / 2))
+            self.noise = max(self.noise, float(np.linalg.norm(whole - half)))
 
     @property
     def floor(self) -> float:
