@@ -125,6 +125,13 @@ class TestSpectrum:
         # Next to a dense bulk the eigenvectors come later than the eigenvalues.
         assert found.converged.all() or name == "gap of 1 %"
 
+    @pytest.mark.parametrize("size", [56, 57, 58, 59, 60, 61, 62])
+    def test_no_more_than_were_allowed(self, size, rng):
+        grad, params = diagonal(np.linspace(-1, 3, size), rng)
+        found = curvature.spectrum(grad, params, max_products=60)
+        assert found.products <= 60
+        np.testing.assert_allclose(found.eigenvalues, [-1, 3], rtol=1e-6)
+
     @pytest.mark.parametrize("size", [61, 100, 200])
     def test_evenly_spread_and_not_large(self, size, rng):
         grad, params = diagonal(np.linspace(-1, 3, size), rng)

@@ -113,6 +113,10 @@ def classify(
         saddle [-2.  2.]
         >>> print(fs.curvature.classify(grad, np.array([1.0, 0.0])).kind)
         not critical
+
+    Reference:
+        Dauphin et al., "Identifying and attacking the saddle point problem in high-dimensional non-convex
+        optimization", NeurIPS 2014.
     """
     count, first = whole(k, "k", 1), whole(seed, "seed", 0)
     most = whole(max_dense, "max_dense", 1)
@@ -122,7 +126,7 @@ def classify(
     if count > n:
         raise ValueError(f"k: expected at most the number of parameters, {n}, got {count}")
     limit = product_limit(max_products, 2 * count)
-    complete = n <= most or n <= limit
+    complete = n <= most or n + CHECKS <= limit
     with Progress(progress, n + CHECKS if complete else limit, "Hessian-vector products") as shown:
         operator.watch(shown)
         rng = np.random.default_rng(first)

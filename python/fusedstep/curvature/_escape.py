@@ -102,6 +102,10 @@ def escape(
         >>> out = fs.curvature.escape(loss, grad, np.zeros(2))
         >>> print(out.loss_before, out.loss_after < 0.5, np.abs(out.direction).round(4))
         1.0 True [0.7071 0.7071]
+
+    Reference:
+        Goldfarb, "Curvilinear path steplength algorithms for minimization which use directions of negative curvature",
+        Mathematical Programming 18, 1980: there along a curve; here straight, for at a critical point nothing bends it.
     """
     check_callable(loss, "loss")
     most = whole(max_trials, "max_trials", 1)

@@ -84,6 +84,9 @@ def newton_step(
         >>> taken = fs.curvature.newton_step(lambda w: curvatures * w, np.array([3.0, 4.0]))
         >>> print(np.abs(taken.params).max() < 1e-6, taken.damping, round(taken.predicted_decrease, 4))
         True 0.0 804.5
+
+    Reference:
+        Nocedal and Wright, "Numerical Optimization", section 3.4.
     """
     given = None if damping is None else positive(damping, "damping", zero=True)
     most = whole(max_size, "max_size", 1)

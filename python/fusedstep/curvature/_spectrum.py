@@ -71,7 +71,7 @@ def spectrum(
     evenly dense up to the end, no method of m products comes nearer than about 3/m² of the half width, 8e-4 with
     sixty, and the residual says so: `converged` is False. More products bring it nearer.
 
-    A problem of at most `max_products` parameters has its whole Hessian computed instead.
+    A problem whose whole Hessian costs no more than `max_products` has that computed instead.
 
     Args:
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
@@ -125,7 +125,7 @@ def spectrum(
         operator.watch(shown)
         rng = np.random.default_rng(first)
         operator.check(rng)
-        if n <= limit:
+        if n + CHECKS <= limit:
             values, vectors, residuals = all_pairs(operator)
         else:
             values, vectors, residuals = end_pairs(operator, wanted, which, limit, rng)
