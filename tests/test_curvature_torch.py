@@ -187,3 +187,38 @@ class TestAdapter:
                 grad(params)
         with pytest.raises(TypeError, match="loss_closure: expected a function, got int"):
             curvature.from_torch(w, 1)
+
+
+def worst_beta(batch_norm, data, seed):
+    """The largest effective smoothness at ten places of a short training of a deep network."""
+    torch.manual_seed(seed)
+    layers = []
+    for _ in range(3):
+        layers += [torch.nn.Linear(64, 64), *([torch.nn.BatchNorm1d(64)] if batch_norm else []), torch.nn.ReLU()]
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(64, 10)).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, (2 / 64) ** 0.5)
+    x, y = torch.tensor(data[0][:400]), torch.tensor(data[1][:400])
+
+    def closure():
+        return torch.nn.functional.cross_entropy(net(x), y)
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    betas = []
+    for k in range(40):
+        if k % 4 == 0:
+            grad, params, _ = curvature.from_torch(net, closure)
+            loss = curvature.loss_from_torch(net, closure)
+            betas.append(curvature.measure_smoothness(loss, grad, params, [0.1, 0.3, 1.0]).beta)
+        optimizer.zero_grad()
+        closure().backward()
+        optimizer.step()
+    return max(betas)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_batch_norm_makes_the_surface_smoother(data, seed):
+    """Santurkar et al., figure 4: the gradient along the gradient changes less."""
+    assert worst_beta(True, data, seed) < 0.5 * worst_beta(False, data, seed)
