@@ -4,7 +4,7 @@ Every kernel computes the same bits as its NumPy reference (`fusedstep.reference
 number of threads.
 """
 
-from fusedstep import averaging, functional, runtime, schedules
+from fusedstep import averaging, curvature, functional, runtime, schedules
 from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
@@ -33,6 +33,7 @@ from fusedstep._normalization import (
     update_running_stats,
 )
 from fusedstep._sparse import RowSparse
+from fusedstep.curvature import lr_range_test
 from fusedstep.optimizers import (
     ADOPT,
     ASGD,
@@ -109,12 +110,14 @@ __all__ = [
     "batch_norm_backward_sums",
     "batch_norm_stats",
     "bfloat16",
+    "curvature",
     "drop_connect",
     "dropout",
     "dropout_backward",
     "functional",
     "load_checkpoint",
     "log_softmax",
+    "lr_range_test",
     "mean_squared_error",
     "merge_grad_sums",
     "merge_stats",

@@ -1,0 +1,48 @@
+"""The curvature of a loss: what kind of point training is stuck at, and the way out.
+
+Everything here asks for one function, `grad(params) -> grads`, and pays in its calls: a product of the Hessian and a
+vector is two or three gradients, the ends of a spectrum sixty products, whatever the size of the network. The whole
+Hessian is computed for small problems only.
+
+`grad` gets the parameters as its argument, always in new arrays: nothing of yours is written. A network whose weights
+are elsewhere copies them in from there.
+"""
+
+from fusedstep.curvature._critical import CriticalPoint, classify
+from fusedstep.curvature._escape import Escape, NoNegativeCurvatureError, escape
+from fusedstep.curvature._hessian import Hessian, hessian
+from fusedstep.curvature._lr_range import LRRangeTest, lr_range_test
+from fusedstep.curvature._newton import NewtonStep, newton_step
+from fusedstep.curvature._products import GradientError, hvp
+from fusedstep.curvature._quadrature import SpectralDensity, Trace, spectral_density, trace
+from fusedstep.curvature._smoothness import Shift, Smoothness, measure_shift, measure_smoothness
+from fusedstep.curvature._spectrum import Spectrum, spectrum
+from fusedstep.curvature._torch import from_torch, loss_from_torch
+
+__all__ = [
+    "CriticalPoint",
+    "Escape",
+    "GradientError",
+    "Hessian",
+    "LRRangeTest",
+    "NewtonStep",
+    "NoNegativeCurvatureError",
+    "Shift",
+    "Smoothness",
+    "SpectralDensity",
+    "Spectrum",
+    "Trace",
+    "classify",
+    "escape",
+    "from_torch",
+    "hessian",
+    "hvp",
+    "loss_from_torch",
+    "lr_range_test",
+    "measure_shift",
+    "measure_smoothness",
+    "newton_step",
+    "spectral_density",
+    "spectrum",
+    "trace",
+]

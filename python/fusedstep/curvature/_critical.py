@@ -1,0 +1,182 @@
+"""What kind of point the parameters are at."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fusedstep.curvature._products import CHECKS, Operator
+from fusedstep.curvature._progress import Progress, Show
+from fusedstep.curvature._space import Array, Gradient, Product, plain, positive, whole
+from fusedstep.curvature._spectrum import all_pairs, end_pairs, product_limit
+
+Kind = Literal["minimum", "maximum", "saddle", "degenerate", "not critical"]
+
+
+@dataclass(frozen=True, slots=True)
+class CriticalPoint:
+    """A point, its kind, and what decided it.
+
+    Attributes:
+        kind: "minimum", "maximum", "saddle" (both signs, whatever else there is), "degenerate" (an eigenvalue that is
+            zero within the tolerance, or not known well enough, and no two signs), or "not critical".
+        eigenvalues: float64, ascending; all of them where `complete`, else those at the two ends.
+        residuals: ‖H·v − λ·v‖ of each.
+        grad_norm: ‖g‖.
+        directions: The eigenvector of each eigenvalue, of length 1, in the structure and dtypes of the parameters. The
+            loss falls along those of negative eigenvalues, by ½|λ|t² for a move of t to either side.
+        tolerance: An eigenvalue of at most this size counts as zero.
+        grad_tolerance: The point is critical where ‖g‖ is at most this.
+        zeros: How many of the eigenvalues count as zero.
+        complete: Whether these are all eigenvalues.
+        reason: The decision in a sentence, with its figures.
+        products: Hessian-vector products that it took.
+        gradients: Calls of `grad` that it took.
+    """
+
+    kind: Kind
+    eigenvalues: Array
+    residuals: Array
+    grad_norm: float
+    directions: tuple[Any, ...]
+    tolerance: float
+    grad_tolerance: float
+    zeros: int
+    complete: bool
+    reason: str
+    products: int
+    gradients: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, without the directions, which are as large as the parameters."""
+        return {name: plain(getattr(self, name)) for name in self.__slots__ if name != "directions"}
+
+
+def classify(
+    grad: Gradient,
+    params: Any,
+    k: int = 1,
+    *,
+    hvp: Product | None = None,
+    grad_tol: float | None = None,
+    seed: int = 0,
+    step: float | None = None,
+    max_dense: int = 256,
+    max_products: int | None = None,
+    progress: Show = False,
+) -> CriticalPoint:
+    r"""Whether the parameters are at a minimum, a maximum, a saddle or a degenerate point, or not at a critical one.
+
+    .. code-block:: text
+
+        zero       |λ| ≤ tolerance = max(accuracy · max |λ|, 4 · noise, 4 · ‖A − Aᵀ‖ / 2)
+        critical   ‖g‖ ≤ grad_tol = √ε · max |λ| · max(1, ‖θ‖)
+
+    `accuracy` is what rounding allows: ten times ε · max(1, ‖θ‖) / h for differences of step h (4e-10 to 4e-7 in
+    float64, the latter where the gradient bends or jumps; 2e-4 in float32), 10 · ε · √n for exact products. `noise`
+    is the error measured at two steps, of a random vector and of the eigenvectors at the ends and next to zero. A is
+    the Hessian as it was computed, where all of it was.
+
+    Up to `max_dense` parameters the whole Hessian is computed and all its eigenvalues are known. Beyond, k at each end:
+    a saddle is then certain, for the loss was seen to curve both ways; a minimum or a maximum also wants the residual
+    of the nearest eigenvalue to leave no room for zero, and that one to be the last, which a random start makes all but
+    certain. What is not known is called degenerate, and `reason` says why.
+
+    Args:
+        grad: `grad(params) -> grads`, deterministic; see `hvp`.
+        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        k: Eigenvalues from each end, where not all are computed.
+        hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.
+        grad_tol: The largest ‖g‖ of a critical point, >= 0; None: as above, a gradient that a move by half of the
+            digits explains. A network in training hardly ever comes so near: give what small means to you.
+        seed: Of the random vectors.
+        step: The length of the moves of the differences; None: see `fusedstep.curvature.hvp`.
+        max_dense: The most parameters whose whole Hessian is computed.
+        max_products: Products where it is not; None: 60, or 6 for each eigenvalue.
+        progress: True for a bar on a terminal, or a function of the products done and planned.
+
+    Returns:
+        The `CriticalPoint`.
+
+    Raises:
+        GradientError: `grad` is not deterministic, or not the gradient of one function.
+        ModuleNotFoundError: More than `max_dense` parameters without the extra `fusedstep[curvature]`.
+        TypeError: A dtype or kind that is not as said.
+        ValueError: k too large; another structure or shape; numbers that are not finite.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> def grad(w):  # of (1 − w₁·w₂)²
+        ...     return -2 * (1 - w[0] * w[1]) * w[::-1]
+        >>> point = fs.curvature.classify(grad, np.zeros(2))
+        >>> print(point.kind, point.eigenvalues.round(6))
+        saddle [-2.  2.]
+        >>> print(fs.curvature.classify(grad, np.array([1.0, 0.0])).kind)
+        not critical
+
+    Reference:
+        Dauphin et al., "Identifying and attacking the saddle point problem in high-dimensional non-convex
+        optimization", NeurIPS 2014.
+    """
+    count, first = whole(k, "k", 1), whole(seed, "seed", 0)
+    most = whole(max_dense, "max_dense", 1)
+    given = None if grad_tol is None else positive(grad_tol, "grad_tol", zero=True)
+    operator = Operator(grad, params, hvp, step)
+    n = operator.space.size
+    if count > n:
+        raise ValueError(f"k: expected at most the number of parameters, {n}, got {count}")
+    limit = product_limit(max_products, 2 * count)
+    complete = n <= most or n + CHECKS <= limit
+    with Progress(progress, n + CHECKS if complete else limit, "Hessian-vector products") as shown:
+        operator.watch(shown)
+        rng = np.random.default_rng(first)
+        operator.check(rng)
+        values, vectors, residuals = (
+            all_pairs(operator) if complete else end_pairs(operator, 2 * count, "both", limit, rng)
+        )
+        # Along an axis an error may be larger than along a random vector, which is a mean of all.
+        for place in {0, int(np.abs(values).argmin()), len(values) - 1}:
+            operator.measure_noise(vectors[:, place])
+    largest = float(np.abs(values).max())
+    tolerance = max(operator.accuracy * largest, 4 * operator.noise)
+    if complete:
+        tolerance = max(tolerance, 4 * operator.asymmetry * float(np.linalg.norm(values)))
+    norm = float(np.linalg.norm(operator.center))
+    allowed = operator.space.eps**0.5 * largest * operator.scale if given is None else given
+    zeros = int(np.count_nonzero(np.abs(values) <= tolerance))
+    kind, reason = _decide(values, residuals, tolerance, zeros, complete)
+    if norm > allowed:
+        kind, reason = "not critical", f"the gradient's norm {norm:.3g} is above {allowed:.3g}; {reason}"
+    return CriticalPoint(
+        kind=kind,
+        eigenvalues=values,
+        residuals=residuals,
+        grad_norm=norm,
+        directions=tuple(operator.space.pack(vector) for vector in vectors.T),
+        tolerance=tolerance,
+        grad_tolerance=allowed,
+        zeros=zeros,
+        complete=complete,
+        reason=reason,
+        products=operator.products,
+        gradients=operator.gradients,
+    )
+
+
+def _decide(values: Array, residuals: Array, tolerance: float, zeros: int, complete: bool) -> tuple[Kind, str]:
+    negative, positive_ = bool(values[0] < -tolerance), bool(values[-1] > tolerance)
+    seen = f"eigenvalues {'' if complete else 'found '}from {values[0]:.3g} to {values[-1]:.3g}"
+    if negative and positive_:
+        return "saddle", f"{seen}: both signs beyond {tolerance:.3g}"
+    if zeros:
+        of = f"of {len(values)} eigenvalues" if complete else f"of the {len(values)} eigenvalues found"
+        verb = "is" if zeros == 1 else "are"
+        return "degenerate", f"{zeros} {of} {verb} zero within {tolerance:.3g}; {seen}"
+    nearest = 0 if positive_ else -1
+    if abs(values[nearest]) - residuals[nearest] <= tolerance:
+        return "degenerate", (
+            f"{seen}, but that nearest to zero is known to {residuals[nearest]:.3g} only: more products would tell"
+        )
+    if positive_:
+        return "minimum", f"{seen}: all positive beyond {tolerance:.3g}"
+    return "maximum", f"{seen}: all negative beyond {tolerance:.3g}"

@@ -1,0 +1,195 @@
+"""The way out of a saddle."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusedstep.curvature._critical import CriticalPoint, classify
+from fusedstep.curvature._progress import Show
+from fusedstep.curvature._space import Gradient, Product, Space, Vector, check_callable, plain, positive, real, whole
+
+
+class NoNegativeCurvatureError(ValueError):
+    """The loss curves down in no direction, beyond what the measurement can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Escape:
+    """A step along the most negative curvature.
+
+    Attributes:
+        params: The parameters after the step: new arrays, in the structure that was given.
+        loss_before: The loss at the parameters given.
+        loss_after: The loss at these; lower.
+        direction: The direction of length 1 that was gone, with its sign, in the same structure.
+        eigenvalue: The curvature along it, negative.
+        step_length: How far.
+        trials: The lengths tried, negative on the other side, each with the loss there.
+        products: Hessian-vector products that it took.
+        gradients: Calls of `grad` that it took.
+    """
+
+    params: Any
+    loss_before: float
+    loss_after: float
+    direction: Any
+    eigenvalue: float
+    step_length: float
+    trials: tuple[tuple[float, float], ...]
+    products: int
+    gradients: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, without the parameters and the direction."""
+        return {name: plain(getattr(self, name)) for name in self.__slots__ if name not in ("params", "direction")}
+
+
+def escape(
+    loss: Callable[[Any], float],
+    grad: Gradient,
+    params: Any,
+    *,
+    point: CriticalPoint | None = None,
+    hvp: Product | None = None,
+    length: float | None = None,
+    max_trials: int = 30,
+    seed: int = 0,
+    step: float | None = None,
+    max_dense: int = 256,
+    max_products: int | None = None,
+    progress: Show = False,
+) -> Escape:
+    r"""Moves along the eigenvector of the most negative eigenvalue, to the side where the loss falls farther.
+
+    .. code-block:: text
+
+        L(θ ± t·u) ≤ L(θ) − ¼|λ|t²      half of what the curvature promises
+
+    On each side a first length is halved until this holds, or else doubled as long as the loss falls.
+
+    Args:
+        loss: `loss(params) -> number`, of which `grad` is the gradient.
+        grad: `grad(params) -> grads`, deterministic; see `hvp`.
+        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        point: What `classify` said of these parameters, if it has been asked.
+        hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.
+        length: The first length, > 0; None: a hundredth of max(1, ‖θ‖).
+        max_trials: The most losses computed on each side.
+        seed: Of the random vectors.
+        step: The length of the moves of the differences; None: see `fusedstep.curvature.hvp`.
+        max_dense: The most parameters whose whole Hessian is computed.
+        max_products: Products where it is not.
+        progress: True for a bar on a terminal, or a function of the products done and planned.
+
+    Returns:
+        The `Escape`.
+
+    Raises:
+        NoNegativeCurvatureError: No eigenvalue was found below −tolerance: no way out of this kind.
+        GradientError: `grad` is not deterministic, or not the gradient of one function.
+        TypeError: A dtype or kind that is not as said.
+        ValueError: The loss at the parameters is not finite, or does not fall where `grad` says that it must; another
+            structure or shape; numbers that are not finite.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> def loss(w):
+        ...     return (1 - w[0] * w[1]) ** 2
+        >>> def grad(w):
+        ...     return -2 * (1 - w[0] * w[1]) * w[::-1]
+        >>> out = fs.curvature.escape(loss, grad, np.zeros(2))
+        >>> print(out.loss_before, out.loss_after < 0.5, np.abs(out.direction).round(4))
+        1.0 True [0.7071 0.7071]
+
+    Reference:
+        Goldfarb, "Curvilinear path steplength algorithms for minimization which use directions of negative curvature",
+        Mathematical Programming 18, 1980: there along a curve; here straight, for at a critical point nothing bends it.
+    """
+    check_callable(loss, "loss")
+    most = whole(max_trials, "max_trials", 1)
+    first = None if length is None else positive(length, "length")
+    space = Space(params)
+    scale = max(1.0, float(np.linalg.norm(space.origin)))
+    search = _Search(loss, space, scale / 100 if first is None else first, most)
+    if point is None:
+        point = classify(
+            grad,
+            params,
+            hvp=hvp,
+            seed=seed,
+            step=step,
+            max_dense=max_dense,
+            max_products=max_products,
+            progress=progress,
+        )
+    elif not isinstance(point, CriticalPoint):
+        raise TypeError(f"point: expected a CriticalPoint, got {type(point).__qualname__}")
+    value = float(point.eigenvalues[0])
+    if value >= -point.tolerance:
+        raise NoNegativeCurvatureError(
+            f"params: no negative curvature: the most negative eigenvalue found is {value:.3g}, and less than "
+            f"{point.tolerance:.3g} counts as zero ({point.kind})"
+        )
+    direction = space.flat(point.directions[0], "point.directions[0]")
+    moved, after = search.run(direction, value)
+    return Escape(
+        params=space.pack(space.origin + moved * direction),
+        loss_before=search.before,
+        loss_after=after,
+        direction=space.pack(np.copysign(1.0, moved) * direction),
+        eigenvalue=value,
+        step_length=abs(moved),
+        trials=tuple(search.trials),
+        products=point.products,
+        gradients=point.gradients,
+    )
+
+
+class _Search:
+    """The line search, on both sides."""
+
+    def __init__(self, loss: Callable[[Any], float], space: Space, first: float, most: int) -> None:
+        self._loss, self._space, self._first, self._most = loss, space, first, most
+        self.trials: list[tuple[float, float]] = []
+        self.before = real(loss(space.pack(space.origin)), "loss(params)")
+        if not np.isfinite(self.before):
+            raise ValueError(f"loss(params): expected a finite number, got {self.before}")
+
+    def run(self, direction: Vector, value: float) -> tuple[float, float]:
+        """The signed length with the lowest loss of both sides, and that loss."""
+        best = (0.0, self.before)
+        for sign in (1.0, -1.0):
+            found = self._side(sign, direction, value)
+            if found is not None and found[1] < best[1]:
+                best = found
+        if best[0] == 0.0:
+            raise ValueError(
+                f"loss: falls on neither side along a direction in which grad says that it curves by {value:.3g}; is "
+                "grad its gradient?"
+            )
+        return best
+
+    def _side(self, sign: float, direction: Vector, value: float) -> tuple[float, float] | None:
+        length, best = self._first, None
+        for _ in range(self._most):
+            loss = self._at(sign * length, direction)
+            if best is not None:
+                if not loss < best[1]:
+                    break
+                best = (sign * length, loss)
+                length *= 2
+            elif loss < self.before and loss <= self.before + value * length * length / 4:
+                best = (sign * length, loss)
+                if length < self._first:
+                    break
+                length *= 2
+            else:
+                length /= 2
+        return best
+
+    def _at(self, signed: float, direction: Vector) -> float:
+        loss = real(self._loss(self._space.pack(self._space.origin + signed * direction)), "loss(params)")
+        self.trials.append((signed, loss))
+        return loss

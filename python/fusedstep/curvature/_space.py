@@ -1,0 +1,144 @@
+"""Parameters of any structure as one vector of doubles, and back; and the checks of what is given."""
+
+import importlib
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedstep._arrays import as_array
+
+Array = NDArray[Any]
+Vector = NDArray[np.float64]
+#: Gives the gradients at parameters; both of one structure.
+Gradient = Callable[[Any], Any]
+#: Gives the Hessian at parameters times a vector; all of one structure.
+Product = Callable[[Any, Any], Any]
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class Space:
+    """The structure of the parameters: an array, a list or tuple of them, or a dict by name."""
+
+    def __init__(self, params: Any) -> None:
+        self._kind = type(params) if isinstance(params, (list, tuple)) else None
+        self._keys = list(params) if isinstance(params, Mapping) else None
+        arrays = self._arrays(params, "params")
+        for label, array in arrays:
+            if array.dtype not in _DTYPES:
+                raise TypeError(f"{label}: expected float32 or float64, got {array.dtype}")
+        self._shapes = [array.shape for _, array in arrays]
+        self._dtypes = [array.dtype for _, array in arrays]
+        self._ends = np.cumsum([array.size for _, array in arrays]).tolist()
+        self.size: int = self._ends[-1] if arrays else 0
+        if self.size == 0:
+            raise ValueError("params: expected at least one number, got none")
+        #: The coarsest rounding of the parameters.
+        self.eps = max(float(np.finfo(dtype).eps) for dtype in self._dtypes)
+        self.origin = self.flat(params, "params")
+
+    def _arrays(self, value: Any, name: str) -> list[tuple[str, Array]]:
+        """The arrays in order, each with what to call it."""
+        if self._keys is not None:
+            if not isinstance(value, Mapping) or set(value) != set(self._keys):
+                got = f"{list(value)}" if isinstance(value, Mapping) else type(value).__qualname__
+                raise ValueError(f"{name}: expected a dict with the names {self._keys}, got {got}")
+            return [(f"{name}[{key!r}]", _array(value[key], f"{name}[{key!r}]")) for key in self._keys]
+        if self._kind is not None:
+            if not isinstance(value, (list, tuple)):
+                raise ValueError(f"{name}: expected a list as params is, got {type(value).__qualname__}")
+            return [(f"{name}[{k}]", _array(entry, f"{name}[{k}]")) for k, entry in enumerate(value)]
+        if isinstance(value, (list, tuple, Mapping)):
+            raise ValueError(f"{name}: expected an array as params is, got {type(value).__qualname__}")
+        return [(name, _array(value, name))]
+
+    def flat(self, value: Any, name: str, where: str = "") -> Vector:
+        """A new vector of doubles; an error where the structure, a shape, a dtype or a number is not as it must be."""
+        arrays = self._arrays(value, name)
+        if len(arrays) != len(self._shapes):
+            raise ValueError(f"{name}: expected {len(self._shapes)} arrays, got {len(arrays)}")
+        for (label, array), shape, dtype in zip(arrays, self._shapes, self._dtypes, strict=True):
+            if array.shape != shape:
+                raise ValueError(f"{label}: expected shape {shape}, got {array.shape}")
+            if array.dtype != dtype:
+                raise TypeError(f"{label}: expected {dtype}, got {array.dtype}")
+            if not np.isfinite(array).all():
+                bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+                raise ValueError(f"{label}: expected finite numbers, got {bad} of {array.size} that are not{where}")
+        return np.concatenate([array.ravel() for _, array in arrays], dtype=np.float64)
+
+    def pack(self, vector: Vector) -> Any:
+        """New arrays in the structure and the dtypes of the parameters."""
+        pieces = [
+            piece.reshape(shape).astype(dtype)
+            for piece, shape, dtype in zip(np.split(vector, self._ends[:-1]), self._shapes, self._dtypes, strict=True)
+        ]
+        if self._keys is not None:
+            return dict(zip(self._keys, pieces, strict=True))
+        if self._kind is not None:
+            return tuple(pieces) if issubclass(self._kind, tuple) else pieces
+        return pieces[0]
+
+
+def _array(value: object, name: str) -> Array:
+    """An array; NumPy's arithmetic on arrays of no axes gives numbers."""
+    return np.asarray(value) if isinstance(value, np.generic) else as_array(value, name)
+
+
+def require(module: str, extra: str) -> Any:
+    """Imports a module of an extra; the error says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'fusedstep[{extra}]'") from error
+
+
+def check_callable(value: Any, name: str) -> None:
+    """TypeError for what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function, got {type(value).__qualname__}")
+
+
+def whole(value: Any, name: str, least: int) -> int:
+    """A whole number of at least `least`."""
+    if isinstance(value, (bool, np.bool)) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected a whole number, got {type(value).__qualname__}")
+    if value < least:
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {value}")
+    return int(value)
+
+
+def positive(value: Any, name: str, *, zero: bool = False) -> float:
+    """A finite number above 0; with `zero`, 0 too."""
+    number = real(value, name)
+    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
+        raise ValueError(f"{name}: expected a finite number {'>=' if zero else '>'} 0, got {value!r}")
+    return number
+
+
+def real(value: Any, name: str) -> float:
+    """A number, or an array of no axes that holds one."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if hasattr(value, "detach") and getattr(value, "ndim", None) == 0:
+        value = value.detach().item()
+    if isinstance(value, (bool, np.bool)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__qualname__}")
+    return float(value)
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: arrays as lists, dataclasses by their own `to_dict`."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value
