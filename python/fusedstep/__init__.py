@@ -4,7 +4,7 @@ Every kernel computes the same bits as its NumPy reference (`fusedstep.reference
 number of threads.
 """
 
-from fusedstep import functional, runtime
+from fusedstep import doctor, functional, runtime
 from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
@@ -99,6 +99,7 @@ __all__ = [
     "batch_norm_backward_sums",
     "batch_norm_stats",
     "bfloat16",
+    "doctor",
     "functional",
     "load_checkpoint",
     "merge_grad_sums",

@@ -1,0 +1,8 @@
+"""A doctor for training runs: it names what is wrong, with the evidence and the remedy."""
+
+from fusedstep.doctor.diagnosis import Doctor
+from fusedstep.doctor.recorder import RunRecorder
+from fusedstep.doctor.thresholds import Thresholds
+from fusedstep.doctor.verdict import Verdict
+
+__all__ = ["Doctor", "RunRecorder", "Thresholds", "Verdict"]
