@@ -183,14 +183,15 @@ def _momentum_ravine(seed: int) -> Doctor:
 
 
 def _flat_walk(seed: int) -> Doctor:
-    """Along the floor of a ravine, 1 − x/50 + ½ y²: AdaGrad's mean form remembers ever less of the walls."""
+    """Along the floor of a ravine, (1 + e^(−x/50)) / 10 + y²/2: AdaGrad's mean form forgets how steep the walls are."""
     rng = np.random.default_rng(seed)
+    lr = rng.uniform(0.2, 0.3)
     return descend(
         np.array([0.0, rng.uniform(0.8, 1.2)]),
-        lambda p: float(1 - 0.02 * p[0] + p[1] ** 2 / 2),
-        lambda p: np.array([-0.02, p[1]]),
-        lambda p: fs.Adagrad(p, lr=rng.uniform(0.3, 0.4), accumulator="mean", telemetry=True),
-        400,
+        lambda p: float(0.1 + 0.1 * np.exp(-p[0] / 50) + p[1] ** 2 / 2),
+        lambda p: np.array([-0.002 * np.exp(-p[0] / 50), p[1]]),
+        lambda p: fs.Adagrad(p, lr=lr, accumulator="mean", telemetry=True),
+        1200,
     )
 
 
@@ -223,7 +224,7 @@ CASES: tuple[Case, ...] = (
         "steps of the sign, no hidden layer",
         "bouncing",
         lambda s: train(
-            s, lambda p: fs.Lion(p, lr=0.2, betas=(0.0, 0.0), telemetry=True), hidden=(), batch_size=2000, epochs=80
+            s, lambda p: fs.Lion(p, lr=0.15, betas=(0.0, 0.0), telemetry=True), hidden=(), batch_size=2000, epochs=80
         ),
     ),
     Case("sgd, lr 1e-7", "crawling", lambda s: train(s, sgd(1e-7), epochs=5)),
@@ -231,7 +232,12 @@ CASES: tuple[Case, ...] = (
     Case("clipped to 1e-4", "crawling", lambda s: train(s, sgd(0.1, max_grad_norm=1e-4), epochs=5)),
     Case("sgd, lr 1e3", "exploding", lambda s: train(s, sgd(1e3), epochs=5)),
     Case("adamw, lr 10", "exploding", lambda s: train(s, adamw(10.0), epochs=5)),
-    Case("momentum, lr 3", "exploding", lambda s: train(s, sgd(3.0, momentum=0.95), epochs=5)),
+    Case("lr · 1.1 every step", "exploding", lambda s: train(s, sgd(lambda n: 0.1 * 1.1**n), epochs=5)),
+    Case(
+        "lr 1, momentum 0.99, batch norm",
+        "exploding",
+        lambda s: train(s, sgd(1.0, momentum=0.99), batch_norm=True, epochs=6),
+    ),
     Case("adagrad after a flat walk", "adagrad_blow_up", _flat_walk),
     Case(
         "rmsprop, one class first",
@@ -245,9 +251,9 @@ CASES: tuple[Case, ...] = (
         ),
     ),
     Case(
-        "lr / 1000 after one epoch",
+        "lr / 1000 after two epochs",
         "decayed_too_early",
-        lambda s: train(s, sgd(lambda n: 0.05 if n < 23 else 5e-5), epochs=8),
+        lambda s: train(s, sgd(lambda n: 0.05 if n < 46 else 5e-5), epochs=8),
     ),
     Case(
         "lr · 0.93 every step",

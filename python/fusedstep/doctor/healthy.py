@@ -26,7 +26,7 @@ _OPTIMIZERS: tuple[tuple[type[fs.Optimizer], float, dict[str, Any]], ...] = (
     (fs.Adamax, 5e-3, {}),
     (fs.Lion, 1e-3, {}),
     (fs.LAMB, 1e-2, {}),
-    (fs.Adan, 3e-3, {}),
+    (fs.Adan, 1e-2, {}),
     (fs.AdEMAMix, 3e-3, {}),
 )
 _EPOCHS = {16: 8, 32: 12, 64: 20, 128: 30, 256: 50}

@@ -20,18 +20,25 @@ def exploding(s: Windows) -> Verdict | None:
 
     .. code-block:: text
 
-        highest median loss of a window >= explode_loss · max(first loss, reference)
-        or  med ‖Δθ‖/‖θ‖ >= explode_ratio,   and in both cases  last > solved · reference
+        highest >= explode_loss · max(first loss, reference)   or   last >= explode_loss · lowest
+        or   med ‖Δθ‖/‖θ‖ >= explode_ratio,   and in all cases   last > solved · reference
     """
     t = s.thresholds
     start = max(s.initial, s.reference)
     rise, ratio = s.highest / start, s.last_of("update_ratio")
-    numbers = {"loss": s.last, "highest": s.highest, "start": start, "rise": rise, "update_ratio": ratio}
+    numbers = {"loss": s.last, "highest": s.highest, "lowest": s.lowest, "start": start, "update_ratio": ratio}
     if rise >= t.explode_loss and s.stuck:
         return Verdict(
             "exploding",
             f"The loss was {s.highest:.3g} over {s.width} steps, {rise:.3g} times the {start:.3g} of the start (limit "
             f"{t.explode_loss:g} times), and is {s.last:.3g}.",
+            numbers,
+        )
+    if s.last >= t.explode_loss * s.lowest and s.stuck:
+        return Verdict(
+            "exploding",
+            f"The loss was down to {s.lowest:.3g} over {s.width} steps and has risen to {s.last:.3g}, "
+            f"{s.last / s.lowest:.3g} times that (limit {t.explode_loss:g} times).",
             numbers,
         )
     if ratio >= t.explode_ratio and s.stuck:
@@ -72,58 +79,54 @@ def adagrad_blow_up(s: Windows) -> Verdict | None:
 
     .. code-block:: text
 
-        σₜ = lrₜ · ‖gₜ‖ / ‖Δθₜ‖,   x̃ₜ = median of x over the min_window steps before t.  For some t:
-        ‖gₜ‖ >= blow_up_gradient · σ̃ₜ   and   ‖Δθₜ‖ >= blow_up_update · median of ‖Δθ‖ before t
-        and  median loss of the min_window steps from t on >= blow_up_loss · median loss of those before
-        and  σₜ >= 2 σ̃ₜ  (σ follows the gradient; without a rate per parameter it is 1 throughout)
+        σₜ = lrₜ · ‖gₜ‖ / ‖Δθₜ‖,   x̃ₜ = median of x over the k = min_window steps before t.  For some t >= 2k:
+        ‖gₜ‖ >= blow_up_gradient · σ̃ₜ   and   ‖Δθₜ‖ >= blow_up_update · (median of ‖Δθ‖ before)
+        and  median loss of the ⌈k/2⌉ steps from t on >= blow_up_loss · (median loss before)
+        and  σₜ >= 2 σ̃ₜ:  σ follows the gradient; without a rate per parameter it is 1 throughout
     """
-    t = s.thresholds
+    t, k = s.thresholds, s.thresholds.min_window
     lr, grad, update = (s.run.steps(name) for name in ("lr", "grad_norm", "update_norm"))
     if lr is None or grad is None or update is None:
         return None
+    after = _rolling(s.losses, -(-k // 2))[2 * k :]
+    count = len(after)
     with np.errstate(divide="ignore", invalid="ignore"):
         sigma = lr * grad / update
-    k = t.min_window
-    if s.count < 2 * k:
-        return None
-    sigma_before, update_before, loss_before = (_median_before(x, k) for x in (sigma, update, s.losses))
-    loss_after = np.append(_median_before(s.losses, k)[k:], np.full(k, np.nan))
-    for late in range(s.count - k, s.count):
-        loss_after[late] = median(s.losses[late:])
+    sigma_before, update_before, before = (_rolling(x, k)[k : k + count] for x in (sigma, update, s.losses))
+    sigma, grad, update = (x[2 * k : 2 * k + count] for x in (sigma, grad, update))
     with np.errstate(invalid="ignore"):
         hit = (
             (grad >= t.blow_up_gradient * sigma_before)
             & (update >= t.blow_up_update * update_before)
-            & (loss_after >= t.blow_up_loss * loss_before)
+            & (after >= t.blow_up_loss * before)
             & (sigma >= 2 * sigma_before)
         )
-    hit[: 2 * k] = False
     if not hit.any():
         return None
-    at = int(np.where(hit, update / update_before, -np.inf).argmax())
+    at = int(np.where(hit, update, -np.inf).argmax())
     jump, excess = update[at] / update_before[at], grad[at] / sigma_before[at]
+    step = at + 2 * k + 1
     return Verdict(
         "adagrad_blow_up",
-        f"At step {at + 1} a gradient of norm {grad[at]:.3g} met a σ of {sigma_before[at]:.3g} ({excess:.3g} times, "
-        f"limit {t.blow_up_gradient:g}): a step {jump:.3g} times as long as those before (limit {t.blow_up_update:g}), "
-        f"and the loss went from {loss_before[at]:.3g} to {loss_after[at]:.3g} (limit {t.blow_up_loss:g} times).",
+        f"At step {step} a gradient of norm {grad[at]:.3g} met a σ of {sigma_before[at]:.3g} ({excess:.3g} times, limit "
+        f"{t.blow_up_gradient:g}): a step {jump:.3g} times as long as those before (limit {t.blow_up_update:g}), and the "
+        f"loss went from {before[at]:.3g} to {after[at]:.3g} (limit {t.blow_up_loss:g} times).",
         {
-            "step": at + 1,
+            "step": step,
             "grad_norm": float(grad[at]),
             "sigma": float(sigma_before[at]),
             "jump": float(jump),
-            "loss_before": float(loss_before[at]),
-            "loss_after": float(loss_after[at]),
+            "loss_before": float(before[at]),
+            "loss_after": float(after[at]),
         },
     )
 
 
-def _median_before(values: Doubles, k: int) -> Doubles:
-    """Of every place the median of the k values before it; NaN for the first k."""
-    if len(values) <= k:
-        return np.full(len(values), np.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(values[:-1], k)
-    return np.concatenate([np.full(k, np.nan), np.median(windows, axis=1)])
+def _rolling(values: Doubles, k: int) -> Doubles:
+    """Of every place the median of the k values from it on, as long as there are so many."""
+    if len(values) < k:
+        return np.empty(0)
+    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(values, k), axis=1), np.float64)
 
 
 def dead_units(s: Windows) -> Verdict | None:
@@ -198,19 +201,23 @@ def bouncing(s: Windows) -> Verdict | None:
 
     .. code-block:: text
 
-        med cos(gₜ, gₜ₋₁) <= bounce_cosine,   med ‖g‖ >= bounce_gradient · (its median over the first window)
+        turnₜ = min(cos(gₜ, gₜ₋₁), cos(gₜ₋₁, gₜ₋₂)): momentum turns around at every other step
+        med turn <= bounce_cosine,   med ‖g‖ >= bounce_gradient · (its median over the first window)
         before − last <= flat · before,   last > solved · reference
     """
     t = s.thresholds
-    cosine, grad, first = s.last_of("grad_cosine"), s.last_of("grad_norm"), s.first_of("grad_norm")
-    falls = s.before - s.last > t.flat * abs(s.before)
-    if not (cosine <= t.bounce_cosine and grad >= t.bounce_gradient * first and s.stuck) or falls:
+    cosines, grad, first = s.run.steps("grad_cosine"), s.last_of("grad_norm"), s.first_of("grad_norm")
+    if cosines is None or not s.stuck or s.before - s.last > t.flat * abs(s.before):
+        return None
+    turn = median(np.minimum(cosines[1:], cosines[:-1])[-s.width :])
+    if not (turn <= t.bounce_cosine and grad >= t.bounce_gradient * first):
         return None
     return Verdict(
         "bouncing",
-        f"Successive gradients meet at a cosine of {cosine:.2f} (limit {t.bounce_cosine:g}) and stay large ({grad:.3g}; "
-        f"{first:.3g} at the start), while the loss stays at {s.last:.3g} ({s.before:.3g} a window before).",
-        {"grad_cosine": cosine, "grad_norm": grad, "first_grad_norm": first, "loss": s.last, "loss_before": s.before},
+        f"Gradients turn around: of two successive cosines between them the lower is {turn:.2f} (limit "
+        f"{t.bounce_cosine:g}). They stay large, {grad:.3g} of {first:.3g} at the start (limit {t.bounce_gradient:g} "
+        f"times), and the loss stays at {s.last:.3g} ({s.before:.3g} a window before).",
+        {"turn": turn, "grad_norm": grad, "first_grad_norm": first, "loss": s.last, "loss_before": s.before},
     )
 
 
@@ -256,11 +263,11 @@ def crawling(s: Windows) -> Verdict | None:
 
     .. code-block:: text
 
-        med ‖Δθ‖/‖θ‖ < crawl_ratio,   last > solved · reference,   last lr >= decay · max lr
+        med ‖Δθ‖/‖θ‖ < crawl_ratio,   last > solved · reference,   last lr >= decay · max lr,   not warming
     """
     t = s.thresholds
     ratio, lr = s.last_of("update_ratio"), s.run.steps("lr")
-    if not (ratio < t.crawl_ratio and s.stuck) or (lr is not None and lr[-1] < t.decay * np.nanmax(lr)):
+    if not (ratio < t.crawl_ratio and s.stuck) or s.warming or (lr is not None and lr[-1] < t.decay * np.nanmax(lr)):
         return None
     return Verdict(
         "crawling",
@@ -275,11 +282,12 @@ def bad_initialization(s: Windows) -> Verdict | None:
 
     .. code-block:: text
 
-        every window's median loss within flat · first of the first one's,   last > solved · reference
+        at least 5 · min_window steps, not warming,   last > solved · reference
+        and  every window's median loss within flat · first of the first one's
         or  first loss >= start · chance_loss,   last > solved · reference   (only where chance_loss is given)
     """
     t = s.thresholds
-    if s.stuck and s.never_moved:
+    if s.stuck and s.long and s.never_moved:
         return Verdict(
             "bad_initialization",
             f"From the first of {s.count} steps to the last no window's median loss was further than {t.flat:.0%} from "
@@ -329,19 +337,20 @@ def underfitting(s: Windows) -> Verdict | None:
 
     .. code-block:: text
 
-        last > poor · reference,   fall of the second half of the steps <= flat (see `decayed_too_early`)
+        at least 5 · min_window steps, not warming,   last > poor · reference
+        fall of the second half of the steps <= plateau (see `decayed_too_early`)
         val − train < overfit_gap · reference where there are evaluations,   and no other verdict
     """
     t = s.thresholds
     train, val = _losses(s)
     gap = (median(val[-3:]) - median(train[-3:])) / s.reference if len(val) else np.nan
     fall = _fall(s.losses[s.count // 2 :])
-    if not (s.last > t.poor * s.reference and fall <= t.flat) or gap >= t.overfit_gap:
+    if not (s.long and s.last > t.poor * s.reference and fall <= t.plateau) or gap >= t.overfit_gap:
         return None
     return Verdict(
         "underfitting",
         f"The loss stays at {s.last:.3g}, above {t.poor:g} of the reference {s.reference:.3g}: over the second half of "
-        f"the run it fell by {max(fall, 0):.1%} (limit {t.flat:.0%}).",
+        f"the run it fell by {max(fall, 0):.1%} (limit {t.plateau:.0%}).",
         {"loss": s.last, "reference": s.reference, "fall": fall, "gap": gap},
     )
 

@@ -13,7 +13,7 @@ class Windows:
 
         w = window · steps, within [min_window, max_window]
         first, before, last = median loss of steps [0, w), [n − 2w, n − w), [n − w, n)
-        highest = the highest median loss of ⌊n / w⌋ windows of equal length that cover the run
+        highest, lowest = of the median losses of ⌊n / w⌋ windows of equal length that cover the run
         reference = chance_loss, or the first loss, which no step has changed yet
 
     Args:
@@ -35,7 +35,8 @@ class Windows:
         self.last = median(self.losses[-w:])
         pieces = np.array_split(self.losses, max(1, self.count // w))
         self.medians = np.array([median(piece) for piece in pieces])
-        self.highest = median(np.array([self.medians[np.isfinite(self.medians)].max(initial=-np.inf)]))
+        known = self.medians[np.isfinite(self.medians)]
+        self.highest, self.lowest = (float(known.max()), float(known.min())) if known.size else (np.nan, np.nan)
 
     @property
     def stuck(self) -> bool:
@@ -51,6 +52,17 @@ class Windows:
     def never_moved(self) -> bool:
         """Whether no window's median is further than flat · first from that of the first one."""
         return bool((np.abs(self.medians - self.first) <= self.thresholds.flat * abs(self.first)).all())
+
+    @property
+    def warming(self) -> bool:
+        """Whether the learning rate is at its peak and has risen over the last window: a judgement would be early."""
+        lr = self.run.steps("lr")
+        return lr is not None and bool(lr[-1] == np.nanmax(lr) and lr[-1] > lr[-self.width])
+
+    @property
+    def long(self) -> bool:
+        """Whether a loss that stays says anything: at least 5 · min_window steps, and not warming."""
+        return self.count >= 5 * self.thresholds.min_window and not self.warming
 
     def first_of(self, name: str) -> float:
         """The median of a list of the telemetry over the first window; NaN where there is none."""
