@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fusedstep._core import StepReport
 from fusedstep.doctor import rules
 from fusedstep.doctor.measure import Gradients, dead_part, flattened, grad_cosine, measured
 from fusedstep.doctor.run import Run, batch_norm, batch_size, chance_loss, number
 from fusedstep.doctor.thresholds import Thresholds
-from fusedstep.doctor.verdict import Verdict
+from fusedstep.doctor.verdict import REMEDIES, Verdict
 from fusedstep.doctor.windows import Windows
 from fusedstep.optimizers import Optimizer
 
@@ -25,17 +27,16 @@ RULES: tuple[rules.Rule, ...] = (
     rules.bad_initialization,
     rules.overfitting,
 )
-#: What a list of the telemetry, or of the evaluations, lets the doctor see.
-NEEDS = {
+#: What of the telemetry each verdict cannot do without.
+_STEPS = {
     "grad_norm": "at_critical_point",
     "update_norm": "adagrad_blow_up",
     "grad_cosine": "bouncing",
     "update_ratio": "crawling",
     "lr": "decayed_too_early",
-    "test_loss": "overfitting",
-    "dead_units": "dead_units",
 }
-
+#: And what of the evaluations.
+_EVALUATED = {"test_loss": "overfitting", "dead_units": "dead_units"}
 #: Verdicts left out where one of these is there, which explains them.
 _EXPLAINED = {
     "bad_initialization": {
@@ -164,7 +165,10 @@ class Doctor:
         """
         if not self.run.losses:
             return []
-        windows = Windows(self.run, self.thresholds)
+        with np.errstate(all="ignore"):
+            return [_plain(verdict) for verdict in self._verdicts(Windows(self.run, self.thresholds))]
+
+    def _verdicts(self, windows: Windows) -> list[Verdict]:
         sick = rules.nonfinite(windows)
         first = [] if sick is None else [sick]
         if windows.count < self.thresholds.min_steps:
@@ -197,14 +201,9 @@ class Doctor:
 
     def unseen(self) -> list[str]:
         """The verdicts that what was observed cannot show."""
-        return [
-            verdict
-            for name, verdict in NEEDS.items()
-            if (self.run.steps(name) is None if name not in ("test_loss", "dead_units") else self._never(name))
-        ]
-
-    def _never(self, name: str) -> bool:
-        return self.run.evaluated(name).size == 0
+        steps = {verdict for name, verdict in _STEPS.items() if self.run.steps(name) is None}
+        evaluated = {verdict for name, verdict in _EVALUATED.items() if not self.run.evaluated(name).size}
+        return [name for name in REMEDIES if name in steps | evaluated]
 
     def to_record(self) -> dict[str, Any]:
         """What was observed, in the form that `fusedstep doctor RUN.json` reads (docs/doctor.md)."""
@@ -242,3 +241,10 @@ def _run(size: Any, norm: Any, chance: Any) -> Run:
         batch_norm=batch_norm(norm, "batch_norm"),
         chance_loss=chance_loss(chance, "chance_loss"),
     )
+
+
+def _plain(verdict: Verdict) -> Verdict:
+    numbers = {
+        name: value.item() if isinstance(value, np.generic) else value for name, value in verdict.numbers.items()
+    }
+    return Verdict(verdict.name, verdict.evidence, numbers)

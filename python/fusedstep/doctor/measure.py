@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._arrays import as_array
+from fusedstep._arrays import as_array, dtype_name
 from fusedstep._core import StepReport
 from fusedstep._sparse import RowSparse
 from fusedstep.doctor.run import finite
@@ -51,8 +51,11 @@ def flattened(grads: Any) -> Gradients:
     if grads is None or isinstance(grads, RowSparse):
         return [None]
     array = as_array(grads, "grads")
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fV":
-        raise TypeError(f"grads: expected arrays of floating-point numbers or None, got {type(grads).__name__}")
+    if dtype_name(array.dtype) == "bfloat16":
+        # Its bits are the upper half of a float32's.
+        array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if array.dtype.kind != "f":
+        raise TypeError(f"grads: expected arrays of floating-point numbers or None, got {array.dtype}")
     return [np.array(array, np.float64).ravel()]
 
 
@@ -85,8 +88,6 @@ def dead_part(activations: Any) -> float:
     parts = []
     for layer in layers:
         array = as_array(layer, "activations")
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"activations: expected arrays, got {type(layer).__name__}")
         if array.ndim < 2 or 0 in array.shape:
             raise ValueError(f"activations: expected shape (rows, units, …), got {array.shape}")
         axes = tuple(axis for axis in range(array.ndim) if axis != 1)

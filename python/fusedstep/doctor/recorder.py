@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from fusedstep._core import StepReport
 from fusedstep.doctor.measure import Gradients, flattened, grad_cosine, measured
 from fusedstep.doctor.run import TELEMETRY
 from fusedstep.optimizers import Optimizer
@@ -38,9 +39,11 @@ class RunRecorder:
         self.telemetry: dict[str, list[float | None]] = {name: [] for name in TELEMETRY}
         self._before: Gradients = []
 
-    def step(self, grads: Any, grad_scale: float = 1.0) -> Any:
+    def step(self, grads: Any, grad_scale: float = 1.0) -> StepReport:
         """`optimizer.step`, written down."""
-        return self._keep(self.optimizer.step(grads, grad_scale), grads)
+        report = self.optimizer.step(grads, grad_scale)
+        self._keep(report, grads)
+        return report
 
     def through(self, call: Call) -> Call:
         """A function that calls as `call(function, …)` does, and writes down where that is this optimizer's step."""
@@ -58,11 +61,10 @@ class RunRecorder:
         for values in self.telemetry.values():
             del values[steps:]
 
-    def _keep(self, report: Any, grads: Any) -> Any:
+    def _keep(self, report: StepReport, grads: Any) -> None:
         now = flattened(grads)
         values = {**measured(report), "grad_cosine": grad_cosine(self._before, now)}
         self._before = now
         for name, kept in self.telemetry.items():
             value = values.get(name, math.nan)
             kept.append(value if math.isfinite(value) else None)
-        return report

@@ -1,7 +1,7 @@
 """The rules, one after another: each gives its verdict, or None.
 
-Names of thresholds stand for their values; `first`, `before`, `last`, `reference` and w are those of `Windows`; med is the
-median over the last window of w steps.
+Names of thresholds stand for their values; `first`, `before`, `last`, `highest`, `lowest`, `reference` and w are those of
+`Windows`, as are warming and stuck; med is the median over the last window of w steps.
 """
 
 from collections.abc import Callable
@@ -44,8 +44,8 @@ def exploding(s: Windows) -> Verdict | None:
     if ratio >= t.explode_ratio and s.stuck:
         return Verdict(
             "exploding",
-            f"Updates are {ratio:.3g} of the parameters (limit {t.explode_ratio:g}; about 1e-3 is healthy), and the loss "
-            f"is {s.last:.3g} (reference {s.reference:.3g}).",
+            f"Updates are {ratio:.3g} of the parameters (limit {t.explode_ratio:g}; about 1e-3 is healthy), and the "
+            f"loss is {s.last:.3g} (reference {s.reference:.3g}).",
             numbers,
         )
     return None
@@ -108,9 +108,9 @@ def adagrad_blow_up(s: Windows) -> Verdict | None:
     step = at + 2 * k + 1
     return Verdict(
         "adagrad_blow_up",
-        f"At step {step} a gradient of norm {grad[at]:.3g} met a σ of {sigma_before[at]:.3g} ({excess:.3g} times, limit "
-        f"{t.blow_up_gradient:g}): a step {jump:.3g} times as long as those before (limit {t.blow_up_update:g}), and the "
-        f"loss went from {before[at]:.3g} to {after[at]:.3g} (limit {t.blow_up_loss:g} times).",
+        f"At step {step} a gradient of norm {grad[at]:.3g} met a σ of {sigma_before[at]:.3g} ({excess:.3g} times, "
+        f"limit {t.blow_up_gradient:g}): a step {jump:.3g} times as long as those before (limit {t.blow_up_update:g}), "
+        f"and the loss went from {before[at]:.3g} to {after[at]:.3g} (limit {t.blow_up_loss:g} times).",
         {
             "step": step,
             "grad_norm": float(grad[at]),
@@ -245,8 +245,8 @@ def decayed_too_early(s: Windows) -> Verdict | None:
         return None
     return Verdict(
         "decayed_too_early",
-        f"Until step {decayed} the loss fell by {before:.0%} in {decayed - start} steps (limit {t.decay_fall:.0%}); then "
-        f"the learning rate went below {t.decay:g} of its peak, and it fell at {max(slowed, 0):.2g} of that pace "
+        f"Until step {decayed} the loss fell by {before:.0%} in {decayed - start} steps (limit {t.decay_fall:.0%}); "
+        f"then the learning rate went below {t.decay:g} of its peak, and it fell at {max(slowed, 0):.2g} of that pace "
         f"(limit {t.decay_slow:g}), to {s.last:.3g} (reference {s.reference:.3g}).",
         {"step": decayed, "fall_before": before, "fall_after": after, "slowed": slowed, "loss": s.last},
     )
@@ -311,8 +311,8 @@ def overfitting(s: Windows) -> Verdict | None:
     .. code-block:: text
 
         at least min_evaluations;  val, train: medians over the last 3;  low = lowest median of 3 in a row
-        val − low >= overfit_rise · reference  or  train <= poor · reference,
-        and  val − train >= overfit_gap · reference
+        val − train >= overfit_gap · reference,   and
+        val − low >= overfit_rise · reference  or  train <= poor · reference
     """
     t = s.thresholds
     train, val = _losses(s)
@@ -325,9 +325,9 @@ def overfitting(s: Windows) -> Verdict | None:
         return None
     return Verdict(
         "overfitting",
-        f"The validation loss is {b:.3g}, the training loss {a:.3g}: {gap:.0%} of the reference {s.reference:.3g} apart "
-        f"(limit {t.overfit_gap:.0%}); the lowest was {low:.3g} ({rise:.0%} of the reference below; "
-        f"limit {t.overfit_rise:.0%}).",
+        f"The validation loss is {b:.3g}, the training loss {a:.3g}: {gap:.0%} of the reference {s.reference:.3g} "
+        f"apart (limit {t.overfit_gap:.0%}). The lowest validation loss was {low:.3g}, {rise:.0%} of the reference "
+        f"below (limit {t.overfit_rise:.0%}).",
         {"val_loss": b, "train_loss": a, "lowest": low, "gap": gap, "rise": rise},
     )
 

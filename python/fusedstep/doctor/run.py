@@ -139,7 +139,10 @@ def number(value: object, name: str) -> float:
     """
     if isinstance(value, bool | np.bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name}: expected a number, got {_kind(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def batch_size(value: Any, name: str) -> int | None:

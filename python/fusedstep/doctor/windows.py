@@ -27,8 +27,9 @@ class Windows:
         self.count = len(self.losses)
         self.width = min(max(round(thresholds.window * self.count), thresholds.min_window), thresholds.max_window)
         known = self.losses[np.isfinite(self.losses)]
-        self.initial = float(known[0]) if known.size else np.nan
-        self.reference = self.initial if run.chance_loss is None else run.chance_loss
+        # Doubles of NumPy: dividing by a loss of 0 is no error.
+        self.initial = np.float64(known[0] if known.size else np.nan)
+        self.reference = self.initial if run.chance_loss is None else np.float64(run.chance_loss)
         w = self.width
         self.first = median(self.losses[:w])
         self.before = median(self.losses[-2 * w : -w])
@@ -36,17 +37,18 @@ class Windows:
         pieces = np.array_split(self.losses, max(1, self.count // w))
         self.medians = np.array([median(piece) for piece in pieces])
         known = self.medians[np.isfinite(self.medians)]
-        self.highest, self.lowest = (float(known.max()), float(known.min())) if known.size else (np.nan, np.nan)
+        self.highest = np.float64(known.max() if known.size else np.nan)
+        self.lowest = np.float64(known.min() if known.size else np.nan)
 
     @property
     def stuck(self) -> bool:
         """Whether the loss is not low: last > solved · reference."""
-        return self.last > self.thresholds.solved * self.reference
+        return bool(self.last > self.thresholds.solved * self.reference)
 
     @property
     def flat(self) -> bool:
         """Whether the loss stays where it is: |before − last| <= flat · before."""
-        return abs(self.before - self.last) <= self.thresholds.flat * abs(self.before)
+        return bool(abs(self.before - self.last) <= self.thresholds.flat * abs(self.before))
 
     @property
     def never_moved(self) -> bool:
@@ -64,18 +66,18 @@ class Windows:
         """Whether a loss that stays says anything: at least 5 · min_window steps, and not warming."""
         return self.count >= 5 * self.thresholds.min_window and not self.warming
 
-    def first_of(self, name: str) -> float:
+    def first_of(self, name: str) -> np.float64:
         """The median of a list of the telemetry over the first window; NaN where there is none."""
         values = self.run.steps(name)
-        return np.nan if values is None else median(values[: self.width])
+        return np.float64(np.nan) if values is None else median(values[: self.width])
 
-    def last_of(self, name: str) -> float:
+    def last_of(self, name: str) -> np.float64:
         """The median of a list of the telemetry over the last window; NaN where there is none."""
         values = self.run.steps(name)
-        return np.nan if values is None else median(values[-self.width :])
+        return np.float64(np.nan) if values is None else median(values[-self.width :])
 
 
-def median(values: Doubles) -> float:
+def median(values: Doubles) -> np.float64:
     """The median of what is finite; NaN where nothing is."""
     known = values[np.isfinite(values)]
-    return float(np.median(known)) if known.size else np.nan
+    return np.float64(np.median(known) if known.size else np.nan)
