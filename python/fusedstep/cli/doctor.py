@@ -16,8 +16,8 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "doctor",
         help="say what is wrong with a training run, and what mends it",
-        description="Reads what `fusedstep train --json` wrote, or any file of that form (docs/doctor.md), and names what "
-        "it sees, with the evidence and the remedy.",
+        description="Reads what `fusedstep train --json` wrote, or any file of that form (docs/doctor.md), and names "
+        "what it sees, with the evidence and the remedy.",
     )
     parser.add_argument("run_file", nargs="?", metavar="RUN.json", help="the run")
     parser.add_argument(
@@ -110,15 +110,14 @@ def _trial(options: argparse.Namespace) -> int:
 
         result = trial(tell)
     table = Table(title="what the doctor says of scripted runs", caption="seeds 0 to 9; thresholds set on 100 to 199")
-    for column, justify in (("run", "left"), ("its state", "left"), ("said first", "right"), ("said", "right")):
-        table.add_column(column, justify="right" if justify == "right" else "left", no_wrap=True)
+    for column in ("run", "its state", "said first", "said"):
+        table.add_column(column, justify="right" if column.startswith("said") else "left", no_wrap=True)
     for case in result["cases"]:
         of = case["runs"]
         table.add_row(case["name"], case["verdict"], f"{case['first']}/{of}", f"{case['among']}/{of}")
     well = result["healthy"]
-    table.add_row(
-        f"{well['runs']} settings", "healthy", f"{well['healthy']}/{well['runs']}", f"{well['healthy']}/{well['runs']}"
-    )
+    right = f"{well['healthy']}/{well['runs']}"
+    table.add_row(f"{well['runs']} settings", "healthy", right, right)
     console.print(table)
     console.print(
         f"healthy runs: test accuracy at least {well['lowest_accuracy']:.1%}; "

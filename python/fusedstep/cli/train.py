@@ -110,7 +110,7 @@ def train(options: argparse.Namespace) -> tuple[dict[str, Any], "MLP", "Optimize
     model = digits.MLP([64, *options.hidden, 10], options.batch_norm, options.seed)
     lr = getattr(options, "lr", LEARNING_RATES.get(options.optimizer))
     rates: dict[str, Any] = {"telemetry": True} | ({} if lr is None else {"lr": lr})
-    optimizer: Any = REGISTRY[options.optimizer](model.params, **rates)  # type: ignore[arg-type]
+    optimizer: Any = REGISTRY[options.optimizer](model.params, **rates)
 
     steps_per_epoch = sum(1 for _ in digits.batches(len(train_x), options.batch_size, options.seed, 0))
     if steps_per_epoch == 0:

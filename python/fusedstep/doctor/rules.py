@@ -1,7 +1,7 @@
 """The rules, one after another: each gives its verdict, or None.
 
-Names of thresholds stand for their values; `first`, `before`, `last`, `highest`, `lowest`, `reference` and w are those of
-`Windows`, as are warming and stuck; med is the median over the last window of w steps.
+Names of thresholds stand for their values; first, before, last, highest, lowest, reference, w and warming are those of
+`Windows`; med is the median over the last window of w steps. A loss that is not finite is above any limit.
 """
 
 from collections.abc import Callable

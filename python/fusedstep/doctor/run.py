@@ -106,7 +106,7 @@ class Run:
         if not isinstance(record["epochs"], list):
             raise TypeError(f"record['epochs']: expected a list, got {_kind(record['epochs'])}")
         telemetry = {}
-        for name, values in _object(record.get("telemetry") or {}, "record['telemetry']").items():
+        for name, values in _optional(record, "telemetry").items():
             if name not in TELEMETRY:
                 continue
             telemetry[name] = _numbers(values, f"record['telemetry'][{name!r}]")
@@ -115,7 +115,7 @@ class Run:
                     f"record['telemetry'][{name!r}]: expected {len(losses)} numbers, as record['steps'] has, "
                     f"got {len(telemetry[name])}"
                 )
-        options = _object(record.get("options") or {}, "record['options']")
+        options = _optional(record, "options")
         return cls(
             losses,
             telemetry,
@@ -203,6 +203,10 @@ def _object(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name}: expected an object, got {_kind(value)}")
     return value
+
+
+def _optional(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return {} if record.get(key) is None else _object(record[key], f"record[{key!r}]")
 
 
 def _kind(value: object) -> str:

@@ -42,8 +42,8 @@ class Windows:
 
     @property
     def stuck(self) -> bool:
-        """Whether the loss is not low: last > solved · reference."""
-        return bool(self.last > self.thresholds.solved * self.reference)
+        """Whether the loss is not low: last > solved · reference, or no number at all."""
+        return not self.last <= self.thresholds.solved * self.reference
 
     @property
     def flat(self) -> bool:
