@@ -15,8 +15,9 @@ import pytest
 import fusedstep as fs
 from fusedstep.cli import main
 from fusedstep.doctor import Doctor, RunRecorder, Thresholds, Verdict, cases, dead_part, healthy, trial
-from fusedstep.doctor.run import TELEMETRY
+from fusedstep.doctor.run import TELEMETRY, Run
 from fusedstep.doctor.verdict import REMEDIES
+from fusedstep.doctor.windows import Windows
 
 F = np.float32
 N = 100  # steps of a synthetic run: windows of 10
@@ -60,7 +61,7 @@ def blow_up(grad=0.101, update=0.0501, loss=3.03):
     )
 
 
-def decay(fall=0.06, slowed=0.09, rate=0.19):
+def decay(fall=0.0505, slowed=0.099, rate=0.199):
     """The loss falls by `fall` from the median of steps 30–39 to that of steps 40–49, then at `slowed` of the pace."""
     slope = fall / (10 + 34.5 * fall)
     before = 1 - slope * np.arange(50)
@@ -96,8 +97,8 @@ BOTH_SIDES = {
     ),
     "came back": (
         "exploding",
-        record(steps((1.0, 1), (5.0, 49), (0.11, 50))),
-        [record(steps((1.0, 1), (5.0, 49), (0.09, 50)))],
+        record(steps((1.0, 1), (5.0, 49), (0.101, 50))),
+        [record(steps((1.0, 1), (5.0, 49), (0.099, 50)))],
     ),
     "long steps": (
         "exploding",
@@ -145,7 +146,13 @@ BOTH_SIDES = {
     "decayed": (
         "decayed_too_early",
         decay(),
-        [decay(fall=0.049), decay(slowed=0.11), decay(rate=0.21)],
+        [
+            decay(fall=0.0495),
+            decay(slowed=0.101),
+            decay(rate=0.201),
+            # Eight steps say nothing.
+            record([*(1 - 0.005 * np.arange(92)), *[0.545] * 8], lr=steps((1.0, 92), (0.1, 8))),
+        ],
     ),
     "crawling": (
         "crawling",
@@ -173,19 +180,21 @@ BOTH_SIDES = {
         [record(list(np.geomspace(4.95, 0.15, N)), chance=1.0), record(list(np.geomspace(5.05, 0.05, N)), chance=1.0)],
     ),
     "a gap that grows": ("overfitting", fit(0.9, 0.9, 1.16), [fit(0.9, 0.9, 1.14)]),
-    "a validation loss that rises": ("overfitting", fit(0.9, 1.2, 1.26), [fit(0.9, 1.2, 1.24)]),
+    "a validation loss that rises": ("overfitting", fit(0.9, 1.2, 1.251), [fit(0.9, 1.2, 1.249)]),
     "a gap at a low loss": (
         "overfitting",
-        fit(0.24, 0.6, 0.6),
+        fit(0.24, 0.6, 0.6, count=5),
         [fit(0.26, 0.6, 0.6), fit(0.24, 0.48, 0.48), fit(0.24, 0.6, 0.6, count=4)],
     ),
     "poor": (
         "underfitting",
-        record(steps((1.0, 20), (0.26, 80)), chance=1.0),
+        record(steps((1.0, 20), (0.3, 55), (0.2703, 25)), chance=1.0),
         [
+            record(steps((1.0, 20), (0.3, 55), (0.2697, 25)), chance=1.0),
+            # A gap, in too few evaluations to call it overfitting.
+            record(steps((1.0, 20), (0.26, 80)), chance=1.0, val=[0.52] * 4),
             record(steps((1.0, 20), (0.24, 80)), chance=1.0),
             record(steps((1.0, 20), (0.26, 20)), chance=1.0),
-            record(steps((1.0, 20), (0.3, 55), (0.265, 25)), chance=1.0),
             record(steps((1.0, 20), (0.26, 80)), chance=1.0, lr=list(np.linspace(0.1, 1, N))),
         ],
     ),
@@ -246,6 +255,20 @@ class TestRules:
         assert named(record([])) == []
         assert named(record([1.0] * 19, update_ratio=0.9)) == []
         assert named(record([1.0] * 20, update_ratio=0.9)) == ["exploding"]
+
+    @pytest.mark.parametrize(("count", "width"), [(20, 10), (100, 10), (500, 50), (2000, 200), (5000, 200)])
+    def test_windows_are_a_tenth_of_the_run(self, count, width):
+        values = np.arange(count, dtype=np.float64)
+        seen = Windows(Run(losses=list(values)), Thresholds())
+        assert seen.last == np.median(values[-width:])
+        assert seen.before == np.median(values[-2 * width : -width])
+        assert seen.first == np.median(values[:width])
+
+    def test_an_evaluation_before_any_step(self):
+        content = record(falling(), val=[9.0, *[0.1] * 5])
+        for entry, step in zip(content["epochs"], [0, 20, 40, 60, 80, 100], strict=True):
+            entry["step"] = step
+        assert named(content) == ["healthy"]
 
     def test_a_loss_of_zero(self):
         assert named(record(0.0, grad_norm=0.0, update_ratio=0.0)) == ["healthy"]
