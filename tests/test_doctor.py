@@ -13,8 +13,20 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
+from fusedstep import _core
 from fusedstep.cli import main
-from fusedstep.doctor import Doctor, RunRecorder, Thresholds, Verdict, cases, dead_part, healthy, trial
+from fusedstep.doctor import (
+    Doctor,
+    RunRecorder,
+    Thresholds,
+    Verdict,
+    cases,
+    dead_part,
+    diagnosis,
+    healthy,
+    rules,
+    trial,
+)
 from fusedstep.doctor.run import TELEMETRY, Run
 from fusedstep.doctor.verdict import REMEDIES
 from fusedstep.doctor.windows import Windows
@@ -51,13 +63,14 @@ def steps(*parts):
     return [value for value, count in parts for _ in range(count)]
 
 
-def blow_up(grad=0.101, update=0.0501, loss=3.03):
-    """σ = 0.01 for 60 steps, then a jump; the limits are 0.1, 0.05, 3 and a σ of 0.02."""
+def blow_up(grad=0.101, update=0.0501, loss=3.03, sigma=0.0202, optimizer=None):
+    """σ = 0.01 for 60 steps, then a jump, and `sigma`; the limits are 0.1, 0.05, 3 and a σ of 0.02."""
     return record(
         steps((1.0, 60), (loss, 5), (1.0, 35)),
         lr=0.1,
         grad_norm=steps((1e-3, 60), (grad, 1), (1e-3, 39)),
-        update_norm=steps((1e-2, 60), (update, 1), (1e-2, 39)),
+        update_norm=steps((1e-2, 60), (update, 1), (0.1 * 1e-3 / sigma, 39)),
+        options={"optimizer": optimizer},
     )
 
 
@@ -108,8 +121,13 @@ BOTH_SIDES = {
     "blow-up": (
         "adagrad_blow_up",
         blow_up(),
-        # σ = 0.1 · 0.101 / 0.51 < 0.02: it did not follow the gradient.
-        [blow_up(grad=0.099), blow_up(update=0.0499), blow_up(loss=2.97), blow_up(update=0.51)],
+        [
+            blow_up(grad=0.099),
+            blow_up(update=0.0499),
+            blow_up(loss=2.97),
+            blow_up(sigma=0.0198),
+            blow_up(optimizer="sgd"),
+        ],
     ),
     "dead": (
         "dead_units",
@@ -209,6 +227,10 @@ class TestRules:
         for content in short:
             assert verdict not in named(content)
 
+    def test_rules_are_in_the_order_of_the_verdicts(self):
+        names = [rule.__name__ for rule in diagnosis.RULES]
+        assert ["nonfinite", *names, "underfitting", "healthy"] == list(REMEDIES)
+
     def test_every_verdict_is_tried(self):
         assert {verdict for verdict, _, _ in BOTH_SIDES.values()} | {"nonfinite", "healthy"} == set(REMEDIES)
 
@@ -280,14 +302,14 @@ class TestRules:
         doctor = Doctor.from_record(record(falling()))
         assert doctor.unseen() == [
             "adagrad_blow_up",
-            "dead_units",
             "at_critical_point",
+            "dead_units",
             "bouncing",
             "decayed_too_early",
             "crawling",
             "overfitting",
         ]
-        assert "at_critical_point, bouncing" in doctor.diagnose()[0].evidence
+        assert "at_critical_point, dead_units, bouncing" in doctor.diagnose()[0].evidence
         seen = record(
             falling(),
             val=[1.0] * 2,
@@ -470,6 +492,18 @@ class TestRecords:
         content = json.loads(json.dumps(doctor.to_record(), allow_nan=False))
         assert repr(Doctor.from_record(content).diagnose()) == repr(found)
 
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_no_sigma_without_a_rate_per_parameter(self, momentum):
+        """Of the run on which RMSProp's σ is too small, SGD's loss rises as well, for another reason."""
+        (case,) = (case for case in cases.CASES if case.name == "rmsprop, one class first")
+        assert case.run(SEED).diagnose()[0].name == "adagrad_blow_up"
+        order = cases._one_class_first
+        doctor = cases.train(SEED, cases.sgd(0.03, momentum=momentum), batch_size=16, epochs=1, order=order)
+        assert doctor.diagnose()[0].name == "exploding"
+
+    def test_rules_without_sigma_are_rules(self):
+        assert set(_core.rules()) > rules.ONE_RATE
+
     @pytest.mark.parametrize("index", [0, 3, 6])
     def test_healthy_runs(self, index):
         doctor = healthy.run(index, SEED)
@@ -536,6 +570,7 @@ class TestRecords:
                 {"telemetry": {"lr": [1, {}]}},
                 "record['telemetry']['lr'][1]: expected a number, got dict {}",
             ),
+            ({"options": {"optimizer": 3}}, "record['options']['optimizer']: expected a string, got int 3"),
             ({"options": 3}, "record['options']: expected an object, got int 3"),
             ({"options": {"batch_size": 1.5}}, "record['options']['batch_size']: expected a whole number, got float"),
             ({"options": {"batch_norm": "x"}}, "record['options']['batch_norm']: expected True or False, got str 'x'"),

@@ -106,7 +106,7 @@ class Doctor:
         self.optimizer = optimizer
         self.thresholds = thresholds or Thresholds()
         self.curvature = curvature
-        self.run = _run(batch_size, batch_norm, chance_loss)
+        self.run = _run(optimizer, batch_size, batch_norm, chance_loss)
         self._before: Gradients | None = None
 
     def observe(
@@ -235,8 +235,9 @@ class Doctor:
         return doctor
 
 
-def _run(size: Any, norm: Any, chance: Any) -> Run:
+def _run(optimizer: Optimizer | None, size: Any, norm: Any, chance: Any) -> Run:
     return Run(
+        optimizer=None if optimizer is None else optimizer.rule,
         batch_size=batch_size(size, "batch_size"),
         batch_norm=batch_norm(norm, "batch_norm"),
         chance_loss=chance_loss(chance, "chance_loss"),

@@ -27,8 +27,8 @@ class RunRecorder:
         >>> recorder = fs.doctor.RunRecorder(opt)
         >>> for _ in range(2):
         ...     report = recorder.step(np.ones(2, np.float32))
-        >>> print(recorder.telemetry["lr"], recorder.telemetry["grad_cosine"][1])
-        [0.5, 0.5] 1.0
+        >>> print(recorder.telemetry["lr"], recorder.telemetry["nonfinite"])
+        [0.5, 0.5] [0.0, 0.0]
     """
 
     def __init__(self, optimizer: Optimizer) -> None:

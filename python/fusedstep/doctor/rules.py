@@ -12,6 +12,9 @@ from fusedstep.doctor.run import Doubles
 from fusedstep.doctor.verdict import Verdict
 from fusedstep.doctor.windows import Windows, median
 
+#: Rules without a σ: their steps follow the gradient, or ignore how large it is.
+ONE_RATE = frozenset({"asgd", "lars", "lion", "momentum", "muon", "rprop", "sgd"})
+
 Rule = Callable[[Windows], Verdict | None]
 
 
@@ -82,24 +85,24 @@ def adagrad_blow_up(s: Windows) -> Verdict | None:
         σₜ = lrₜ · ‖gₜ‖ / ‖Δθₜ‖,   x̃ₜ = median of x over the k = min_window steps before t.  For some t >= 2k:
         ‖gₜ‖ >= blow_up_gradient · σ̃ₜ   and   ‖Δθₜ‖ >= blow_up_update · (median of ‖Δθ‖ before)
         and  median loss of the ⌈k/2⌉ steps from t on >= blow_up_loss · (median loss before)
-        and  σₜ >= 2 σ̃ₜ:  σ follows the gradient; without a rate per parameter it is 1 throughout
+        and  median σ of the ⌈k/2⌉ steps from t on >= 2 σ̃ₜ,   where the optimizer is not known to be of `ONE_RATE`
     """
     t, k = s.thresholds, s.thresholds.min_window
     lr, grad, update = (s.run.steps(name) for name in ("lr", "grad_norm", "update_norm"))
-    if lr is None or grad is None or update is None:
+    if lr is None or grad is None or update is None or s.run.optimizer in ONE_RATE:
         return None
-    after = _rolling(s.losses, -(-k // 2))[2 * k :]
-    count = len(after)
     with np.errstate(divide="ignore", invalid="ignore"):
         sigma = lr * grad / update
+    after, sigma_after = (_rolling(x, -(-k // 2))[2 * k :] for x in (s.losses, sigma))
+    count = len(after)
     sigma_before, update_before, before = (_rolling(x, k)[k : k + count] for x in (sigma, update, s.losses))
-    sigma, grad, update = (x[2 * k : 2 * k + count] for x in (sigma, grad, update))
+    grad, update = (x[2 * k : 2 * k + count] for x in (grad, update))
     with np.errstate(invalid="ignore"):
         hit = (
             (grad >= t.blow_up_gradient * sigma_before)
             & (update >= t.blow_up_update * update_before)
             & (after >= t.blow_up_loss * before)
-            & (sigma >= 2 * sigma_before)
+            & (sigma_after >= 2 * sigma_before)
         )
     if not hit.any():
         return None

@@ -34,6 +34,7 @@ class Run:
         losses: The training loss before every step.
         telemetry: A list per step of each of `TELEMETRY` that was measured.
         evaluations: For each evaluation how many steps had been taken (`step`), and `EVALUATION`.
+        optimizer: The name of its rule, as in `fusedstep train --optimizer`; None where it is not known.
         batch_size: Rows of a batch; None where it is not known.
         batch_norm: Whether there is batch norm; None where it is not known.
         chance_loss: The loss of the best constant prediction; None where it is not known.
@@ -42,6 +43,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
     telemetry: dict[str, list[float]] = field(default_factory=dict)
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    optimizer: str | None = None
     batch_size: int | None = None
     batch_norm: bool | None = None
     chance_loss: float | None = None
@@ -71,7 +73,7 @@ class Run:
 
     def to_record(self) -> dict[str, Any]:
         """The documented form; None for what is missing or not finite."""
-        options = {"batch_size": self.batch_size, "batch_norm": self.batch_norm}
+        options = {"optimizer": self.optimizer, "batch_size": self.batch_size, "batch_norm": self.batch_norm}
         start, epochs = 0, []
         for number, entry in enumerate(self.evaluations, 1):
             end = int(entry["step"])
@@ -120,6 +122,7 @@ class Run:
             losses,
             telemetry,
             _evaluations(record["epochs"], len(losses)),
+            _name(options.get("optimizer"), "record['options']['optimizer']"),
             batch_size(options.get("batch_size"), "record['options']['batch_size']"),
             batch_norm(options.get("batch_norm"), "record['options']['batch_norm']"),
             chance_loss(record.get("chance_loss"), "record['chance_loss']"),
@@ -187,6 +190,12 @@ def _evaluations(epochs: list[Any], steps: int) -> list[dict[str, float]]:
         values = {key: _nullable(entry.get(key), f"{name}[{key!r}]") for key in EVALUATION}
         evaluations.append({"step": int(step), **values})
     return evaluations
+
+
+def _name(value: Any, name: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {_kind(value)}")
+    return value
 
 
 def _numbers(values: Any, name: str) -> list[float]:

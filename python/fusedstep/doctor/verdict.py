@@ -7,15 +7,15 @@ from dataclasses import dataclass
 REMEDIES: dict[str, str] = {
     "nonfinite": "Find where the first infinity or NaN comes from (inputs, a logarithm of 0, an overflow); "
     "skip_nonfinite=True leaves such steps out.",
-    "exploding": "Divide the learning rate by 10 until the loss falls; warm up, or clip with max_grad_norm.",
     "adagrad_blow_up": "Let the learning rate decay, forget old gradients more slowly or raise eps, clip with "
     "max_grad_norm, and shuffle the data so that no long stretch is without gradient.",
+    "exploding": "Divide the learning rate by 10 until the loss falls; warm up, or clip with max_grad_norm.",
+    "at_critical_point": "Ask which kind it is with fusedstep.curvature.classify; leave a saddle along its most "
+    "negative curvature, and start from random weights, not equal ones.",
     "dead_units": "Start with smaller biases and a smaller learning rate; put batch norm before the activation, or "
     "take one that leaks.",
     "batch_too_small_for_batch_norm": "Take batches of 16 rows or more, normalize several workers as one "
     "(merge_stats), or do without batch norm.",
-    "at_critical_point": "Ask which kind it is with fusedstep.curvature.classify; leave a saddle along its most "
-    "negative curvature, and start from random weights, not equal ones.",
     "bouncing": "Divide the learning rate by 3 or more, let it decay, or use momentum or a rate per parameter.",
     "decayed_too_early": "Keep the learning rate up for longer, until the loss is flat, and decay it less.",
     "crawling": "Multiply the learning rate by 10 until updates are about 1e-3 of the parameters; loosen the clipping.",
