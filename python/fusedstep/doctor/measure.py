@@ -78,7 +78,15 @@ def dead_part(activations: Any) -> float:
 
     Raises:
         TypeError: Something else than arrays.
-        ValueError: An array without units, or without rows.
+        ValueError: An array without units, or without rows; no array.
+
+    Returns:
+        In [0, 1].
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> fs.doctor.dead_part([np.ones((3, 2)), np.array([[0.0, 1.0], [0.0, 0.0], [0.0, 2.0]])])
+        0.5
     """
     layers = activations
     if isinstance(activations, Mapping):
