@@ -33,4 +33,4 @@ def batches() -> Subject:
         for k, batch in enumerate(epoch):
             np.testing.assert_array_equal(batch, x[order[k * size : (k + 1) * size]])
 
-    return Subject("batches-60000x784", ours, {"x[index]": indexed}, check, {"x[index]": 1.5})
+    return Subject("batches-60000x784", ours, {"indexing": indexed}, check, {"indexing": 1.5})
