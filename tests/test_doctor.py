@@ -703,3 +703,15 @@ class TestPage:
         rows = re.findall(r"^\| ([^|`]+) \| `(\w+)` \| (\d+)/10 \| (\d+)/10 \|$", self.text(), re.MULTILINE)
         assert [(name, verdict) for name, verdict, _, _ in rows] == [(case.name, case.verdict) for case in cases.CASES]
         assert all(int(first) >= 9 for _, _, first, _ in rows)
+
+
+def test_picture_of_the_steps(tmp_path):
+    """What is 0 or lost has no place on a logarithmic axis."""
+    telemetry = {"update_ratio": [1e-3, 0.0, None, 2e-3], "largest_update_ratio": [1e-2, 1e-2, None, 5e-2]}
+    axes = fs.doctor.plot_update_ratios(telemetry, path=tmp_path / "ratios.svg")
+    drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
+    np.testing.assert_array_equal(drawn["all parameters"], [1e-3, np.nan, np.nan, 2e-3])
+    np.testing.assert_array_equal(drawn["largest of a tensor"], [1e-2, 1e-2, np.nan, 5e-2])
+    assert (tmp_path / "ratios.svg").exists()
+    with pytest.raises(ValueError, match="telemetry: expected update_ratio"):
+        fs.doctor.plot_update_ratios({"lr": [1.0]})

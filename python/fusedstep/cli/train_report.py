@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep.doctor import plot_update_ratios
+
 
 class Progress:
     """A live bar on a terminal; a line per epoch elsewhere."""
@@ -82,14 +84,14 @@ def summary(record: dict[str, Any]) -> str:
 
 
 def plot(record: dict[str, Any], path: str) -> None:
-    """Loss and accuracy over the epochs."""
+    """Loss and accuracy over the epochs, and the size of the steps."""
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
     epochs = [entry["epoch"] for entry in record["epochs"]]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, (left, right, last) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     per_epoch = len(record["steps"]) / max(1, len(epochs))
     left.plot(np.arange(1, len(record["steps"]) + 1) / per_epoch, record["steps"], color="0.8", lw=0.6, label="batch")
     # Colours of Okabe and Ito, told apart with any colour vision; lines differ in style too.
@@ -112,8 +114,12 @@ def plot(record: dict[str, Any], path: str) -> None:
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
+    plot_update_ratios(record["telemetry"], ax=last)
     options = record["options"]
     norm = "batch norm" if options["batch_norm"] else "no batch norm"
-    figure.suptitle(f"Digits: {options['optimizer']}, lr {options['lr']:g}, batches of {options['batch_size']}, {norm}")
+    changes = "" if options["schedule"] == "constant" else f" {options['schedule']}"
+    figure.suptitle(
+        f"Digits: {options['optimizer']}, lr {options['lr']:g}{changes}, batches of {options['batch_size']}, {norm}"
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)

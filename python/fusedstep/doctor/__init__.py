@@ -2,8 +2,9 @@
 
 from fusedstep.doctor.diagnosis import Doctor
 from fusedstep.doctor.measure import dead_part
+from fusedstep.doctor.plot import plot_update_ratios
 from fusedstep.doctor.recorder import RunRecorder
 from fusedstep.doctor.thresholds import Thresholds
 from fusedstep.doctor.verdict import Verdict
 
-__all__ = ["Doctor", "RunRecorder", "Thresholds", "Verdict", "dead_part"]
+__all__ = ["Doctor", "RunRecorder", "Thresholds", "Verdict", "dead_part", "plot_update_ratios"]
