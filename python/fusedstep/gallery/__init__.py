@@ -1,0 +1,25 @@
+"""The pictures: one file each, that computes with this library, draws, and says what to see.
+
+A figure is a module with
+
+- `TITLE`, a few words;
+- `compute(seed=0, quick=False)`, a dict of numbers and arrays. What the picture claims is in `data["claims"]`, as numbers;
+  `quick` computes less of the same;
+- `draw(data)`, a matplotlib figure;
+- `caption(data)`, one to three sentences that say what to see, with the numbers that were measured;
+- perhaps `animate(data, path)`, which writes a GIF.
+"""
+
+from fusedstep.gallery import critical, losses, optimizers, schedules
+from fusedstep.gallery._figure import Drawable, write
+from fusedstep.gallery._index import write_index
+
+__all__ = ["FIGURES", "Drawable", "write", "write_index"]
+
+#: In the order in which the story is told.
+FIGURES: dict[str, Drawable] = {
+    "critical": critical,
+    "optimizers": optimizers,
+    "schedules": schedules,
+    "losses": losses,
+}
