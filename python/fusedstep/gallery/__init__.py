@@ -10,7 +10,7 @@ A figure is a module with
 - perhaps `animate(data, path)`, which writes a GIF.
 """
 
-from fusedstep.gallery import critical, losses, optimizers, schedules
+from fusedstep.gallery import critical, losses, optimizers, ravine, schedules
 from fusedstep.gallery._figure import Drawable, write
 from fusedstep.gallery._index import write_index
 
@@ -20,6 +20,7 @@ __all__ = ["FIGURES", "Drawable", "write", "write_index"]
 FIGURES: dict[str, Drawable] = {
     "critical": critical,
     "optimizers": optimizers,
+    "ravine": ravine,
     "schedules": schedules,
     "losses": losses,
 }

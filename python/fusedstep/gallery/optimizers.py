@@ -141,9 +141,12 @@ def draw(data: Data) -> Any:
         lr = data["claims"]["ravine"][name]["lr"]
         for k, (where, loss) in enumerate((("ravine", ravine), ("saddle", saddle))):
             path = data[where][name]
-            axes[2 * k].plot(*path.T, markevery=10, lw=1.1, **appearance)
+            # The ravine's floor would be a tangle.
+            shown, every = (path[:41], 5) if where == "ravine" else (path, 20)
+            axes[2 * k].plot(*shown.T, markevery=every, lw=1.1, **appearance)
             label = f"{name} (ravine: lr {lr:.2g})"
             axes[2 * k + 1].plot(loss(path.T), markevery=len(path) // 6, label=label, **appearance)
+    axes[0].set_title("Ravine, first 40 steps")
     axes[1].set(title="Ravine", xlabel="step", ylabel="loss", yscale="log", ylim=(1e-8, 300))
     axes[3].set(title="Saddle", xlabel="step", ylabel="loss", ylim=(-0.3, 0.6))
     _style.legend_below(figure, axes[1], 3)
