@@ -167,8 +167,16 @@ std::vector<double> read_weight(py::handle weight, std::int64_t classes, Dtype d
 py::object reduced(const std::vector<double>& losses, Reduction reduction, double divisor, py::handle shape,
                    Dtype dtype) {
   if (reduction == Reduction::none) {
-    const auto values = py::array_t<double>(py::ssize_t(losses.size()), losses.data());
-    return values.attr("astype")(numpy_dtype(maths_dtype(dtype))).attr("reshape")(shape);
+    const py::object values = py::module_::import("numpy").attr("empty")(shape, numpy_dtype(maths_dtype(dtype)));
+    char* to = inspect(values, {"losses"}).data;
+    for (std::size_t row = 0; row < losses.size(); ++row) {
+      if (maths_dtype(dtype) == Dtype::float64) {
+        reinterpret_cast<double*>(to)[row] = losses[row];
+      } else {
+        reinterpret_cast<float*>(to)[row] = float(losses[row]);
+      }
+    }
+    return values;
   }
   double sum;
   if (const KernelTable* table = runtime::active_table()) {

@@ -162,8 +162,9 @@ def stochastic_depth(
     maths = np.float64 if x.dtype == np.float64 else np.float32
     kept = _core.dropout(np.ones(len(x), maths), p, seed, offset, None, None, "x")
     kept = kept.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    y = np.zeros_like(x)
     # A product would make NaN of an infinity that is dropped.
-    y: Array = np.where(kept == 0, x.dtype.type(0), x * kept)
+    np.multiply(x, kept, out=y, where=kept != 0)
     if residual is not None:
         y += residual
     if out is None:

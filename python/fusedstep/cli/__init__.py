@@ -1,4 +1,4 @@
-"""The command line: `fusedstep info | train | bench`."""
+"""The command line: `fusedstep info | train | bench | doctor`."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fusedstep import _core
-from fusedstep.cli import bench, info, train
+from fusedstep.cli import bench, doctor, info, train
 from fusedstep.cli.common import MissingExtraError
 
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fusedstep {_core.version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (info, train, bench):
+    for command in (info, train, bench, doctor):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

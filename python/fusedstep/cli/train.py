@@ -13,7 +13,9 @@ import numpy as np
 
 from fusedstep import _core, runtime
 from fusedstep._checkpoint import save_checkpoint
+from fusedstep.cli import doctor
 from fusedstep.cli.common import add_runtime_options, check_writable, positive_int, require, use_runtime, write_json
+from fusedstep.doctor import Doctor, RunRecorder, dead_part
 from fusedstep.optimizers import REGISTRY, ScheduleFreeAdamW
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw loss and accuracy (.png, .svg or .pdf)")
     parser.add_argument("--json", metavar="FILE", help="write everything measured ('-': to standard output)")
     parser.add_argument("--checkpoint", metavar="FILE", help="save parameters and optimizer at the end (.safetensors)")
+    parser.add_argument("--doctor", action="store_true", help="say what is wrong with the run, as soon as it shows")
     parser.set_defaults(run=run)
 
 
@@ -79,6 +82,9 @@ def run(options: argparse.Namespace) -> int:
         record, model, optimizer = train(options)
     out = sys.stderr if options.json == "-" else sys.stdout
     print(summary(record), file=out)
+    if options.doctor:
+        seen = Doctor.from_record(record)
+        print(doctor.report(seen, seen.diagnose()), file=out)
     if options.json:
         write_json(record, options.json)
     if options.plot:
@@ -103,14 +109,14 @@ def train(options: argparse.Namespace) -> tuple[dict[str, Any], "MLP", "Optimize
     train_x, train_y, test_x, test_y = digits.load(options.seed)
     model = digits.MLP([64, *options.hidden, 10], options.batch_norm, options.seed)
     lr = getattr(options, "lr", LEARNING_RATES.get(options.optimizer))
-    rates = {} if lr is None else {"lr": lr}
-    optimizer: Any = REGISTRY[options.optimizer](model.params, **rates)  # type: ignore[arg-type]
+    rates: dict[str, Any] = {"telemetry": True} | ({} if lr is None else {"lr": lr})
+    optimizer: Any = REGISTRY[options.optimizer](model.params, **rates)
 
     steps_per_epoch = sum(1 for _ in digits.batches(len(train_x), options.batch_size, options.seed, 0))
     if steps_per_epoch == 0:
         raise ValueError(f"--batch-size: no batch of at least two rows with {options.batch_size}")
     compare_every = max(1, options.epochs * steps_per_epoch // COMPARED_STEPS)
-    comparison = Comparison()
+    comparison, recorder, live = Comparison(), RunRecorder(optimizer), doctor.Live()
     record: dict[str, Any] = {
         "version": _core.version,
         "options": {
@@ -124,8 +130,10 @@ def train(options: argparse.Namespace) -> tuple[dict[str, Any], "MLP", "Optimize
         "isa": runtime.isa(),
         "threads": runtime.num_threads(),
         "parameters": sum(p.size for p in model.params.values()),
+        "chance_loss": math.log(10),
         "epochs": [],
         "steps": [],
+        "telemetry": recorder.telemetry,
         "interrupted": False,
     }
     start = perf_counter()
@@ -137,7 +145,7 @@ def train(options: argparse.Namespace) -> tuple[dict[str, Any], "MLP", "Optimize
                     x, y = train_x[rows], train_y[rows]
 
                     def step(model: Any, optimizer: Any, call: Any, x: Any = x, y: Any = y) -> tuple[float, float]:
-                        return digits.train_step(model, optimizer, x, y, call)
+                        return digits.train_step(model, optimizer, x, y, recorder.through(call))
 
                     compared = len(record["steps"]) % compare_every == 0 and runtime.isa() != "numpy"
                     loss, accuracy = comparison.step(step, model, optimizer, compared)
@@ -149,17 +157,22 @@ def train(options: argparse.Namespace) -> tuple[dict[str, Any], "MLP", "Optimize
                 record["epochs"].append(
                     {
                         "epoch": epoch + 1,
+                        "step": len(record["steps"]),
                         "train_loss": float(np.mean(losses)),
                         "train_accuracy": sum(hits) / len(train_x),
                         "test_loss": test_loss,
                         "test_accuracy": test_accuracy,
+                        "dead_units": dead_part(model.activations()),
                     }
                 )
                 progress.show(record["epochs"][-1])
+                if options.doctor:
+                    live.look(record, epoch + 1, quiet=options.json == "-")
                 if not math.isfinite(test_loss):
                     break
         except KeyboardInterrupt:
             record["interrupted"] = True
+    recorder.cut(len(record["steps"]))
     record["seconds"] = perf_counter() - start
     record["test_accuracy"] = record["epochs"][-1]["test_accuracy"] if record["epochs"] else None
     record["kernels"] = comparison.result()

@@ -72,6 +72,10 @@ class MLP:
                 x = x * self._active[-1]
         return x
 
+    def activations(self) -> list[Floats]:
+        """What the hidden layers gave in the last forward pass, (rows, units) each."""
+        return self._inputs[1:]
+
     def backward(self, dx: Floats, *, call: Call = lambda f, *a, **k: f(*a, **k)) -> dict[str, Floats]:
         """The gradients of params, from the gradient of the logits."""
         grads: dict[str, Floats] = {}

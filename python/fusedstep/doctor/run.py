@@ -1,0 +1,226 @@
+"""The record of a run: what was observed, and the documented form of it in a file."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Lists per step that a record's `telemetry` may hold.
+TELEMETRY = (
+    "lr",
+    "grad_norm",
+    "update_norm",
+    "param_norm",
+    "update_ratio",
+    "largest_update_ratio",
+    "grad_momentum_cosine",
+    "grad_cosine",
+    "nonfinite",
+)
+#: Numbers that an entry of a record's `epochs` may hold beside `step`.
+EVALUATION = ("test_loss", "train_accuracy", "test_accuracy", "dead_units")
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Run:
+    """What was observed of a run; NaN stands for what is missing or not finite.
+
+    Args:
+        losses: The training loss before every step.
+        telemetry: A list per step of each of `TELEMETRY` that was measured.
+        evaluations: For each evaluation how many steps had been taken (`step`), and `EVALUATION`.
+        optimizer: The name of its rule, as in `fusedstep train --optimizer`; None where it is not known.
+        batch_size: Rows of a batch; None where it is not known.
+        batch_norm: Whether there is batch norm; None where it is not known.
+        chance_loss: The loss of the best constant prediction; None where it is not known.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    telemetry: dict[str, list[float]] = field(default_factory=dict)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    optimizer: str | None = None
+    batch_size: int | None = None
+    batch_norm: bool | None = None
+    chance_loss: float | None = None
+
+    def add_step(self, loss: float, measured: Mapping[str, float]) -> None:
+        """One more step; what was not measured before is NaN there."""
+        for name in measured:
+            self.telemetry.setdefault(name, [math.nan] * len(self.losses))
+        for name, values in self.telemetry.items():
+            values.append(finite(measured.get(name, math.nan)))
+        self.losses.append(finite(loss))
+
+    def add_evaluation(self, measured: Mapping[str, float]) -> None:
+        """An evaluation after the steps so far."""
+        entry = {name: finite(measured.get(name, math.nan)) for name in EVALUATION}
+        self.evaluations.append({"step": len(self.losses), **entry})
+
+    def steps(self, name: str) -> Doubles | None:
+        """A list of the telemetry; None where nothing in it is a number."""
+        values = np.asarray(self.telemetry.get(name, ()), np.float64)
+        return values if np.isfinite(values).any() else None
+
+    def evaluated(self, name: str) -> Doubles:
+        """What the evaluations gave of one of `EVALUATION`, where they did."""
+        values = np.array([entry[name] for entry in self.evaluations], np.float64)
+        return values[np.isfinite(values)]
+
+    def to_record(self) -> dict[str, Any]:
+        """The documented form; None for what is missing or not finite."""
+        options = {"optimizer": self.optimizer, "batch_size": self.batch_size, "batch_norm": self.batch_norm}
+        start, epochs = 0, []
+        for number, entry in enumerate(self.evaluations, 1):
+            end = int(entry["step"])
+            losses = [loss for loss in self.losses[start:end] if math.isfinite(loss)]
+            values = {name: _null(entry[name]) for name in EVALUATION}
+            epochs.append(
+                {"epoch": number, "step": end, "train_loss": float(np.mean(losses)) if losses else None, **values}
+            )
+            start = end
+        return {
+            "options": {name: value for name, value in options.items() if value is not None},
+            "chance_loss": self.chance_loss,
+            "steps": [_null(loss) for loss in self.losses],
+            "epochs": epochs,
+            "telemetry": {name: [_null(value) for value in values] for name, values in self.telemetry.items()},
+        }
+
+    @classmethod
+    def from_record(cls, record: Any) -> "Run":
+        """Reads the documented form.
+
+        Raises:
+            TypeError: A field of another kind.
+            ValueError: A field is missing or does not fit the others.
+        """
+        record = _object(record, "record")
+        if "steps" not in record:
+            raise ValueError("record: no 'steps'")
+        losses = _numbers(record["steps"], "record['steps']")
+        if "epochs" not in record:
+            raise ValueError("record: no 'epochs'")
+        if not isinstance(record["epochs"], list):
+            raise TypeError(f"record['epochs']: expected a list, got {_kind(record['epochs'])}")
+        telemetry = {}
+        for name, values in _optional(record, "telemetry").items():
+            if name not in TELEMETRY:
+                continue
+            telemetry[name] = _numbers(values, f"record['telemetry'][{name!r}]")
+            if len(telemetry[name]) != len(losses):
+                raise ValueError(
+                    f"record['telemetry'][{name!r}]: expected {len(losses)} numbers, as record['steps'] has, "
+                    f"got {len(telemetry[name])}"
+                )
+        options = _optional(record, "options")
+        return cls(
+            losses,
+            telemetry,
+            _evaluations(record["epochs"], len(losses)),
+            _name(options.get("optimizer"), "record['options']['optimizer']"),
+            batch_size(options.get("batch_size"), "record['options']['batch_size']"),
+            batch_norm(options.get("batch_norm"), "record['options']['batch_norm']"),
+            chance_loss(record.get("chance_loss"), "record['chance_loss']"),
+        )
+
+
+def finite(value: float) -> float:
+    """The number as a double; NaN where it is not finite."""
+    return float(value) if math.isfinite(value) else math.nan
+
+
+def number(value: object, name: str) -> float:
+    """A number, which need not be finite.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if isinstance(value, bool | np.bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name}: expected a number, got {_kind(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def batch_size(value: Any, name: str) -> int | None:
+    """Rows of a batch, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected a whole number, got {_kind(value)}")
+    if value < 1:
+        raise ValueError(f"{name}: expected a whole number >= 1, got {value}")
+    return int(value)
+
+
+def batch_norm(value: Any, name: str) -> bool | None:
+    """Whether there is batch norm, or None."""
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {_kind(value)}")
+    return value
+
+
+def chance_loss(value: Any, name: str) -> float | None:
+    """The loss of the best constant prediction, or None."""
+    if value is None:
+        return None
+    if not 0 < number(value, name) < math.inf:
+        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+    return float(value)
+
+
+def _evaluations(epochs: list[Any], steps: int) -> list[dict[str, float]]:
+    evaluations: list[dict[str, float]] = []
+    for index, given in enumerate(epochs):
+        name = f"record['epochs'][{index}]"
+        entry = _object(given, name)
+        if "test_loss" not in entry:
+            raise ValueError(f"{name}: no 'test_loss'")
+        # Where an epoch does not say after which step it ended, all are of the same length.
+        step = number(entry.get("step", (index + 1) * steps // len(epochs)), f"{name}['step']")
+        before = evaluations[-1]["step"] if evaluations else 0
+        if not (before <= step <= steps and step == int(step)):
+            raise ValueError(f"{name}['step']: expected a whole number in [{before}, {steps}], got {step:g}")
+        values = {key: _nullable(entry.get(key), f"{name}[{key!r}]") for key in EVALUATION}
+        evaluations.append({"step": int(step), **values})
+    return evaluations
+
+
+def _name(value: Any, name: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {_kind(value)}")
+    return value
+
+
+def _numbers(values: Any, name: str) -> list[float]:
+    if not isinstance(values, list):
+        raise TypeError(f"{name}: expected a list, got {_kind(values)}")
+    return [_nullable(value, f"{name}[{index}]") for index, value in enumerate(values)]
+
+
+def _nullable(value: object, name: str) -> float:
+    return math.nan if value is None else finite(number(value, name))
+
+
+def _object(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected an object, got {_kind(value)}")
+    return value
+
+
+def _optional(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return {} if record.get(key) is None else _object(record[key], f"record[{key!r}]")
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__name__} {value!r:.40}"
+
+
+def _null(value: float) -> float | None:
+    return value if math.isfinite(value) else None

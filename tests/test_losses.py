@@ -1,0 +1,210 @@
+"""Losses of an element each, and the exp and log under all of them."""
+
+import os
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import fusedstep as fs
+from fusedstep import _core
+from fusedstep.reference.explog import exponential, log_1p, logarithm
+from fusedstep.reference.power import integer_power
+from helpers import LENGTHS, assert_same_bits, misaligned
+
+F = np.float32
+DTYPES = [F, np.float64, np.float16, ml_dtypes.bfloat16]
+EXHAUSTIVE = os.environ.get("FUSEDSTEP_EXHAUSTIVE") == "1"
+
+
+def losses_of(x, t, reduction):
+    yield fs.sigmoid_binary_cross_entropy(x, t, reduction=reduction)
+    yield fs.sigmoid_binary_cross_entropy(x, t, pos_weight=2.7, reduction=reduction)
+    yield fs.mean_squared_error(x, t, reduction=reduction)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_same_bits_as_the_reference(dtype, native, threads, rng):
+    for n in LENGTHS[1:]:
+        x = misaligned((10 * rng.standard_normal(n)).astype(dtype), n % 5)
+        t = misaligned(rng.choice([0, 1, 0.3], n).astype(dtype), n % 3)
+        for reduction in ("mean", "sum", "none"):
+            with fs.runtime.use_isa("numpy"):
+                expected = list(losses_of(x, t, reduction))
+            for actual, wanted in zip(losses_of(x, t, reduction), expected, strict=True):
+                for one, other in zip(actual, wanted, strict=True):
+                    assert_same_bits(np.asarray(one), np.asarray(other), f"{n} {reduction}")
+
+
+def test_non_finite_logits_are_computed_through(native):
+    x = np.array([np.nan, np.inf, -np.inf, np.inf, -np.inf, 3e38, -3e38], F)
+    t = np.array([0, 1, 0, 0, 1, 1, 0], F)
+    with fs.runtime.use_isa("numpy"):
+        expected = list(losses_of(x, t, "none"))
+    for actual, wanted in zip(losses_of(x, t, "none"), expected, strict=True):
+        assert_same_bits(actual[0], wanted[0])
+        assert_same_bits(actual[1], wanted[1])
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_binary_against_long_double(target, native, rng):
+    """Two ULP and three: neither overflows, nor loses digits where the sigmoid is near 0 or 1."""
+    x = np.concatenate([rng.uniform(-87, 87, 20_000), rng.uniform(-1, 1, 5_000), [0, 1e4, -1e4]]).astype(F)
+    z = x.astype(np.longdouble)
+    sign = 1 - 2 * target
+    losses = np.maximum(sign * z, 0) + np.log1p(np.exp(-np.abs(z)))
+    gradient = sign / (1 + np.exp(-sign * z))
+    loss, dx = fs.sigmoid_binary_cross_entropy(x, np.full_like(x, target), reduction="none")
+    normal = losses > 1e-37
+    assert (np.abs(loss - losses) <= 2 * np.spacing(np.maximum(losses, 1e-37).astype(F)))[normal].all()
+    assert (np.abs(dx - gradient) <= 3 * np.spacing(np.maximum(np.abs(gradient), 1e-37).astype(F)))[normal].all()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_against_torch(reduction, rng):
+    x = 5 * rng.standard_normal((30, 7))
+    t = rng.uniform(0, 1, (30, 7))
+    functional = torch.nn.functional
+    for ours, theirs in (
+        (
+            fs.sigmoid_binary_cross_entropy(x, t, pos_weight=1.5, reduction=reduction),
+            lambda a, b: functional.binary_cross_entropy_with_logits(
+                a, b, pos_weight=torch.tensor(1.5, dtype=torch.float64), reduction=reduction
+            ),
+        ),
+        (
+            fs.mean_squared_error(x, t, reduction=reduction),
+            lambda a, b: functional.mse_loss(a, b, reduction=reduction),
+        ),
+    ):
+        tensor = torch.from_numpy(x).requires_grad_()
+        expected = theirs(tensor, torch.from_numpy(t))
+        expected.sum().backward()
+        np.testing.assert_allclose(ours[0], expected.detach().numpy(), rtol=1e-12)
+        np.testing.assert_allclose(ours[1], tensor.grad.numpy(), rtol=1e-11, atol=1e-14)
+
+
+def test_out_may_be_the_input(native, rng):
+    x, t = rng.standard_normal((2, 100), F)
+    for function in (fs.sigmoid_binary_cross_entropy, fs.mean_squared_error):
+        given = x.copy()
+        loss, expected = function(x, t)
+        assert function(given, t, out=given) == (loss, given)
+        assert_same_bits(given, expected)
+
+
+X = np.zeros(3, F)
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "t", "options", "error", "message"),
+    [
+        (fs.mean_squared_error, np.zeros(3, int), X, {}, TypeError, "predictions: expected float32, .* got dtype int"),
+        (fs.mean_squared_error, X, np.zeros(3), {}, TypeError, "targets: expected dtype float32 as predictions has"),
+        (fs.mean_squared_error, X, X[:2], {}, ValueError, r"targets: expected shape \(3,\) as predictions has"),
+        (fs.mean_squared_error, X[:0], X[:0], {}, ValueError, "predictions: expected at least one element"),
+        (fs.mean_squared_error, X, X, {"out": X[:2]}, ValueError, "out: expected shape"),
+        (fs.sigmoid_binary_cross_entropy, X, [1], {}, TypeError, "targets: expected a NumPy array, got list"),
+        (fs.sigmoid_binary_cross_entropy, X, X, {"pos_weight": -1}, ValueError, "pos_weight: expected a finite number"),
+        (fs.sigmoid_binary_cross_entropy, X, X, {"pos_weight": None}, TypeError, "pos_weight"),
+        (fs.sigmoid_binary_cross_entropy, X, X, {"reduction": "all"}, ValueError, "reduction: expected"),
+    ],
+)
+def test_errors(function, x, t, options, error, message):
+    with pytest.raises(error, match=message):
+        function(x, t, **options)
+
+
+def test_an_output_that_overlaps_the_targets():
+    memory = np.zeros(10, F)
+    with pytest.raises(ValueError, match="out: overlaps targets"):
+        fs.mean_squared_error(np.ones(5, F), memory[:5], out=memory[3:8])
+    with pytest.raises(ValueError, match="out: overlaps predictions"):
+        fs.mean_squared_error(memory[:5], np.ones(5, F), out=memory[3:8])
+
+
+def every_float(least, most):
+    """All float32 from least to most (the bits of both of one sign), or a fortieth of them, in parts."""
+    first, last = sorted(int(np.array(x, F).view(np.uint32)) for x in (least, most))
+    step = 1 if EXHAUSTIVE else 40
+    for start in range(first, last + 1, step << 22):
+        yield np.arange(start, min(start + (step << 22), last + 1), step, dtype=np.uint32).view(F)
+
+
+def assert_ulps(actual, expected, ulps):
+    """Of the results that are normal numbers."""
+    normal = (np.abs(expected) >= 1.2e-38) & (np.abs(expected) <= 3.4e38)
+    error = np.abs(actual[normal] - expected[normal])
+    assert (error <= ulps * np.spacing(np.abs(expected[normal]).astype(F))).all()
+
+
+def mapped(function, x):
+    out = np.empty_like(x)
+    _core.map_floats(function, x, out)
+    return out
+
+
+def test_exp_of_every_float(native):
+    """Within 2 ULP; a denormal result within one unit. FUSEDSTEP_EXHAUSTIVE=1 takes every float, not a fortieth."""
+    for least, most in ((-0.0, -np.inf), (0.0, np.inf)):
+        for x in every_float(least, most):
+            with np.errstate(over="ignore", under="ignore"):
+                expected = np.exp(x.astype(np.float64))
+            actual = mapped("exp", x)
+            assert_ulps(actual, expected, 2)
+            tiny = expected < 1.2e-38
+            assert (np.abs(actual[tiny] - expected[tiny]) <= 2.0**-149).all()
+            assert np.isinf(actual[expected > 3.41e38]).all()
+    edges = np.array([-np.inf, -200, 0, -0.0, 200, np.inf, np.nan], F)
+    assert_same_bits(mapped("exp", edges), np.array([0, 0, 1, 1, np.inf, np.inf, np.nan], F))
+
+
+def test_log_1p_of_every_float(native):
+    """Of [0, 1], which is all that is asked of it: within 1 ULP."""
+    for x in every_float(0.0, 1.0):
+        assert_ulps(mapped("log1p", x), np.log1p(x.astype(np.float64)), 1)
+
+
+def test_same_bits_as_the_reference_of_every_float(native):
+    for function, reference, ranges in (
+        ("exp", exponential, [(-0.0, -np.inf), (0.0, np.inf)]),
+        ("log1p", log_1p, [(0.0, 1.0)]),
+    ):
+        for least, most in ranges:
+            for x in every_float(least, most):
+                part = x if EXHAUSTIVE else x[::8].copy()
+                with np.errstate(all="ignore"):
+                    expected = reference(part)
+                assert_same_bits(mapped(function, part), expected)
+
+
+def test_exp_of_doubles_within_one_ulp(rng):
+    x = np.concatenate([rng.uniform(-708, 709, 200_000), np.linspace(-1, 1, 10_001)])
+    expected = np.exp(x.astype(np.longdouble))
+    assert (np.abs(exponential(x) - expected) <= np.spacing(expected.astype(np.float64))).all()
+    with np.errstate(all="ignore"):
+        edges = exponential(np.array([-np.inf, -800, 0, 800, np.inf, np.nan]))
+    assert_same_bits(edges, np.array([0, 0, 1, np.inf, np.inf, np.nan]))
+
+
+def test_log_of_doubles_within_one_ulp(rng):
+    x = np.concatenate([1 + rng.uniform(0, 1, 100_000), np.exp(rng.uniform(0, 50, 100_000)), [1.0]])
+    expected = np.log(x)
+    assert (np.abs(logarithm(x) - expected) <= np.spacing(expected)).all()
+    x = np.concatenate([rng.uniform(0, 1, 100_000), 2.0 ** rng.uniform(-1000, 0, 10_000), [0.0, 1.0]])
+    expected = np.log1p(x.astype(np.longdouble))
+    assert (np.abs(log_1p(x) - expected) <= np.spacing(expected.astype(np.float64))).all()
+
+
+@pytest.mark.parametrize("base", [0.0, 0.5, 0.9, 0.999, 0.9999, 0.3, np.nextafter(1.0, 0)])
+def test_powers_of_the_reference(base):
+    """Against exact rational arithmetic, where it is affordable."""
+    from fractions import Fraction
+
+    for n in (1, 2, 3, 7, 30, 100, 1000):
+        exact = Fraction(base) ** n
+        if exact > Fraction(1, 10**20):
+            assert integer_power(base, n) == float(exact)
+        else:
+            assert integer_power(base, n) < 1e-20
