@@ -10,7 +10,7 @@ A figure is a module with
 - perhaps `animate(data, path)`, which writes a GIF.
 """
 
-from fusedstep.gallery import critical, losses, optimizers, ravine, schedules
+from fusedstep.gallery import batch_norm, batches, critical, losses, optimizers, ravine, schedules
 from fusedstep.gallery._figure import Drawable, write
 from fusedstep.gallery._index import write_index
 
@@ -19,8 +19,10 @@ __all__ = ["FIGURES", "Drawable", "write", "write_index"]
 #: In the order in which the story is told.
 FIGURES: dict[str, Drawable] = {
     "critical": critical,
+    "batches": batches,
     "optimizers": optimizers,
     "ravine": ravine,
     "schedules": schedules,
     "losses": losses,
+    "batch-norm": batch_norm,
 }

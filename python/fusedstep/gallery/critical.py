@@ -127,8 +127,12 @@ def draw(data: Data) -> Any:
         right.annotate(text, at, ha="center", va="top" if at[1] < 0 else "bottom", color=colour)
     right.plot(0, 0, marker="X", color=_style.BLACK, mec="w", ms=9, ls="none", zorder=6)
     right.plot(*data["path"][:2].T, color=_style.GREEN, lw=2.2, label="escape", zorder=4)
-    right.plot(*data["path"][1:].T, color=_style.PURPLE, marker=".", ms=5, lw=1, label="then gradient descent", zorder=5)
+    right.plot(
+        *data["path"][1:].T, color=_style.PURPLE, marker=".", ms=5, lw=1, label="then gradient descent", zorder=5
+    )
     right.set(title="Out of the saddle of $(1 - w_1 w_2)^2$", xlabel="$w_1$", ylabel="$w_2$", aspect="equal")
-    handles, labels = (sum(parts, []) for parts in zip(*(a.get_legend_handles_labels() for a in (left, right)), strict=True))
+    handles, labels = (
+        sum(parts, []) for parts in zip(*(a.get_legend_handles_labels() for a in (left, right)), strict=True)
+    )
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure

@@ -160,6 +160,8 @@ def animate(data: Data, path: Path) -> None:
     walks = []
     for ax, where, steps in ((axes[0], "ravine", 150), (axes[1], "saddle", 150)):
         for name, appearance in _LOOKS.items():
-            walks.append((ax.plot([], [], label=name, markevery=[-1], lw=1.1, **appearance)[0], data[where][name][:steps]))
+            walks.append(
+                (ax.plot([], [], label=name, markevery=[-1], lw=1.1, **appearance)[0], data[where][name][:steps])
+            )
     _style.legend_below(figure, axes[0], 6)
     film(figure, walks, path)

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 import fusedstep as fs
+from fusedstep import schedules
 from fusedstep.gallery import _style
 from fusedstep.gallery._figure import Data
 from fusedstep.gallery._motion import film
 
 TITLE = "The ravine: too large, too small, and a rate per parameter"
 
-_START = np.array([-20.0, 1.0])
+_START = np.array([-40.0, 1.0])
 _STEEP, _SHARP = 40.0, 5.0
 
 
@@ -42,14 +43,14 @@ def compute(seed: int = 0, quick: bool = False) -> Data:
     """Six runs."""
     # 1e-7 for the 100,000 steps of the notes, or as far in fewer.
     crawl = 10_000 if quick else 100_000
-    constant, decay = fs.schedules.constant, fs.schedules.inverse_sqrt
-    runs: dict[str, tuple[Callable[..., fs.Optimizer], fs.schedules.Schedule, int]] = {
-        "large": (fs.SGD, constant(1e-2), 1500),
+    constant = schedules.constant
+    runs: dict[str, tuple[Callable[..., fs.Optimizer], schedules.Schedule, int]] = {
+        "large": (fs.SGD, constant(1e-2), 800),
         "small": (fs.SGD, constant(1e-2 / crawl), crawl),
-        "adagrad": (_adagrad, constant(0.1), 1500),
-        "decayed": (_adagrad, decay(0.9, 1), 1500),
-        "rmsprop": (fs.RMSprop, constant(0.2), 400),
-        "warmed": (fs.RMSprop, fs.schedules.warmup(constant(0.2), 50), 400),
+        "adagrad": (_adagrad, constant(0.1), 2500),
+        "decayed": (_adagrad, schedules.inverse_sqrt(1.5, 1), 2500),
+        "rmsprop": (fs.RMSprop, constant(0.2), 800),
+        "warmed": (fs.RMSprop, schedules.warmup(schedules.linear(0.2, 800), 50), 800),
     }
     data: Data = {"paths": {}, "claims": {}}
     for name, (make, lr, steps) in runs.items():
@@ -81,14 +82,14 @@ def caption(data: Data) -> str:
     """What to see."""
     claims = data["claims"]
     return (
-        "Gradient descent bounces between the walls where the rate is too large, and where it is too small comes down "
-        f"to the floor and stops {claims['small']['last_distance_along']:.3g} from the goal after "
+        "Gradient descent bounces between the walls where the rate is too large; where it is too small it comes down to "
+        f"the floor, turns, and is still {claims['small']['last_distance_along']:.3g} from the goal after "
         f"{claims['small']['steps']:,} steps. AdaGrad walks along the floor while σ across it shrinks, until at step "
         f"{claims['adagrad']['step_of_that']} it is thrown "
-        f"{claims['adagrad']['largest_distance_across_after_the_floor']:.2g} up the walls; a decaying rate keeps it "
-        f"within {claims['decayed']['largest_distance_across_after_the_floor']:.1g}. RMSProp's σ is poor at the start, "
-        f"and its largest step across is {claims['rmsprop']['largest_step_across']:.2g}; with a warm-up "
-        f"{claims['warmed']['largest_step_across']:.2g}."
+        f"{claims['adagrad']['largest_distance_across_after_the_floor']:.2g} up the walls; with a decaying rate it "
+        f"stays within {claims['decayed']['largest_distance_across_after_the_floor']:.1g}. RMSProp's σ is poor at the "
+        f"start, so that a step goes {claims['rmsprop']['largest_step_across']:.2g} across; with a warm-up "
+        f"{claims['warmed']['largest_step_across']:.2g} at most, and the decay after it ends the swinging."
     )
 
 
@@ -98,21 +99,21 @@ _PANELS = {
     "adagrad": "AdaGrad (mean form), constant rate",
     "decayed": "AdaGrad (mean form), rate falling as 1/√t",
     "rmsprop": "RMSProp, constant rate",
-    "warmed": "RMSProp, 50 steps of warm-up",
+    "warmed": "RMSProp, warm-up, then linear decay",
 }
 
 
 def _maps(height: float) -> tuple[Any, dict[str, Any]]:
     figure, axes = _style.new(height, 3, 2, sharex=True, sharey=True)
-    x, y = np.meshgrid(np.linspace(-21.5, 2.5, 161), np.linspace(-1.35, 1.35, 161))
+    x, y = np.meshgrid(np.linspace(-43, 5, 161), np.linspace(-1.7, 1.35, 161))
     panels = dict(zip(_PANELS, axes, strict=True))
     for name, ax in panels.items():
-        _style.contours(ax, x, y, loss(np.stack([x, y])), np.array([2, 20, 60, 120, 180, 240, 300, 400]))
+        _style.contours(ax, x, y, loss(np.stack([x, y])), np.array([10, 50, 150, 300, 500, 750, 1000]))
         ax.set_title(_PANELS[name])
         ax.plot(*_START, "o", color="k", ms=5, zorder=4)
         ax.plot(0, 0, "*", color="k", ms=10, zorder=4)
-        ax.set(xlim=(-21.5, 2.5), ylim=(-1.35, 1.35))
-    figure.supxlabel("x, along the floor", fontsize=8)
+        ax.set(xlim=(-43, 5), ylim=(-1.7, 1.35))
+    figure.supxlabel("x, along the floor (circle: start, diamond: end, star: goal)", fontsize=8)
     figure.supylabel("y, across it", fontsize=8)
     return figure, panels
 
@@ -122,7 +123,7 @@ def _colour(name: str) -> str:
 
 
 def draw(data: Data) -> Any:
-    """A map of each run, from the circle; the goal is the star."""
+    """A map of each run."""
     figure, panels = _maps(5.4)
     for name, ax in panels.items():
         path = data["paths"][name]
@@ -132,7 +133,7 @@ def draw(data: Data) -> Any:
         ax.plot(*path[-1], "D", color=_colour(name), mec="w", ms=6, zorder=5)
         last = data["claims"][name]
         ax.annotate(
-            f"{last['steps']:,} steps: loss {last['last_loss']:.2g}", (0.98, 0.04), xycoords="axes fraction", ha="right"
+            f"{last['steps']:,} steps: loss {last['last_loss']:.3g}", (0.98, 0.04), xycoords="axes fraction", ha="right"
         )
     return figure
 
