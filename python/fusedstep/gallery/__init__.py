@@ -10,7 +10,7 @@ A figure is a module with
 - perhaps `animate(data, path)`, which writes a GIF.
 """
 
-from fusedstep.gallery import batch_norm, batches, critical, losses, optimizers, ravine, schedules
+from fusedstep.gallery import batch_norm, batches, critical, losses, optimizers, ravine, schedules, spectrum
 from fusedstep.gallery._figure import Drawable, write
 from fusedstep.gallery._index import write_index
 
@@ -25,4 +25,5 @@ FIGURES: dict[str, Drawable] = {
     "schedules": schedules,
     "losses": losses,
     "batch-norm": batch_norm,
+    "spectrum": spectrum,
 }
