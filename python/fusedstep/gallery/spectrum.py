@@ -32,7 +32,7 @@ def compute(seed: int = 0, quick: bool = False) -> Data:
             data["losses"].append(loss(params))
         if epoch in density_at:
             data["densities"][epoch] = fs.curvature.spectral_density(
-                grad, params, width=0.02, probes=1 if quick else 4, steps=20 if quick else 60, width=0.02, seed=seed
+                grad, params, probes=1 if quick else 4, steps=20 if quick else 60, width=0.02, seed=seed
             )
 
     look(0)
