@@ -28,10 +28,20 @@ def load(seed: int) -> tuple[Floats, Labels, Floats, Labels]:
     return train_x, train_y.astype(np.int64), test_x, test_y.astype(np.int64)
 
 
-class MLP:
-    """Linear layers with batch norm and ReLU between them."""
+def split(x: Floats, y: Labels, seed: int) -> tuple[Floats, Labels, Floats, Labels]:
+    """A sixth of the rows for validation, by which to stop: x, y of the rest, then x, y of these."""
+    from sklearn.model_selection import train_test_split
 
-    def __init__(self, sizes: list[int], batch_norm: bool, seed: int) -> None:
+    rest_x, held_x, rest_y, held_y = train_test_split(x, y, test_size=1 / 6, stratify=y, random_state=seed)
+    return rest_x, rest_y, held_x, held_y
+
+
+class MLP:
+    """Linear layers with batch norm, ReLU and dropout between them."""
+
+    def __init__(self, sizes: list[int], batch_norm: bool, seed: int, *, dropout: float = 0.0) -> None:
+        self.dropout, self.seed = dropout, seed
+        self._dropped: list[dict[str, int]] = []
         rng = np.random.default_rng(seed)
         self.params: dict[str, Floats] = {}
         self.norms: list[fs.BatchNorm] = []
@@ -59,9 +69,11 @@ class MLP:
             named[f"running_mean{k}"], named[f"running_var{k}"] = norm.running_mean, norm.running_var
         return named
 
-    def forward(self, x: Floats, *, training: bool, call: Call = lambda f, *a, **k: f(*a, **k)) -> Floats:
-        """The logits; keeps what backward needs."""
-        self._inputs, self._active = [], []
+    def forward(
+        self, x: Floats, *, training: bool, step: int = 0, call: Call = lambda f, *a, **k: f(*a, **k)
+    ) -> Floats:
+        """The logits; keeps what backward needs. The step says which units dropout drops."""
+        self._inputs, self._active, self._dropped = [], [], []
         for k in range(self.layers):
             self._inputs.append(x)
             x = x @ self.params[f"w{k}"] + self.params[f"b{k}"]
@@ -70,6 +82,10 @@ class MLP:
             elif k + 1 < self.layers:
                 self._active.append(x > 0)
                 x = x * self._active[-1]
+            if k + 1 < self.layers and training and self.dropout > 0:
+                # A key per layer, and 2^32 numbers a step.
+                self._dropped.append({"seed": self.seed + (k << 32), "offset": step << 32})
+                x = call(fs.dropout, x, self.dropout, **self._dropped[-1])
         return x
 
     def activations(self) -> list[Floats]:
@@ -80,6 +96,8 @@ class MLP:
         """The gradients of params, from the gradient of the logits."""
         grads: dict[str, Floats] = {}
         for k in reversed(range(self.layers)):
+            if k < len(self._dropped):
+                dx = call(fs.dropout_backward, dx, self.dropout, **self._dropped[k])
             if k + 1 < self.layers and self.norms:
                 dx = call(self.norms[k].backward, dx)
                 dgamma, dbeta = self.norms[k].dweight, self.norms[k].dbias
@@ -109,9 +127,18 @@ def batches(count: int, size: int, seed: int, epoch: int) -> Iterator[NDArray[np
             yield rows
 
 
-def train_step(model: MLP, optimizer: fs.Optimizer, x: Floats, y: Labels, call: Call) -> tuple[float, float]:
+def train_step(
+    model: MLP,
+    optimizer: fs.Optimizer,
+    x: Floats,
+    y: Labels,
+    call: Call,
+    *,
+    step: int = 0,
+    label_smoothing: float = 0.0,
+) -> tuple[float, float]:
     """Forward, backward and update; gives loss and accuracy on the batch before the update."""
-    logits = model.forward(x, training=True, call=call)
-    loss, dlogits = call(fs.softmax_cross_entropy, logits, y)
+    logits = model.forward(x, training=True, step=step, call=call)
+    loss, dlogits = call(fs.softmax_cross_entropy, logits, y, label_smoothing=label_smoothing)
     call(optimizer.step, model.backward(dlogits, call=call))
     return loss, float((logits.argmax(axis=1) == y).mean())
