@@ -4,7 +4,7 @@ Every kernel computes the same bits as its NumPy reference (`fusedstep.reference
 number of threads.
 """
 
-from fusedstep import averaging, curvature, doctor, functional, runtime, schedules
+from fusedstep import averaging, curvature, data, doctor, functional, runtime, schedules
 from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
@@ -112,6 +112,7 @@ __all__ = [
     "bfloat16",
     "curvature",
     "doctor",
+    "data",
     "drop_connect",
     "dropout",
     "dropout_backward",

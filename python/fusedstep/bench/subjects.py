@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 import fusedstep as fs
 from fusedstep import _core
-from fusedstep.bench import batch_norm, narrow, shapes
+from fusedstep.bench import batch_norm, kit, narrow, shapes
 from fusedstep.bench.harness import Subject, torch_or_none
 
 Array = NDArray[Any]
@@ -47,6 +47,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
         makers[f"telemetry-{_size(n)}"] = lambda n=n, goal=goal: telemetry(n, goal)  # type: ignore[misc]
     makers.update(narrow.subjects())
     makers.update(batch_norm.subjects())
+    makers.update(kit.subjects())
     return makers
 
 

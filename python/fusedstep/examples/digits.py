@@ -120,9 +120,7 @@ class MLP:
 
 def batches(count: int, size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
     """Row numbers of each batch, shuffled anew every epoch; a last batch of one row is left out (batch norm)."""
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    for start in range(0, count, size):
-        rows = order[start : start + size]
+    for rows in fs.data.batches(np.arange(count), size, seed=seed, epoch=epoch, reuse=False):
         if len(rows) > 1:
             yield rows
 
