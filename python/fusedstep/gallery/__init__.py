@@ -10,7 +10,19 @@ A figure is a module with
 - perhaps `animate(data, path)`, which writes a GIF.
 """
 
-from fusedstep.gallery import batch_norm, batches, critical, losses, optimizers, ravine, schedules, spectrum
+from fusedstep.gallery import (
+    averaging,
+    batch_norm,
+    batches,
+    critical,
+    doctor,
+    losses,
+    optimizers,
+    ravine,
+    regularization,
+    schedules,
+    spectrum,
+)
 from fusedstep.gallery._figure import Drawable, write
 from fusedstep.gallery._index import write_index
 
@@ -25,5 +37,8 @@ FIGURES: dict[str, Drawable] = {
     "schedules": schedules,
     "losses": losses,
     "batch-norm": batch_norm,
+    "regularization": regularization,
+    "averaging": averaging,
     "spectrum": spectrum,
+    "doctor": doctor,
 }
