@@ -12,7 +12,8 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>fusedstep: why is it stuck?</title>
 <style>
-body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 sans-serif; color: #222; background: #fff; }}
+body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 sans-serif;
+  color: #222; background: #fff; }}
 figure {{ margin: 0 0 3rem; }}
 img {{ max-width: 100%; height: auto; }}
 figcaption {{ margin-top: .5rem; }}
@@ -32,7 +33,8 @@ the figure; those that each figure claims are behind its link to JSON.</p>
 _FIGURE = """<figure id="{name}">
 <h2>{title}</h2>
 <img src="{name}.svg" alt="{title}">{animation}
-<figcaption>{caption} <a href="{name}.png">PNG</a> <a href="{name}.svg">SVG</a> <a href="{name}.json">JSON</a></figcaption>
+<figcaption>{caption}
+<a href="{name}.png">PNG</a> <a href="{name}.svg">SVG</a> <a href="{name}.json">JSON</a></figcaption>
 </figure>"""
 
 

@@ -1,4 +1,4 @@
-"""How the figures look: colours that any colour vision tells apart, lines that differ in style too, letters of 8 points."""
+"""The look of the figures: colours that any colour vision tells apart, lines that differ in style too, 8 points."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -67,7 +67,7 @@ def snapshots(seed: int, epochs: int) -> dict[str, Any]:
 
     for epoch in range(epochs):
         for rows in digits.batches(len(train_x), 32, seed, epoch):
-            loss, dlogits = fs.softmax_cross_entropy(model.forward(train_x[rows], training=True), train_y[rows])
+            _, dlogits = fs.softmax_cross_entropy(model.forward(train_x[rows], training=True), train_y[rows])
             if ensemble.observe(optimizer.step(model.backward(dlogits)).step):
                 members.append(loss_of(predict(), test_y))
                 together.append(loss_of(fs.averaging.ensemble_predict(predict, ensemble), test_y))
@@ -108,8 +108,8 @@ def caption(data: Data) -> str:
     return (
         f"Loss on held-out digits, means of {claims['seeds']} seeds. Left: at a constant rate of {_LR:g} SGD does not "
         f"settle: {loss['last iterate']:.2g} in the last quarter of the run, while its averaged weights have "
-        f"{loss['EMA']:.2g} (exponential) and {loss['SWA']:.2g} (equal weights, from half-way on). Right: the rate falls "
-        f"to 0 and starts anew {_CYCLES} times; the snapshots of the cycles' ends have {claims['mean_snapshot']:.2g} on "
+        f"{loss['EMA']:.2g} (exponential) and {loss['SWA']:.2g} (equal weights, from half-way on). Right: the rate "
+        f"falls to 0 in each of {_CYCLES} cycles; the snapshots of their ends have {claims['mean_snapshot']:.2g} on "
         f"average, and together they predict with {claims['ensemble']:.2g}."
     )
 

@@ -59,8 +59,8 @@ def caption(data: Data) -> str:
         f"Accuracy on held-out digits after {claims['epochs']} epochs of SGD, a network of three hidden layers (means "
         f"of {claims['seeds']} seeds; thin: each). Without batch norm rates from {without['smallest_good_lr']:.2g} to "
         f"{without['largest_good_lr']:.2g} reach {_GOOD:.0%}; with it from {with_['smallest_good_lr']:.2g} to "
-        f"{with_['largest_good_lr']:.2g}. Training fails (below {_FAILED:.0%}) from {without['fails_from_lr']:.2g} on without, "
-        f"and from {with_['fails_from_lr']:.2g} on with batch norm."
+        f"{with_['largest_good_lr']:.2g}. Training fails (below {_FAILED:.0%}) from "
+        f"{without['fails_from_lr']:.2g} on without, and from {with_['fails_from_lr']:.2g} on with batch norm."
     )
 
 

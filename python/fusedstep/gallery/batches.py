@@ -71,7 +71,7 @@ def run(size: int, seed: int, goal: float, products: int) -> dict[str, Any]:
 
 
 def compute(seed: int = 0, quick: bool = False) -> Data:
-    """Every batch size from several seeds, at one learning rate and to one training loss. Seconds are of this machine."""
+    """Every batch size from several seeds, at one learning rate and to one training loss."""
     goal = 0.1 if quick else _GOAL
     sizes = [8, 64, 1437] if quick else [4, 8, 16, 32, 64, 128, 256, 512, 1437]
     seeds = range(seed, seed + (1 if quick else 5))

@@ -131,8 +131,5 @@ def draw(data: Data) -> Any:
         *data["path"][1:].T, color=_style.PURPLE, marker=".", ms=5, lw=1, label="then gradient descent", zorder=5
     )
     right.set(title="Out of the saddle of $(1 - w_1 w_2)^2$", xlabel="$w_1$", ylabel="$w_2$", aspect="equal")
-    handles, labels = (
-        sum(parts, []) for parts in zip(*(a.get_legend_handles_labels() for a in (left, right)), strict=True)
-    )
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure

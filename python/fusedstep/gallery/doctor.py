@@ -11,6 +11,8 @@ from fusedstep.gallery._figure import Data
 
 TITLE = "What the doctor says"
 
+#: Darker than the lines, for letters.
+_RED = "#A84300"
 #: Which of the fifty healthy runs stand beside the sick ones.
 _HEALTHY = (0, 5, 18)
 #: Of those that take little time.
@@ -66,11 +68,16 @@ def draw(data: Data) -> Any:
             # A curve that hardly moves shall look so.
             middle = float(np.sqrt(np.nanmax(losses) * np.nanmin(losses)))
             ax.set_ylim(middle / 10, middle * 10)
-        ax.set_title(run["name"], loc="left", fontsize=8, pad=15)
         wrong = "" if said == run["expected"] else f" (it is {run['expected'].replace('_', ' ')})"
-        ax.text(
-            0, 1.03, "→ " + said.replace("_", " ") + wrong, transform=ax.transAxes, weight="bold", va="bottom"
-        )
+        # Room for two lines, which begin over the numbers of the axis, for some are long.
+        ax.set_title(" \n ", fontsize=8, pad=5)
+        for height, text, colour in (
+            (16, run["name"], _style.BLACK),
+            (5, "→ " + said.replace("_", " ") + wrong, _style.BLUE if well else _RED),
+        ):
+            ax.annotate(
+                text, (-0.22, 1), (0, height), xycoords="axes fraction", textcoords="offset points", color=colour
+            ).set_in_layout(False)
         ax.tick_params(axis="y", which="minor", labelleft=False)
     for ax in axes[len(data["runs"]) :]:
         ax.set_visible(False)

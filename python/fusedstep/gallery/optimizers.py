@@ -107,8 +107,8 @@ def caption(data: Data) -> str:
     to = {name: entry["steps_to_a_thousandth"] for name, entry in data["claims"]["ravine"].items()}
     leave = {name: entry["steps_to_leave"] for name, entry in data["claims"]["saddle"].items()}
     return (
-        "Above: a ravine a hundred times steeper across than along, each optimizer at its best learning rate of a grid; "
-        f"to a thousandth of the loss {_listed(to)} steps. "
+        "Above: a ravine that curves a hundred times more across than along, each optimizer at its best learning rate of "
+        f"a grid; to a thousandth of the loss {_listed(to)} steps. "
         f"Below: beside the ridge of a saddle, all at a rate of {_SADDLE_RATE:g}; to leave it {_listed(leave)} steps: "
         "dividing by the size of past gradients makes small ones count."
     )

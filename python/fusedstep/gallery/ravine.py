@@ -82,8 +82,8 @@ def caption(data: Data) -> str:
     """What to see."""
     claims = data["claims"]
     return (
-        "Gradient descent bounces between the walls where the rate is too large; where it is too small it comes down to "
-        f"the floor, turns, and is still {claims['small']['last_distance_along']:.3g} from the goal after "
+        "Gradient descent bounces between the walls where the rate is too large; where it is too small it comes down "
+        f"to the floor, turns, and is still {claims['small']['last_distance_along']:.3g} from the goal after "
         f"{claims['small']['steps']:,} steps. AdaGrad walks along the floor while σ across it shrinks, until at step "
         f"{claims['adagrad']['step_of_that']} it is thrown "
         f"{claims['adagrad']['largest_distance_across_after_the_floor']:.2g} up the walls; with a decaying rate it "

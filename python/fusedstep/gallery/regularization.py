@@ -75,7 +75,10 @@ def train(dropout: float, mix: Mix, epochs: int, seed: int) -> dict[str, Any]:
 def compute(seed: int = 0, quick: bool = False) -> Data:
     """Every way from several seeds."""
     epochs, seeds = (60, range(seed, seed + 2)) if quick else (100, range(seed, seed + 5))
-    data: Data = {"courses": {}, "claims": {"epochs": epochs, "seeds": len(seeds), "rows": _ROWS, "wrong_labels": _WRONG}}
+    data: Data = {
+        "courses": {},
+        "claims": {"epochs": epochs, "seeds": len(seeds), "rows": _ROWS, "wrong_labels": _WRONG},
+    }
     for name, (dropout, mix) in WAYS.items():
         runs = [train(dropout, mix, epochs, number) for number in seeds]
         course = np.mean([run["course"] for run in runs], axis=0)
@@ -113,7 +116,9 @@ def draw(data: Data) -> Any:
     for k, (name, course) in enumerate(data["courses"].items()):
         epochs = np.arange(1, len(course) + 1)
         stopped = data["claims"][name]["stopped"]
-        for ax, value, at in zip(axes, (course[:, 0], 100 * course[:, 1]), (stopped["loss"], 100 * stopped["accuracy"]), strict=True):
+        for ax, value, at in zip(
+            axes, (course[:, 0], 100 * course[:, 1]), (stopped["loss"], 100 * stopped["accuracy"]), strict=True
+        ):
             ax.plot(epochs, value, label=name, **_style.look(k))
             ax.plot(stopped["epoch"], at, "*", ms=12, color=_style.COLOURS[k], mec="k", mew=0.6, zorder=5)
     axes[0].plot([], [], "*", ms=10, color="w", mec="k", mew=0.6, label="early stopping")

@@ -65,9 +65,9 @@ def caption(data: Data) -> str:
     last = max(claims["part_within_a_hundredth"])
     peak = int(np.argmax(data["top"]))
     return (
-        f"Left: the density of the {claims['parameters']:,} eigenvalues of the digits network's Hessian, on a logarithmic "
-        f"axis; after {last} epochs {claims['part_within_a_hundredth'][last]:.0%} of them are within a hundredth of the "
-        "largest from 0, and a few stand apart. Right: both ends over the run; the largest is "
+        f"Left: the density of the {claims['parameters']:,} eigenvalues of the digits network's Hessian, on a "
+        f"logarithmic axis; after {last} epochs {claims['part_within_a_hundredth'][last]:.0%} of them are within a "
+        "hundredth of the largest from 0, and a few stand apart. Right: both ends over the run; the largest is "
         f"{data['top'][0]:.2g} at the start, {data['top'][peak]:.2g} after epoch {data['epochs'][peak]} and "
         f"{data['top'][-1]:.2g} at the end, the smallest stays below 0 ({data['bottom'][-1]:.2g} at the end): by the "
         "signs this is a saddle all the time, and not what stops the training."
