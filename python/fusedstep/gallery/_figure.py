@@ -42,6 +42,18 @@ def write(name: str, figure: Drawable, folder: Path, *, quick: bool = False, ani
     Raises:
         ModuleNotFoundError: The extra `fusedstep[gallery]` is not installed.
         OSError: The folder cannot be written.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from fusedstep import gallery
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = pathlib.Path(name)
+        ...     entry = gallery.write("critical", gallery.FIGURES["critical"], folder)
+        ...     page = gallery.write_index(folder, gallery.FIGURES)
+        ...     print(sorted(path.name for path in folder.iterdir()))
+        ['critical.json', 'critical.png', 'critical.svg', 'index.html']
+        >>> print(entry["claims"]["kinds"]["saddle"], entry["claims"]["saddle_kind"])
+        4 saddle
     """
     rc_context = require("matplotlib", "gallery").rc_context
     data = figure.compute(quick=quick)

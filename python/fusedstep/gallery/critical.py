@@ -79,11 +79,12 @@ def caption(data: Data) -> str:
     claims = data["claims"]
     low, high = claims["saddle_eigenvalues"]
     return (
-        "Left: one loss with four minima, four saddles and a maximum. At each, the eigenvectors of the Hessian: "
-        "up along a solid line, down along a dashed one; a saddle has both. "
+        "Left: one loss with four minima, four saddles and a maximum, and the eigenvectors of the Hessian at each: the "
+        "loss rises along a solid line and falls along a dashed one, and a saddle has both. "
         f"Right: (1 − w₁w₂)² at the origin, where the gradient is 0 and gradient descent stays at a loss of "
         f"{claims['loss_of_descent_from_the_saddle']:.3g}. The eigenvalues {low:.3g} and {high:.3g} say saddle; a step "
-        f"along the eigenvector of {low:.3g} brings {claims['loss_after_escape']:.2g}, and gradient descent the rest."
+        f"along the eigenvector of {low:.3g} brings it to {claims['loss_after_escape']:.2g}, and gradient descent does "
+        "the rest."
     )
 
 
@@ -96,7 +97,8 @@ _LOOKS = {
 
 def draw(data: Data) -> Any:
     """Two surfaces from above."""
-    figure, (left, right) = _style.new(3.9, 1, 2)
+    figure, (left, right) = _style.new(3.8, 1, 2)
+    figure.get_layout_engine().set(h_pad=0.07)
     grid = np.linspace(-1.75, 1.75, 161)
     x, y = np.meshgrid(grid, grid)
     _style.contours(left, x, y, wells(np.stack([x, y])), np.array([0.02, 0.06, 0.12, 0.2, 0.25, 0.32, 0.45, 0.7, 1.1]))

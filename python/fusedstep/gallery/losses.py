@@ -77,8 +77,8 @@ def caption(data: Data) -> str:
     last = data["claims"]["loss_after_descent"]
     return (
         "The loss over the logits of two classes, of which the first is right, and 100 steps of gradient descent from "
-        "the corner where the network is sure of the wrong one (circle: start, star: end). "
-        f"The cross-entropy slopes there (gradient {far['cross-entropy']:.2g}) and falls from {last['cross-entropy']['first']:.3g} to "
+        "the corner where the network is sure of the wrong one (circle: start, star: end). The cross-entropy slopes "
+        f"there (gradient {far['cross-entropy']:.2g}) and falls from {last['cross-entropy']['first']:.3g} to "
         f"{last['cross-entropy']['last']:.2g}; the square error is flat ({far['square error']:.1g}) and stays at "
         f"{last['square error']['last']:.3g}."
     )
