@@ -56,7 +56,7 @@ def descend(loss: Any, lr: float, steps: int) -> tuple[Any, list[float]]:
 
 def compute(seed: int = 0, quick: bool = False) -> Data:
     """The surfaces, gradients along the diagonal from the far corner to the goal, and gradient descent from there."""
-    grid = np.linspace(-_REACH, _REACH, 41 if quick else 101)
+    grid = np.linspace(-_REACH, _REACH, 41 if quick else 201)
     x, y = np.meshgrid(grid, grid)
     along = np.linspace(-_REACH, _REACH, 201)
     surfaces, norms, paths = {}, {}, {}

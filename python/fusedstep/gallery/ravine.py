@@ -128,7 +128,7 @@ def draw(data: Data) -> Any:
     for name, ax in panels.items():
         path = data["paths"][name]
         # 100,000 points of a line would make a large file.
-        path = path[:: max(1, len(path) // 2000)]
+        path = path[:: max(1, len(path) // (250 if name == "small" else 2500))]
         ax.plot(*path.T, color=_colour(name), lw=0.7, marker=".", ms=2.5)
         ax.plot(*path[-1], "D", color=_colour(name), mec="w", ms=6, zorder=5)
         last = data["claims"][name]

@@ -87,6 +87,10 @@ def draw(data: Data) -> Any:
     for k, ax in enumerate(axes):
         ax.set_visible(k < len(names))
         ax.tick_params(labelbottom=len(names) - 4 <= k)
+    note = axes[len(names)]
+    note.set_visible(True)
+    note.axis("off")
+    note.text(0, 0.5, "shaded: its metric\nstands still", transform=note.transAxes, va="center")
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("learning rate / highest", fontsize=8)
     return figure

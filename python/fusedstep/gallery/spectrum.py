@@ -69,8 +69,8 @@ def caption(data: Data) -> str:
         f"logarithmic axis; after {last} epochs {claims['part_within_a_hundredth'][last]:.0%} of them are within a "
         "hundredth of the largest from 0, and a few stand apart. Right: both ends over the run; the largest is "
         f"{data['top'][0]:.2g} at the start, {data['top'][peak]:.2g} after epoch {data['epochs'][peak]} and "
-        f"{data['top'][-1]:.2g} at the end, the smallest stays below 0 ({data['bottom'][-1]:.2g} at the end): by the "
-        "signs this is a saddle all the time, and not what stops the training."
+        f"{data['top'][-1]:.2g} at the end, the smallest stays below 0 ({data['bottom'][-1]:.2g} at the end): there is "
+        "a way down by curvature all the time."
     )
 
 
