@@ -62,6 +62,7 @@ def compute(seed: int = 0, quick: bool = False) -> Data:
         data["paths"][name] = path
         data["claims"][name] = {
             "lr": repr(lr),
+            "peak": max(lr(step) for step in range(steps)),
             "steps": steps,
             "largest_step_across": moves.max(),
             "largest_distance_across_after_the_floor": None if after is None else after.max(),
@@ -86,30 +87,30 @@ def caption(data: Data) -> str:
         f"to the floor, turns, and is still {claims['small']['last_distance_along']:.3g} from the goal after "
         f"{claims['small']['steps']:,} steps. AdaGrad walks along the floor while σ across it shrinks, until at step "
         f"{claims['adagrad']['step_of_that']} it is thrown "
-        f"{claims['adagrad']['largest_distance_across_after_the_floor']:.2g} up the walls; with a decaying rate it "
-        f"stays within {claims['decayed']['largest_distance_across_after_the_floor']:.1g}. RMSProp's σ is poor at the "
-        f"start, so that a step goes {claims['rmsprop']['largest_step_across']:.2g} across; with a warm-up "
+        f"{claims['adagrad']['largest_distance_across_after_the_floor']:.2g} up the walls; with a decaying rate, once "
+        f"down, it stays within {claims['decayed']['largest_distance_across_after_the_floor']:.1g}. RMSProp's σ is "
+        f"poor at the start, so that a step goes {claims['rmsprop']['largest_step_across']:.2g} across; with a warm-up "
         f"{claims['warmed']['largest_step_across']:.2g} at most, and the decay after it ends the swinging."
     )
 
 
 _PANELS = {
-    "large": "SGD, too large a rate",
-    "small": "SGD, too small a rate",
-    "adagrad": "AdaGrad (mean form), constant rate",
-    "decayed": "AdaGrad (mean form), rate falling as 1/√t",
-    "rmsprop": "RMSProp, constant rate",
-    "warmed": "RMSProp, warm-up, then linear decay",
+    "large": "SGD, rate {peak:g}: too large",
+    "small": "SGD, rate {peak:g}: too small",
+    "adagrad": "AdaGrad (mean form), rate {peak:g}",
+    "decayed": "AdaGrad (mean form), rate {peak:g}/√t",
+    "rmsprop": "RMSProp, rate {peak:g}",
+    "warmed": "RMSProp, warm-up to {peak:.2g}, then decay",
 }
 
 
-def _maps(height: float) -> tuple[Any, dict[str, Any]]:
+def _maps(data: Data, height: float) -> tuple[Any, dict[str, Any]]:
     figure, axes = _style.new(height, 3, 2, sharex=True, sharey=True)
     x, y = np.meshgrid(np.linspace(-43, 5, 161), np.linspace(-1.7, 1.35, 161))
     panels = dict(zip(_PANELS, axes, strict=True))
     for name, ax in panels.items():
         _style.contours(ax, x, y, loss(np.stack([x, y])), np.array([10, 50, 150, 300, 500, 750, 1000]))
-        ax.set_title(_PANELS[name])
+        ax.set_title(_PANELS[name].format(peak=data["claims"][name]["peak"]))
         ax.plot(*_START, "o", color="k", ms=5, zorder=4)
         ax.plot(0, 0, "*", color="k", ms=10, zorder=4)
         ax.set(xlim=(-43, 5), ylim=(-1.7, 1.35))
@@ -124,7 +125,7 @@ def _colour(name: str) -> str:
 
 def draw(data: Data) -> Any:
     """A map of each run."""
-    figure, panels = _maps(5.4)
+    figure, panels = _maps(data, 5.4)
     for name, ax in panels.items():
         path = data["paths"][name]
         # 100,000 points of a line would make a large file.
@@ -140,7 +141,7 @@ def draw(data: Data) -> Any:
 
 def animate(data: Data, path: Path) -> None:
     """The paths as they grow."""
-    figure, panels = _maps(5.0)
+    figure, panels = _maps(data, 5.0)
     walks = []
     for name, ax in panels.items():
         points = data["paths"][name]
