@@ -1,4 +1,4 @@
-"""The command line: `fusedstep info | train | bench | doctor`."""
+"""The command line: `fusedstep info | train | bench | doctor | gallery`."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fusedstep import _core
-from fusedstep.cli import bench, doctor, info, train
+from fusedstep.cli import bench, doctor, gallery, info, train
 from fusedstep.cli.common import MissingExtraError
 
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fusedstep {_core.version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (info, train, bench, doctor):
+    for command in (info, train, bench, doctor, gallery):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
