@@ -35,7 +35,7 @@ class TestInfo:
         assert facts["available_isas"] == fs.runtime.available_isas()
         assert facts["isa"] == fs.runtime.isa()
         assert facts["threads"] == fs.runtime.num_threads()
-        assert set(facts["extras"]) == {"checkpoint", "train", "bench"}
+        assert set(facts["extras"]) == {"checkpoint", "train", "curvature", "gallery", "bench"}
 
     def test_module_and_version(self):
         process = subprocess.run(

@@ -16,6 +16,8 @@ from fusedstep import _core, runtime
 EXTRAS = {
     "checkpoint": ("safetensors",),
     "train": ("sklearn", "matplotlib", "rich", "safetensors"),
+    "curvature": ("scipy",),
+    "gallery": ("sklearn", "scipy", "matplotlib", "rich"),
     "bench": ("rich", "torch"),
 }
 
