@@ -34,7 +34,7 @@ def plot_update_ratios(
         >>> p = np.ones(2, np.float32)
         >>> recorder = fs.doctor.RunRecorder(fs.AdamW(p, telemetry=True))
         >>> for _ in range(3):
-        ...     report = recorder.step(p)
+        ...     report = recorder.step(p - 2)
         >>> path = os.path.join(tempfile.mkdtemp(), "ratios.png")
         >>> axes = fs.doctor.plot_update_ratios(recorder.telemetry, path=path)
         >>> print(axes.get_yscale(), os.path.exists(path))
