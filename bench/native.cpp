@@ -228,6 +228,7 @@ void dropout(State& state, std::int64_t size, int threads) {
   args.y = y.get();
   args.threshold = 1u << 31;
   args.scale = 2.0;
+  args.unit = 1;
   for (auto _ : state) runtime::dropout(*runtime::active_table(), Dtype::float32, args, size);
   state.SetBytesProcessed(state.iterations() * size * 8);
 }

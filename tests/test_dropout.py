@@ -116,24 +116,38 @@ def test_neighbours_and_seeds_are_independent():
         assert abs(float(choice @ (fs.dropout(np.ones(n, F), 0.5, seed=seed, offset=offset) - 1))) <= 6 * math.sqrt(n)
 
 
-@pytest.mark.parametrize("dtype", [F, np.float64, np.float16], ids=lambda d: d.__name__)
-def test_stochastic_depth(dtype, rng):
-    x = rng.standard_normal((200, 3, 4)).astype(dtype)
-    residual = rng.standard_normal((200, 3, 4)).astype(dtype)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_stochastic_depth(dtype, native, threads, rng):
+    """Samples shorter and longer than a chunk, and than what a thread takes."""
+    for shape in ((200, 3, 4), (1, 7), (70, 1), (5, 4097), (3, 20_000), (0, 3), (3, 0)):
+        x, residual = rng.standard_normal((2, *shape)).astype(dtype)
+        for seed, offset in ((5, 0), (6, 2**63 + 61)):
+            with fs.runtime.use_isa("numpy"):
+                alone = fs.stochastic_depth(x, 0.25, seed=seed, offset=offset)
+                added = fs.stochastic_depth(x, 0.25, seed=seed, offset=offset, residual=residual)
+            assert_same_bits(fs.stochastic_depth(x, 0.25, seed=seed, offset=offset), alone)
+            assert_same_bits(fs.stochastic_depth(x, 0.25, seed=seed, offset=offset, residual=residual), added)
+
+
+def test_what_stochastic_depth_computes(rng):
+    x, residual = rng.standard_normal((2, 200, 3, 4))
     y = fs.stochastic_depth(x, 0.25, seed=5, residual=residual)
-    kept = fs.dropout(np.ones(200, F), 0.25, seed=5) != 0
+    kept = fs.dropout(np.ones(200), 0.25, seed=5) != 0
     assert 100 < kept.sum() < 190
     assert_same_bits(y[~kept], residual[~kept])
-    np.testing.assert_allclose(
-        y[kept],
-        residual[kept] + x[kept] / dtype(0.75),
-        rtol=4 * np.finfo(dtype).eps,
-        atol=1e-2 if dtype is np.float16 else 1e-6,
-    )
-    out = np.empty_like(x)
-    assert fs.stochastic_depth(x, 0.25, seed=5, residual=residual, out=out) is out
-    assert_same_bits(out, y)
-    assert fs.stochastic_depth(np.full((4, 2), np.inf, dtype), 0.9, seed=2).min() == 0
+    np.testing.assert_allclose(y[kept], residual[kept] + x[kept] / 0.75, rtol=1e-15, atol=1e-15)
+    assert fs.stochastic_depth(x, 0.25, seed=5, residual=residual, out=x) is x
+    assert_same_bits(x, y)
+    assert fs.stochastic_depth(np.full((4, 2), np.inf, F), 0.9, seed=2).min() == 0
+
+
+def test_a_result_between_cache_lines(native, rng):
+    """Streamed in pieces that end elsewhere than the words do."""
+    n = 2 * 1024 * 1024 + 4096
+    memory = np.empty(n + 16, F)
+    for start in (1, 4, 15):
+        x, y = rng.standard_normal(n, F), memory[start : start + n]
+        assert_same_bits(fs.dropout(x, 0.5, seed=1, offset=63, out=y), fs.dropout(x, 0.5, seed=1, offset=63))
 
 
 X = np.ones(8, F)
@@ -142,10 +156,10 @@ X = np.ones(8, F)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"p": 1.0}, ValueError, r"p: expected a number in \[0, 1\), got 1.0"),
+        ({"p": 1.0}, ValueError, r"p: expected a number in \[0, 1\), to 32 bits, got 1.0"),
         ({"p": 1 - 2**-34}, ValueError, r"p: expected a number in \[0, 1\)"),
-        ({"p": -0.1}, ValueError, r"p: expected a number in \[0, 1\), got -0.1"),
-        ({"p": math.nan}, ValueError, r"p: expected a number in \[0, 1\), got nan"),
+        ({"p": -0.1}, ValueError, r"p: expected a number in \[0, 1\), to 32 bits, got -0.1"),
+        ({"p": math.nan}, ValueError, r"p: expected a number in \[0, 1\), to 32 bits, got nan"),
         ({"p": "half"}, TypeError, "p"),
         ({"seed": -1}, ValueError, r"seed: expected an integer in \[0, 2\^64\), got -1"),
         ({"seed": 2**64}, ValueError, r"seed: expected an integer in \[0, 2\^64\)"),
@@ -184,8 +198,13 @@ def test_arrays_that_overlap():
 def test_stochastic_depth_errors():
     with pytest.raises(TypeError, match="x: expected a NumPy array, got list"):
         fs.stochastic_depth([1.0], 0.5, seed=0)
-    with pytest.raises(TypeError, match="x: expected float32, float64 or float16, got dtype int64"):
+    with pytest.raises(TypeError, match=r"x: expected float32, .* got dtype int64"):
         fs.stochastic_depth(np.ones((2, 2), int), 0.5, seed=0)
+    with pytest.raises(ValueError, match="x: expected a C-contiguous array"):
+        fs.stochastic_depth(np.ones((2, 3), F).T, 0.5, seed=0)
+    memory = np.ones(15, F)
+    with pytest.raises(ValueError, match="out: overlaps x"):
+        fs.stochastic_depth(memory[:12].reshape(4, 3), 0.5, seed=0, out=memory[3:].reshape(4, 3))
     with pytest.raises(ValueError, match="x: expected at least one axis"):
         fs.stochastic_depth(np.array(1.0), 0.5, seed=0)
     with pytest.raises(ValueError, match=r"residual: expected shape \(2, 2\)"):

@@ -158,6 +158,45 @@ class TestCommand:
         assert status == 2
         assert f"--batch-size: the run in {path} has 64, got 32" in err
 
+    def test_the_rate_that_the_run_has(self, capsys, tmp_path):
+        path = str(tmp_path / "run.st")
+        run(capsys, "--epochs", "1", "--hidden", "8,4", "--checkpoint", path)
+        assert run(capsys, "--resume", path, "--lr", "0.001")[0] == 0
+        assert f"--lr: the run in {path} has 0.001, got 0.1" in run(capsys, "--resume", path, "--lr", "0.1")[2]
+        assert f"--hidden: the run in {path} has 8,4, got 8" in run(capsys, "--resume", path, "--hidden", "8")[2]
+
+    @pytest.mark.parametrize("snapshots", [5, 7, 15, 23])
+    def test_as_many_snapshots_as_asked_for(self, snapshots, capsys):
+        _, out, _ = run(capsys, "--epochs", "1", "--hidden", "8", "--snapshots", str(snapshots), "--json", "-")
+        record = json.loads(out)
+        assert len(record["snapshots"]["test_accuracies"]) == snapshots
+        assert record["telemetry"]["lr"].count(0.001) == snapshots
+
+    def test_snapshots_of_a_run_that_diverged(self, capsys, tmp_path):
+        options = ["--optimizer", "sgd", "--lr", "1e30", "--no-batch-norm", "--epochs", "2", "--snapshots", "4"]
+        with np.errstate(all="ignore"):
+            status, out, _ = run(capsys, *options, "--json", str(tmp_path / "run.json"))
+        assert status == 0
+        assert "snapshots" in out
+        assert json.loads((tmp_path / "run.json").read_text())["snapshots"]["ensemble_test_accuracy"] is None
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            {"run": {}},
+            {"run": {"hidden": [8], "optimizer": "nope"}},
+            {"run": {"hidden": [8], "epochs": "3"}},
+            {"run": {"hidden": [8]}, "options": {}, "buffers": {}, "progress": {}, "record": {}},
+            {"run": None},
+        ],
+    )
+    def test_metadata_of_something_else(self, metadata, capsys, tmp_path):
+        path = tmp_path / "other.st"
+        fs.save_checkpoint(path, [np.zeros(2, np.float32)], **metadata)
+        status, _, err = run(capsys, "--resume", str(path))
+        assert status == 2
+        assert "--resume: " in err
+
     def test_a_checkpoint_of_something_else(self, capsys, tmp_path):
         path = tmp_path / "other.st"
         fs.save_checkpoint(path, [np.zeros(2, np.float32)])
@@ -179,6 +218,8 @@ class TestCommand:
             (["--snapshots", "24"], "--snapshots: expected at most one a step, 23, got 24"),
             (["--snapshots", "2", "--schedule", "cosine"], "--schedule: --snapshots has one of its own"),
             (["--schedule", "sine"], "invalid choice: 'sine'"),
+            (["--schedule", "one-cycle", "--warmup", "1"], "--schedule: one-cycle does not fit 23 steps, 1 of them"),
+            (["--plot", "x.png", "--checkpoint", "x.png"], "--json, --plot, --checkpoint: expected a file each"),
             (["--schedule", "cosine", "--lr", "-1"], "lr: expected"),
             (
                 ["--optimizer", "schedule_free_adamw", "--ema", "0.9"],

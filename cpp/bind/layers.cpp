@@ -103,7 +103,8 @@ std::int64_t classes_of(py::handle logits, const char* least) {
   const auto shape = py::reinterpret_borrow<py::tuple>(logits.attr("shape"));
   const std::int64_t classes = shape.size() < 2 ? 0 : shape[shape.size() - 1].cast<std::int64_t>();
   if (classes < 1 || rows_of(logits) < 1) {
-    value_error({"logits"}, std::string("expected shape (…, C) with ") + least + ", got " + shape_text(logits));
+    value_error({"logits"},
+                std::string("expected two axes or more, (…, C), with ") + least + ", got shape " + shape_text(logits));
   }
   return classes;
 }
@@ -113,31 +114,45 @@ bool has_kind(py::handle array, const char* kinds) {
          std::string(kinds).find(array.attr("dtype").attr("kind").cast<char>()) != std::string::npos;
 }
 
+struct Labels {
+  std::vector<std::int64_t> classes;
+  std::int64_t counted;  // those that are not ignored
+};
+
 // The class of every row, checked. Copied: what has been checked is what is used, whoever else writes to them.
-std::vector<std::int64_t> read_labels(const py::object& labels, py::handle logits, std::int64_t ignore) {
-  const std::int64_t rows = rows_of(logits), classes = classes_of(logits, "at least one row and one class");
-  const auto shape = py::reinterpret_borrow<py::tuple>(logits.attr("shape"));
-  const py::object expected = shape[py::slice(0, -1, 1)], given = labels.attr("shape");
+Labels read_labels(const py::object& labels, py::handle logits, std::int64_t classes, std::int64_t ignore) {
+  const py::object expected = logits.attr("shape")[py::slice(0, -1, 1)], given = labels.attr("shape");
   if (!given.equal(expected)) {
     value_error({"labels"},
                 "expected shape " + std::string(py::str(expected)) + " as logits has rows, got " + shape_text(labels));
   }
   const bool is_unsigned = labels.attr("dtype").attr("kind").cast<char>() == 'u';
   const auto converted = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>(labels);
-  std::vector<std::int64_t> values(converted.data(), converted.data() + rows);
-  // A large unsigned label has wrapped.
-  const auto bad = [&, passed = is_unsigned && ignore < 0 ? 0 : ignore](std::int64_t label) {
-    return (std::uint64_t(label) >= std::uint64_t(classes)) & (label != passed);
-  };
-  bool any = false;
-  for (const std::int64_t label : values) any |= bad(label);
-  if (any) {
-    const auto row = std::find_if(values.begin(), values.end(), bad) - values.begin();
-    value_error({"labels", py::ssize_t(row)}, "expected a class in [0, " + std::to_string(classes) +
-                                                  ") or ignore_index " + std::to_string(ignore) + ", got " +
-                                                  std::string(py::str(labels.attr("reshape")(-1)[py::int_(row)])));
+  const auto rows = std::int64_t(converted.size());
+  Labels read = {std::vector<std::int64_t>(std::size_t(rows)), rows};
+  // A large unsigned label has wrapped, and is no negative number that is to be ignored.
+  const std::int64_t passed = is_unsigned && ignore < 0 ? 0 : ignore;
+  bool bad = false;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int64_t label = converted.data()[row];
+    bad |= (std::uint64_t(label) >= std::uint64_t(classes)) & (label != passed);
+    read.counted -= label == ignore;
+    read.classes[std::size_t(row)] = label;
   }
-  return values;
+  if (!bad) return read;
+  std::int64_t row = 0;
+  while (std::uint64_t(read.classes[std::size_t(row)]) < std::uint64_t(classes) ||
+         read.classes[std::size_t(row)] == passed) {
+    ++row;
+  }
+  const py::object index = py::module_::import("numpy")
+                               .attr("unravel_index")(row, given)
+                               .attr("__getitem__")(py::slice(0, py::ssize_t(axes_of(labels)), 1));
+  std::string place;
+  for (const py::handle k : index) place += (place.empty() ? "" : ", ") + std::string(py::str(k));
+  throw py::value_error("labels[" + place + "]: expected a class in [0, " + std::to_string(classes) +
+                        ") or ignore_index " + std::to_string(ignore) + ", got " +
+                        std::string(py::str(labels.attr("reshape")(-1)[py::int_(row)])));
 }
 
 // The weights of the classes, checked and in double.
@@ -157,7 +172,8 @@ std::vector<double> read_weight(py::handle weight, std::int64_t classes, Dtype d
     values[k] = dtype == Dtype::float64 ? reinterpret_cast<const double*>(array.data)[k]
                                         : double(reinterpret_cast<const float*>(array.data)[k]);
     if (!(values[k] >= 0.0 && std::isfinite(values[k]))) {
-      value_error({"weight", py::ssize_t(k)}, "expected a finite number >= 0, got " + std::to_string(values[k]));
+      value_error({"weight", py::ssize_t(k)},
+                  "expected a finite number >= 0, got " + std::string(py::str(py::float_(values[k]))));
     }
   }
   return values;
@@ -186,8 +202,7 @@ py::object reduced(const std::vector<double>& losses, Reduction reduction, doubl
               .attr("lane_sum")(py::array_t<double>(py::ssize_t(losses.size()), losses.data()))
               .cast<double>();
   }
-  if (reduction == Reduction::mean) sum = divisor == 0.0 ? 0.0 : sum / divisor;
-  return py::float_(sum);
+  return py::float_(reduction == Reduction::mean ? sum / divisor : sum);
 }
 
 // Gives (loss, dlogits).
@@ -204,18 +219,19 @@ py::tuple cross_entropy(py::object logits, py::object labels, py::object weight,
     value_error({"ignore_index"}, "expected an integer of 64 bits, got " + std::string(py::str(ignored)));
 
   CrossEntropyArgs args = {};
-  const bool with_labels = has_kind(labels, "iu");
-  std::vector<std::int64_t> values;
+  const bool plain = is_array(labels) && !is_masked(labels), words = plain && dtype_text(labels) == "bfloat16";
+  const bool with_labels = has_kind(labels, "iu") && !words;
+  Labels wanted = {{}, rows};
   std::vector<std::pair<const char*, Array>> others;
   if (with_labels) {
-    values = read_labels(labels, logits, ignore);
-  } else if (is_array(labels) && !is_masked(labels) && (has_kind(labels, "f") || dtype_text(labels) == "bfloat16")) {
+    wanted = read_labels(labels, logits, classes, ignore);
+  } else if (plain && (has_kind(labels, "f") || words)) {
     const Array targets = inspect_like(labels, {"labels"}, logits, {"logits"});
     others.push_back({"labels", targets});
     args.targets = targets.data;
   } else {
     type_error({"labels"}, "expected an array of integers, or probabilities like logits, got " +
-                               (is_array(labels) ? "dtype " + dtype_text(labels) : kind_text(labels)));
+                               (plain ? "dtype " + dtype_text(labels) : kind_text(labels)));
   }
   std::vector<double> weights;
   if (!weight.is_none()) {
@@ -224,25 +240,30 @@ py::tuple cross_entropy(py::object logits, py::object labels, py::object weight,
     others.push_back({"weight", array});
     args.weight = array.data;
   }
+  if (with_labels && !out.is_none() && is_array(out) &&
+      py::module_::import("numpy").attr("may_share_memory")(out, labels).cast<bool>()) {
+    value_error({"out"}, "overlaps labels");
+  }
   const Array result = make_result(out, logits, "logits", input, others);
 
-  double divisor = double(rows);
-  if (with_labels) {
-    divisor = double(rows - std::count(values.begin(), values.end(), ignore));
-    if (!weights.empty()) {
-      divisor = 0.0;
-      for (const std::int64_t label : values) divisor += label == ignore ? 0.0 : weights[std::size_t(label)];
-    }
+  double divisor = double(wanted.counted);
+  if (with_labels && !weights.empty()) {
+    divisor = 0.0;
+    for (const std::int64_t label : wanted.classes) divisor += label == ignore ? 0.0 : weights[std::size_t(label)];
+  }
+  if (reduction == Reduction::mean && divisor == 0.0) {
+    out.attr("fill")(0);
+    return py::make_tuple(0.0, out);
   }
   args.rows = rows;
   args.classes = classes;
   args.logits = input.data;
-  args.labels = with_labels ? values.data() : nullptr;
+  args.labels = with_labels ? wanted.classes.data() : nullptr;
   args.ignore = ignore;
   args.peak = 1.0 - smoothing;
   args.rest = smoothing / double(classes);
   args.dlogits = result.data;
-  args.scale = reduction != Reduction::mean ? 1.0 : divisor == 0.0 ? 0.0 : 1.0 / divisor;
+  args.scale = reduction == Reduction::mean ? 1.0 / divisor : 1.0;
   const Goal goal = with_labels && smoothing == 0.0  ? Goal::labels
                     : with_labels && weights.empty() ? Goal::smooth_labels
                                                      : Goal::targets;
@@ -254,12 +275,12 @@ py::tuple cross_entropy(py::object logits, py::object labels, py::object weight,
     const auto rows_of_array = [&](const py::object& array) { return array.attr("reshape")(rowwise); };
     const auto given = call_reference(
         "cross_entropy",
-        py::dict(
-            py::arg("logits") = rows_of_array(logits),
-            py::arg("labels") = with_labels ? py::object(py::array_t<std::int64_t>(rows, values.data())) : py::none(),
-            py::arg("ignore") = ignore, py::arg("targets") = with_labels ? py::none() : rows_of_array(labels),
-            py::arg("weight") = weight, py::arg("goal") = int(goal), py::arg("peak") = args.peak,
-            py::arg("rest") = args.rest, py::arg("scale") = args.scale, py::arg("dlogits") = rows_of_array(out)));
+        py::dict(py::arg("logits") = rows_of_array(logits),
+                 py::arg("labels") =
+                     with_labels ? py::object(py::array_t<std::int64_t>(rows, wanted.classes.data())) : py::none(),
+                 py::arg("ignore") = ignore, py::arg("targets") = with_labels ? py::none() : rows_of_array(labels),
+                 py::arg("weight") = weight, py::arg("goal") = int(goal), py::arg("peak") = args.peak,
+                 py::arg("rest") = args.rest, py::arg("scale") = args.scale, py::arg("dlogits") = rows_of_array(out)));
     const auto array = given.cast<py::array_t<double>>();
     std::memcpy(losses.data(), array.data(), losses.size() * sizeof(double));
   } else {
@@ -321,8 +342,10 @@ py::tuple elementwise(ElementwiseLoss loss, const char* name, py::object x, py::
 py::tuple binary_cross_entropy(py::object logits, py::object targets, py::object pos_weight, py::object reduction,
                                py::object out) {
   const double weight = number(pos_weight, "pos_weight");
-  if (!(weight >= 0.0 && std::isfinite(weight))) {
-    value_error({"pos_weight"}, "expected a finite number >= 0, got " + std::string(py::repr(pos_weight)));
+  const bool wide = is_array(logits) && dtype_text(logits) == "float64";
+  if (!(weight >= 0.0 && std::isfinite(wide ? weight : double(float(weight))))) {
+    value_error({"pos_weight"}, "expected a finite number >= 0 of the dtype of the arithmetic, got " +
+                                    std::string(py::repr(pos_weight)));
   }
   return elementwise(ElementwiseLoss::binary, "logits", logits, targets, weight, reduction, out);
 }
@@ -331,38 +354,46 @@ py::tuple squared_error(py::object predictions, py::object targets, py::object r
   return elementwise(ElementwiseLoss::squared, "predictions", predictions, targets, 1.0, reduction, out);
 }
 
-// y = residual + dropout(x)
+// y = residual + dropout(x): of elements, or of whole samples, which the first axis counts.
 py::object dropout(py::object x, py::object p, py::object seed, py::object offset, py::object residual, py::object out,
-                   const char* name) {
+                   const char* name, bool samples) {
   const Array input = inspect_contiguous(x, {name});
+  if (samples && axes_of(x) < 1) value_error({name}, "expected at least one axis, got a number");
   const double rate = number(p, "p");
   const double words = std::nearbyint(rate * 0x1p32);
   if (!(rate >= 0.0 && words < 0x1p32)) {
-    value_error({"p"}, "expected a number in [0, 1), got " + std::string(py::repr(p)));
+    value_error({"p"}, "expected a number in [0, 1), to 32 bits, got " + std::string(py::repr(p)));
   }
   DropoutArgs args = {};
+  const std::int64_t choices = samples ? std::int64_t(py::len(x)) : input.size;
+  args.unit = samples && choices > 0 ? input.size / choices : 1;
   args.key = word64(seed, "seed");
   args.offset = word64(offset, "offset");
-  if (args.offset + std::uint64_t(input.size) < args.offset) {
-    value_error({"offset"}, "expected offset and elements below 2^64, got " + std::string(py::repr(offset)));
+  if (args.offset + std::uint64_t(choices) < args.offset) {
+    value_error({"offset"}, std::string("expected offset and ") + (samples ? "samples" : "elements") +
+                                " below 2^64, got " + std::string(py::repr(offset)));
   }
   std::vector<std::pair<const char*, Array>> others;
   if (!residual.is_none()) {
     const Array array = inspect_like(residual, {"residual"}, x, {name});
     args.residual = array.data;
     // The sum may stand in its place, as in that of x.
-    if (out.is_none() || !out.is(residual)) others.push_back({"residual", array});
+    if (out.is_none() || !is_array(out) || inspect_stored(out, {"out"}).data != array.data) {
+      others.push_back({"residual", array});
+    }
   }
   const Array result = make_result(out, x, name, input, others);
   args.x = input.data;
   args.y = result.data;
   args.threshold = std::uint32_t(words);
-  args.scale = 1.0 / (1.0 - rate);
+  args.scale = 1.0 / (1.0 - words * 0x1p-32);
+  if (input.size == 0) return out;
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
-    call_reference("dropout", py::dict(py::arg("x") = x, py::arg("residual") = residual, py::arg("y") = out,
-                                       py::arg("key") = args.key, py::arg("offset") = args.offset,
-                                       py::arg("threshold") = args.threshold, py::arg("scale") = args.scale));
+    call_reference("dropout",
+                   py::dict(py::arg("x") = x, py::arg("residual") = residual, py::arg("y") = out,
+                            py::arg("key") = args.key, py::arg("offset") = args.offset, py::arg("unit") = args.unit,
+                            py::arg("threshold") = args.threshold, py::arg("scale") = args.scale));
   } else {
     const py::gil_scoped_release released;
     runtime::dropout(*table, input.dtype, args, input.size);

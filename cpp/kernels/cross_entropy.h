@@ -23,6 +23,37 @@ FUSEDSTEP_INLINE V with_lane(V v, std::int64_t k, S x) {
   return v;
 }
 
+// What the losses of some rows are made of. Their logarithms are taken together.
+class Losses {
+ public:
+  explicit Losses(double* out) : out_(out) {}
+  FUSEDSTEP_INLINE void add(RowSum sum, double whole, double wanted) {
+    ties_[count_] = sum.ties;
+    rest_[count_] = sum.rest;
+    whole_[count_] = whole;
+    wanted_[count_] = wanted;
+    if (++count_ == kLanes) write();
+  }
+  FUSEDSTEP_INLINE void write() {
+    const Wide log = log_of_sum(load_wide(ties_, kLanes), load_wide(rest_, kLanes));
+    store(out_, load_wide(whole_, kLanes) * log - load_wide(wanted_, kLanes), count_);
+    out_ += count_;
+    count_ = 0;
+  }
+
+ private:
+  double* out_;
+  std::int64_t count_ = 0;
+  alignas(64) double ties_[kLanes] = {}, rest_[kLanes] = {}, whole_[kLanes] = {}, wanted_[kLanes] = {};
+};
+
+FUSEDSTEP_INLINE double as_double(const float* z) { return double(*z); }
+FUSEDSTEP_INLINE double as_double(const double* z) { return *z; }
+template <class T>
+FUSEDSTEP_INLINE double as_double(const T* z) {
+  return double(load(z, 1)[0]);
+}
+
 template <class T, Goal G>
 void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin, std::int64_t end) {
   using S = typename Arithmetic<T>::Scalar;
@@ -31,6 +62,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
   const std::int64_t classes = a.classes;
   auto* e = static_cast<S*>(scratch);
   const auto* weight = static_cast<const S*>(a.weight);
+  Losses losses(a.losses + begin);
   const T* logits = static_cast<const T*>(a.logits);
   double next_max = begin < end ? row_max(logits + begin * classes, classes) : 0.0;
   for (std::int64_t row = begin; row < end; ++row) {
@@ -43,7 +75,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
     T* dz = static_cast<T*>(a.dlogits) + row * classes;
     const std::int64_t label = a.labels == nullptr ? -1 : a.labels[row];
     if (a.labels != nullptr && label == a.ignore) {
-      a.losses[row] = 0.0;
+      losses.add({1.0, 0.0}, 0.0, 0.0);
       look_ahead();
       write_lanes(dz, classes, a.stream, [&](std::int64_t, std::int64_t) FUSEDSTEP_LAMBDA { return spread<V>(0.0); });
       continue;
@@ -60,10 +92,12 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
     };
 
     // Of the label before anything is written: dz may be z.
-    const double label_logit = label < 0 ? 0.0 : widen(load(z + label, 1)).low[0] - max;
+    const double label_logit = label < 0 ? 0.0 : as_double(z + label) - max;
     LaneSum sums[kSums];
     const RowSum sum = row_exponentials(z, max, classes, e, sums,
                                         [&](std::int64_t i, std::int64_t n, V d, V(&t)[kSums]) FUSEDSTEP_LAMBDA {
+                                          // What is to be written, where it is not written past the cache.
+                                          if (!a.stream) __builtin_prefetch(dz + i, 1);
                                           if constexpr (G == Goal::smooth_labels) t[1] = d;
                                           if constexpr (G == Goal::targets) {
                                             const V q = goal(i, n);
@@ -73,7 +107,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
                                           }
                                         });
     look_ahead();
-    const double total = sum.total(), log_total = sum.logarithm_of_total();
+    const double total = sum.total();
     double whole = peak, wanted = peak == 0.0 ? 0.0 : peak * label_logit;
     if constexpr (G == Goal::smooth_labels) {
       whole += a.rest * double(classes);
@@ -83,7 +117,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
       whole += sums[2].total();
       wanted += sums[1].total();
     }
-    a.losses[row] = whole * log_total - wanted;
+    losses.add(sum, whole, wanted);
 
     const double scale = a.scale;
     const S factor = S(scale * whole / total);
@@ -109,6 +143,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
       return p;
     });
   }
+  losses.write();
   if (a.stream) end_stream();
 }
 

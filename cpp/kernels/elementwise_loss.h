@@ -23,12 +23,14 @@ struct Binary {
   FUSEDSTEP_INLINE static void of(V x, V t, S weight, V& loss, V& gradient) {
     const V zero = spread<V>(0.0), one = spread<V>(1.0);
     const V size = magnitude(x);
-    const V e = exponential(zero - size);
+    const V e = exponential_below(zero - size);
     const V near = one / (one + e);  // of the sigmoid, at |x| and at -|x|
     const V far = e * near;
     const V log = log_1p(e);
     const V no = one - t, yes = t * weight;
-    loss = no * where_negative(x, log, size + log) + yes * where_negative(x, size + log, log);
+    // Of an infinite logit no part is taken that has no weight.
+    loss = where_zero(no, zero, no * where_negative(x, log, size + log)) +
+           where_zero(yes, zero, yes * where_negative(x, size + log, log));
     gradient = no * where_negative(x, far, near) - yes * where_negative(x, near, far);
   }
 };

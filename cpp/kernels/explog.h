@@ -1,5 +1,6 @@
-// exp and log in plain operations, the same bits on every processor. The constants are those of Moshier's Cephes
-// (expf), of Sun's fdlibm (log, logf) and, for exp in double, of Taylor; reference/explog.py spells out the same steps.
+// exp and log in plain operations, the same bits on every processor. The constants of log are those of Sun's fdlibm;
+// exp is a polynomial fitted to it (float: of the least largest error, 4e-9) or its Taylor series (double);
+// reference/explog.py spells out the same steps.
 #pragma once
 
 #include "kernels/vector.h"
@@ -31,22 +32,22 @@ FUSEDSTEP_INLINE Doubles times_power(Doubles p, [[maybe_unused]] Doubles whole, 
 #endif
 }
 
-// e^x = 2^n e^r with |r| <= ln(2) / 2; below -104 it is 0, above 89 infinite, within 2 ULP between.
-FUSEDSTEP_INLINE Floats exponential(Floats x) {
-  x = larger(Floats{} - 104.0f, smaller(Floats{} + 89.0f, x));
+// e^x = 2^n e^r with |r| <= ln(2) / 2, within 1 ULP, for x <= 89; below -104 it is 0.
+FUSEDSTEP_INLINE Floats exponential_below(Floats x) {
+  x = larger(Floats{} - 104.0f, x);
   // Adding and taking away 1.5 * 2^23 rounds to the nearest integer, which stands in the low bits meanwhile.
   const float round = 12582912.0f;
   const Floats shifted = x * 1.44269504088896341f + round;
   const Floats whole = shifted - round;
   const Floats r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  constexpr float c[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
-                         4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+  constexpr float c[] = {1.3814540579915047e-3f, 8.36874544620514e-3f, 4.166838899254799e-2f, 1.666652113199234e-1f,
+                         4.999999403953552e-1f};
   const Floats p = (polynomial(r, c) * (r * r) + r) + 1.0f;
   return times_power(p, whole, (Ints)shifted - (Ints)(Floats{} + round));
 }
-// The same in double: below -746 it is 0, above 710 infinite.
-FUSEDSTEP_INLINE Doubles exponential(Doubles x) {
-  x = larger(Doubles{} - 746.0, smaller(Doubles{} + 710.0, x));
+// The same in double, for x <= 710; below -746 it is 0.
+FUSEDSTEP_INLINE Doubles exponential_below(Doubles x) {
+  x = larger(Doubles{} - 746.0, x);
   const double round = 6755399441055744.0;  // 1.5 * 2^52
   const Doubles shifted = x * 1.44269504088896341 + round;
   const Doubles whole = shifted - round;
@@ -56,7 +57,9 @@ FUSEDSTEP_INLINE Doubles exponential(Doubles x) {
   const Doubles p = (polynomial(r, c) * (r * r) + r) + 1.0;
   return times_power(p, whole, (Longs)shifted - (Longs)(Doubles{} + round));
 }
-FUSEDSTEP_INLINE Wide exponential(Wide x) { return {exponential(x.low), exponential(x.high)}; }
+FUSEDSTEP_INLINE Wide exponential_below(Wide x) { return {exponential_below(x.low), exponential_below(x.high)}; }
+// Of any x: above 89 it is infinite.
+FUSEDSTEP_INLINE Floats exponential(Floats x) { return exponential_below(smaller(Floats{} + 89.0f, x)); }
 
 // log(2^n (1 + f)), f in [sqrt(1/2) - 1, sqrt(2) - 1], by the series in s = f / (2 + f).
 inline constexpr double kLogSeries[] = {1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01,
@@ -76,16 +79,32 @@ FUSEDSTEP_INLINE V log_of_double(V f, V n) {
   return log_of(f, n, kLogSeries, 6.93147180369123816490e-01, 1.90821492927058770002e-10);
 }
 
-// The natural logarithm of a finite x >= 1.
-inline double logarithm(double x) {
-  std::uint64_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  const std::uint64_t offset = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
-  const std::int64_t n = std::int64_t(bits - offset) >> 52;
-  bits -= std::uint64_t(n) << 52;
-  double m;
+// log(ties + rest), a sum of at least 1; of a smaller one, which is NaN, itself. Where `rest` is added to 1 alone it
+// keeps the digits that the sum would lose.
+template <class V, class L>
+FUSEDSTEP_INLINE V log_of_sum(V ties, V rest, L offset) {
+  const V total = ties + rest;
+  L bits;
+  __builtin_memcpy(&bits, &total, sizeof bits);
+  const L n = (bits - offset) >> 52;
+  bits -= n << 52;
+  V m, exponent;
   __builtin_memcpy(&m, &bits, sizeof m);
-  return log_of_double(m - 1.0, double(n));
+  if constexpr (sizeof(V) == sizeof(double)) {
+    exponent = double(n);
+  } else {
+    exponent = __builtin_convertvector(n, V);
+  }
+  const V zero = ties - ties;
+  const auto sure = (ties == 1.0) & (rest < 0.41);
+  const V log = log_of_double(sure ? rest : m - 1.0, sure ? zero : exponent);
+  return total >= 1.0 ? log : total;
+}
+inline constexpr std::int64_t kSqrtHalf = 0x3fe6a09e667f3bcd;  // the bits of sqrt(1/2)
+inline double log_of_sum(double ties, double rest) { return log_of_sum(ties, rest, kSqrtHalf); }
+FUSEDSTEP_INLINE Wide log_of_sum(Wide ties, Wide rest) {
+  const Longs offset = Longs{} + kSqrtHalf;
+  return {log_of_sum(ties.low, rest.low, offset), log_of_sum(ties.high, rest.high, offset)};
 }
 
 // log(1 + x) for x in [0, 1].

@@ -70,12 +70,40 @@ struct RowSum {
   double ties, rest;
 
   double total() const { return ties + rest; }
-  // NaN where a logit was one.
-  double logarithm_of_total() const {
-    if (!(total() >= 1.0)) return total();
-    if (ties == 1.0 && rest < 0.41) return log_of_double(rest, 0.0);
-    return logarithm(total());
+};
+
+// Lanes of a row that are 0.
+template <class V>
+struct ZeroCount {
+#if defined(__AVX512F__)
+  std::int64_t count = 0;
+
+  FUSEDSTEP_INLINE Floats without(Floats d, Floats e, std::int64_t n) {
+    const __mmask16 other = _mm512_cmp_ps_mask((__m512)d, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    count += n - __builtin_popcount(other & lane_bits(n));
+    return (Floats)_mm512_maskz_mov_ps(other, (__m512)e);
   }
+  FUSEDSTEP_INLINE Wide without(Wide d, Wide e, std::int64_t n) {
+    const __mmask8 low = _mm512_cmp_pd_mask((__m512d)d.low, _mm512_setzero_pd(), _CMP_NEQ_UQ);
+    const __mmask8 high = _mm512_cmp_pd_mask((__m512d)d.high, _mm512_setzero_pd(), _CMP_NEQ_UQ);
+    count += n - __builtin_popcount((unsigned(low) | unsigned(high) << 8) & lane_bits(n));
+    return {(Doubles)_mm512_maskz_mov_pd(low, (__m512d)e.low), (Doubles)_mm512_maskz_mov_pd(high, (__m512d)e.high)};
+  }
+  double total() const { return double(count); }
+#else
+  V lanes = spread<V>(0.0);
+
+  // e where d is not 0, and 0 where it is, which counts.
+  FUSEDSTEP_INLINE V without(V d, V e, std::int64_t n) {
+    lanes = lanes + first(where_zero(d, spread<V>(1.0), spread<V>(0.0)), n);
+    return where_zero(d, spread<V>(0.0), e);
+  }
+  double total() const {
+    LaneSum sum;
+    sum.half[0] = widen(lanes);
+    return sum.total();
+  }
+#endif
 };
 
 // Writes e^(z_j - max) and adds it up; terms(offset, lanes, d, t) gives K - 1 further terms from d = z - max.
@@ -83,22 +111,19 @@ template <class T, int K, class F>
 FUSEDSTEP_INLINE RowSum row_exponentials(const T* z, double max, std::int64_t classes,
                                          typename Arithmetic<T>::Scalar* out, LaneSum (&sums)[K], F terms) {
   using V = typename Arithmetic<T>::Lanes;
-  const V top = spread<V>(max), zero = spread<V>(0.0), one = spread<V>(1.0);
-  V ties = zero;
+  const V top = spread<V>(max);
+  ZeroCount<V> ties;
   add_terms<V>(classes, sums, [&](std::int64_t i, std::int64_t n, V(&t)[K]) FUSEDSTEP_LAMBDA {
     // The next row, while there is so much to compute.
     __builtin_prefetch(z + classes + i);
     if (sizeof(T) == sizeof(double)) __builtin_prefetch(z + classes + i + kLanes / 2);
     const V d = load(z + i, n) - top;
-    const V e = exponential(d);
+    const V e = exponential_below(d);
     store(out + i, e, n);
-    t[0] = where_zero(d, zero, e);
-    ties = ties + first(where_zero(d, one, zero), n);
+    t[0] = ties.without(d, e, n);
     terms(i, n, d, t);
   });
-  LaneSum tied;
-  tied.half[0] = widen(ties);
-  return {tied.total(), sums[0].total()};
+  return {ties.total(), sums[0].total()};
 }
 
 template <class T, bool Log>
@@ -114,7 +139,7 @@ void softmax(const SoftmaxArgs& a, void* scratch, std::int64_t begin, std::int64
     const RowSum sum =
         row_exponentials(z, max, a.classes, e, sums, [](std::int64_t, std::int64_t, V, V(&)[1]) FUSEDSTEP_LAMBDA {});
     if constexpr (Log) {
-      const V top = spread<V>(max), shift = spread<V>(sum.logarithm_of_total());
+      const V top = spread<V>(max), shift = spread<V>(log_of_sum(sum.ties, sum.rest));
       write_lanes(out, a.classes, a.stream,
                   [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { return (load(z + i, n) - top) - shift; });
     } else {

@@ -228,7 +228,8 @@ struct DropoutArgs {
   const void* x;
   const void* residual;  // null: none
   void* y;
-  std::uint64_t key, offset;  // of the words; the first element's number
+  std::uint64_t key, offset;  // of the words; the number of the first choice
+  std::int64_t unit;          // elements that a choice is made for
   std::uint32_t threshold;    // words below it drop
   double scale;
   bool stream;

@@ -196,7 +196,6 @@ FUSEDSTEP_INLINE Floats smaller(Floats a, Floats b) {
   return a < b ? a : b;
 #endif
 }
-FUSEDSTEP_INLINE Doubles smaller(Doubles a, Doubles b) { return a < b ? a : b; }
 FUSEDSTEP_INLINE Doubles larger(Doubles a, Doubles b) { return a > b ? a : b; }
 FUSEDSTEP_INLINE Wide larger(Wide a, Wide b) { return {larger(a.low, b.low), larger(a.high, b.high)}; }
 
@@ -206,13 +205,13 @@ FUSEDSTEP_INLINE Wide where_zero(Wide x, Wide yes, Wide no) {
   return {x.low == 0.0 ? yes.low : no.low, x.high == 0.0 ? yes.high : no.high};
 }
 
-// Every lane the same.
+// Every lane the same: a difference, as -0 + 0 would be 0.
 template <class V>
 FUSEDSTEP_INLINE V spread(double x) {
   if constexpr (sizeof(V) == sizeof(Wide)) {
-    return {Doubles{} + x, Doubles{} + x};
+    return {x - Doubles{}, x - Doubles{}};
   } else {
-    return Floats{} + float(x);
+    return float(x) - Floats{};
   }
 }
 

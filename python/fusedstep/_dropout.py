@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
@@ -52,7 +51,7 @@ def dropout(
         Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", 2014. Salmon, Moraes, Dror and Shaw,
         "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
-    return _core.dropout(x, p, seed, offset, residual, out, "x")
+    return _core.dropout(x, p, seed, offset, residual, out, "x", False)
 
 
 def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
@@ -77,7 +76,7 @@ def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Ar
         >>> fs.dropout_backward(np.ones(3, np.float32), 0.0, seed=0)
         array([1., 1., 1.], dtype=float32)
     """
-    return _core.dropout(dy, p, seed, offset, None, out, "dy")
+    return _core.dropout(dy, p, seed, offset, None, out, "dy", False)
 
 
 def drop_connect(weight: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
@@ -107,7 +106,7 @@ def drop_connect(weight: Array, p: float, *, seed: int, offset: int = 0, out: Ar
     Reference:
         Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of neural networks using DropConnect", 2013.
     """
-    return _core.dropout(weight, p, seed, offset, None, out, "weight")
+    return _core.dropout(weight, p, seed, offset, None, out, "weight", False)
 
 
 def stochastic_depth(
@@ -123,7 +122,7 @@ def stochastic_depth(
     without the residual; that of the residual is dy.
 
     Args:
-        x: (N, …), what the branch gives; float32, float64 or float16.
+        x: (N, …), what the branch gives, C-contiguous; float32, float64, float16 or bfloat16.
         p: The probability to drop a sample, in [0, 1).
         seed: See `dropout`.
         offset: See `dropout`; N words are used.
@@ -135,7 +134,7 @@ def stochastic_depth(
 
     Raises:
         TypeError: A wrong dtype or kind of argument.
-        ValueError: A wrong shape; a number out of range.
+        ValueError: A wrong shape; a number out of range; arrays that overlap. Nothing has been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -146,28 +145,4 @@ def stochastic_depth(
     Reference:
         Huang, Sun, Liu, Sedra and Weinberger, "Deep networks with stochastic depth", 2016.
     """
-    for name, array in (("x", x), ("residual", residual), ("out", out)):
-        if array is None and name != "x":
-            continue
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name}: expected a NumPy array, got {type(array).__qualname__}")
-        if array.dtype not in (np.float32, np.float64, np.float16):
-            raise TypeError(f"{name}: expected float32, float64 or float16, got dtype {array.dtype}")
-        if array.dtype != x.dtype:
-            raise TypeError(f"{name}: expected dtype {x.dtype} as x has, got {array.dtype}")
-        if array.shape != x.shape:
-            raise ValueError(f"{name}: expected shape {x.shape} as x has, got {array.shape}")
-    if x.ndim < 1:
-        raise ValueError("x: expected at least one axis, got a number")
-    maths = np.float64 if x.dtype == np.float64 else np.float32
-    kept = _core.dropout(np.ones(len(x), maths), p, seed, offset, None, None, "x")
-    kept = kept.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-    y = np.zeros_like(x)
-    # A product would make NaN of an infinity that is dropped.
-    np.multiply(x, kept, out=y, where=kept != 0)
-    if residual is not None:
-        y += residual
-    if out is None:
-        return y
-    out[...] = y
-    return out
+    return _core.dropout(x, p, seed, offset, residual, out, "x", True)

@@ -31,8 +31,8 @@ def softmax_cross_entropy(
             1                                                                         "sum" and "none"
 
     Args:
-        logits: (…, C), any number of rows of C classes, C-contiguous; float32, float64, float16 or bfloat16 (16 bits
-            are computed in float32 and rounded once).
+        logits: (…, C), two axes or more, rows of C classes, C-contiguous; float32, float64, float16 or bfloat16 (of 16
+            bits the arithmetic is float32, rounded once).
         labels: (…) integers in [0, C) or `ignore_index`; or (…, C) probabilities, in the dtype of the logits (taken as
             they are: they need not sum to 1).
         weight: (C,) weights of the classes, finite and ≥ 0; float32, float64 for float64 logits.
@@ -78,12 +78,12 @@ def sigmoid_binary_cross_entropy(
         loss of an element = (1 − t) log(1 + exp(z)) + pos_weight · t log(1 + exp(−z))
         dlogits = ((1 − t) σ(z) − pos_weight · t σ(−z)) / D     D = elements for "mean", else 1
 
-    Neither overflows, nor loses digits where the sigmoid is near 0 or 1.
+    Neither overflows, nor loses digits where the sigmoid is near 0 or 1; an infinite logit that is right costs 0.
 
     Args:
         logits: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
-        targets: The same shape and dtype; probabilities in [0, 1], usually 0 and 1.
-        pos_weight: What a positive weighs; ≥ 0.
+        targets: The same shape and dtype; probabilities, usually 0 and 1 (taken as they are).
+        pos_weight: What a positive weighs; ≥ 0, finite in the dtype of the arithmetic.
         reduction: "mean", "sum", or "none".
         out: Where the gradient goes: an array like logits, or logits itself; by default a new one.
 

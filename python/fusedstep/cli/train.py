@@ -81,6 +81,9 @@ def run(options: argparse.Namespace) -> int:
         path = getattr(options, option)
         if path is not None and not (option == "json" and path == "-"):
             check_writable(f"--{option}", path)
+    written = [path for path in (options.json, options.plot, options.checkpoint) if path is not None]
+    if len(set(written)) < len(written):
+        raise ValueError(f"--json, --plot, --checkpoint: expected a file each, got {written}")
     with use_runtime(options), Interruption() as interruption:
         training = start(options)
         record = train(training, options, interruption)

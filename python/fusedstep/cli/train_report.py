@@ -65,9 +65,8 @@ def summary(record: dict[str, Any]) -> str:
     if record.get("snapshots"):
         single = record["snapshots"]["test_accuracies"]
         together = record["snapshots"]["ensemble_test_accuracy"]
-        lines.append(
-            f"{len(single)} snapshots        {together:.2%} together, {min(single):.2%}–{max(single):.2%} alone"
-        )
+        said = "not finite" if together is None else f"{together:.2%} together"
+        lines.append(f"{f'{len(single)} snapshots':<19}{said}, {min(single):.2%}–{max(single):.2%} alone")
     kernels = record["kernels"]
     if kernels["compared_steps"]:
         native, reference = kernels["compared_us_per_step"], kernels["numpy_us_per_step"]
@@ -92,7 +91,7 @@ def plot(record: dict[str, Any], path: str) -> None:
 
     epochs = [entry["epoch"] for entry in record["epochs"]]
     figure, (left, right, last) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    per_epoch = len(record["steps"]) / max(1, len(epochs))
+    per_epoch = record["epochs"][0]["step"] if epochs else max(1, len(record["steps"]))
     left.plot(np.arange(1, len(record["steps"]) + 1) / per_epoch, record["steps"], color="0.8", lw=0.6, label="batch")
     # Colours of Okabe and Ito, told apart with any colour vision; lines differ in style too.
     for name, colour, style in (("train", "#0072B2", "-"), ("test", "#D55E00", "--")):

@@ -25,7 +25,7 @@ LEARNING_RATES = {"asgd": 0.1, "rmsprop": 1e-3, "sgd": 0.1}
 OPTIMIZERS = sorted(set(REGISTRY) - {"muon", "sparse_adam"})
 
 Schedule = Callable[[float, int, int], schedules.Schedule]
-#: From learning rate, steps of the run and steps of warm-up. The last three rise by themselves.
+#: From learning rate, steps of the run and steps of warm-up. Two rise by themselves, inverse-sqrt from 0.
 SCHEDULES: dict[str, Schedule] = {
     "constant": lambda lr, total, rise: _risen(schedules.constant(lr), rise),
     "step": lambda lr, total, rise: _risen(schedules.step_decay(lr, max(1, math.ceil(total / 3))), rise),
@@ -37,8 +37,8 @@ SCHEDULES: dict[str, Schedule] = {
     "restarts": lambda lr, total, rise: _risen(_restarts(lr, total, 4), rise),
     "inverse-sqrt": lambda lr, total, rise: schedules.inverse_sqrt(lr, rise or max(1, total // 20)),
     "one-cycle": lambda lr, total, rise: schedules.one_cycle(lr, total, rise / total if rise else 0.3),
-    "stable-decay": lambda lr, total, rise: schedules.warmup_stable_decay(
-        lr, total, rise, min(total - rise, math.ceil(total / 5))
+    "stable-decay": lambda lr, total, rise: _risen(
+        schedules.warmup_stable_decay(lr, total, 0, math.ceil(total / 5)), rise
     ),
 }
 
@@ -49,7 +49,12 @@ def _risen(schedule: schedules.Schedule, steps: int) -> schedules.Schedule:
 
 
 def _restarts(lr: float, total: int, cycles: int) -> schedules.Schedule:
-    return schedules.cosine_warm_restarts(lr, max(1, math.ceil(total / cycles)))
+    """So many cycles, the first ones longer by a step where they cannot all be of the same length."""
+    period, longer = divmod(total, cycles)
+    if longer == 0 or period == 0:
+        return schedules.cosine_warm_restarts(lr, max(1, period))
+    first, rest = (schedules.cosine_warm_restarts(lr, length) for length in (period + 1, period))
+    return schedules.join([first, rest], [longer * (period + 1)])
 
 
 @dataclass(frozen=True)
@@ -132,11 +137,7 @@ class Training:
         if base is None:
             base = LEARNING_RATES.get(options.optimizer, inspect.signature(kind).parameters["lr"].default)
         self.lr = float(base)
-        lr: Any = self.lr
-        if options.snapshots:
-            lr = _risen(_restarts(self.lr, self.total, options.snapshots), options.warmup)
-        elif options.schedule != "constant" or options.warmup:
-            lr = SCHEDULES[options.schedule](self.lr, self.total, options.warmup)
+        lr = self._rate()
         build: Any = kind
         self.optimizer: Any = build(self.model.params, lr=lr, telemetry=True)
         self.recorder = RunRecorder(self.optimizer)
@@ -160,6 +161,23 @@ class Training:
             "telemetry": self.recorder.telemetry,
             "snapshots": None,
         }
+
+    def _rate(self) -> Any:
+        """The schedule, or the number where it does not change."""
+        options = self.options
+        if options.snapshots:
+            return _risen(_restarts(self.lr, self.total, options.snapshots), options.warmup)
+        if options.schedule == "constant" and not options.warmup:
+            return self.lr
+        try:
+            return SCHEDULES[options.schedule](self.lr, self.total, options.warmup)
+        except ValueError as error:
+            if str(error).startswith("lr"):
+                raise
+            raise ValueError(
+                f"--schedule: {options.schedule} does not fit {self.total} steps, {options.warmup} of them warm-up "
+                f"({error})"
+            ) from error
 
     def batches(self) -> Iterator[tuple[digits.Floats, digits.Labels]]:
         """Those of this epoch that are left."""
@@ -188,11 +206,8 @@ class Training:
         self.batch += 1
         if self.average is not None:
             self.average.update()
-        if self.snapshots is not None and not self.snapshots.observe(len(self.record["steps"])):
-            # The last cycle may be cut short by the end of the run.
-            last = len(self.record["steps"]) == self.total
-            if last and len(self.snapshots) < self.options.snapshots:
-                self.snapshots.take()
+        if self.snapshots is not None:
+            self.snapshots.observe(len(self.record["steps"]))
 
     def end_epoch(self) -> dict[str, Any]:
         """Evaluates; gives the epoch's entry of the record."""
@@ -239,15 +254,17 @@ class Training:
         def accuracy(p: NDArray[np.float32]) -> float:
             return float((p.argmax(axis=1) == self.test_y).mean())
 
-        single = []
+        single, finite = [], True
         for k in range(len(self.snapshots)):
             with self.snapshots.use(k):
-                single.append(accuracy(probabilities()))
-        together = accuracy(ensemble_predict(probabilities, self.snapshots))
+                p = probabilities()
+            finite = finite and bool(np.isfinite(p).all())
+            single.append(accuracy(p))
+        together = accuracy(ensemble_predict(probabilities, self.snapshots)) if finite else None
         return {"test_accuracies": single, "ensemble_test_accuracy": together}
 
     def test_accuracy(self) -> float | None:
-        """Of the weights as they are; None before the first epoch's end."""
+        """As the last epoch's end measured it, or of the best weights where those are back; None before the first."""
         if not self.record["epochs"]:
             return None
         if self.stopping is None or not self.finished:
@@ -292,28 +309,39 @@ class Training:
         saved = loaded.metadata
         try:
             options = Options(**{**saved["run"], "hidden": tuple(saved["run"]["hidden"])})
-            progress, record = saved["progress"], saved["record"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"--resume: {path} holds no run of fusedstep train ({error})") from error
-        for name, value in given.items():
-            if getattr(options, name) != value:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: the run in {path} has {getattr(options, name)}, got {value}"
-                )
-        run = cls(options)
-        arrays = {**run.model.params, **run.model.buffers()}
-        for name, value in {**loaded.params, **saved["buffers"]}.items():
-            if name not in arrays or arrays[name].shape != value.shape or arrays[name].dtype != value.dtype:
-                raise ValueError(f"--resume: {path} holds another model ({name})")
-            arrays[name][...] = value
-        run.optimizer.load_state_dict(loaded.optimizer)
-        for name, part in run._around().items():
-            part.load_state_dict(saved[name])
-        run.epoch, run.batch, run.finished = progress["epoch"], progress["batch"], progress["finished"]
-        for name, values in record["telemetry"].items():
-            run.recorder.telemetry[name][:] = values
-        run.record |= {name: value for name, value in record.items() if name != "telemetry"}
+            for name, value in given.items():
+                own = saved["options"]["lr"] if name == "lr" else getattr(options, name)
+                if own != value:
+                    raise ValueError(
+                        f"--{name.replace('_', '-')}: the run in {path} has {_text(own)}, got {_text(value)}"
+                    )
+            run = cls(options)
+            run._load(loaded)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"--resume: {path} holds no run of fusedstep train ({error!r})") from error
         return run
+
+    def _load(self, loaded: fs.Checkpoint) -> None:
+        saved = loaded.metadata
+        progress, record = saved["progress"], saved["record"]
+        arrays = {**self.model.params, **self.model.buffers()}
+        found = {**loaded.params, **saved["buffers"]}
+        for name in sorted(arrays.keys() | found.keys()):
+            mine, other = arrays.get(name), found.get(name)
+            if mine is None or other is None or mine.shape != other.shape or mine.dtype != other.dtype:
+                raise ValueError(f"--resume: it holds another model ({name})")
+            mine[...] = other
+        self.optimizer.load_state_dict(loaded.optimizer)
+        for name, part in self._around().items():
+            part.load_state_dict(saved[name])
+        self.epoch, self.batch, self.finished = progress["epoch"], progress["batch"], progress["finished"]
+        for name, values in self.recorder.telemetry.items():
+            values[:] = record["telemetry"][name]
+        self.record |= {name: record[name] for name in ("epochs", "steps", "accuracies", "snapshots")}
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @contextmanager

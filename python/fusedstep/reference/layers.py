@@ -122,7 +122,9 @@ def binary_cross_entropy(
         far = e * near
         log = log_1p(e)
         no, yes = real(1.0) - t, t * real(weight)
-        loss = no * np.where(negative, log, size + log) + yes * np.where(negative, size + log, log)
+        # Of an infinite logit no part is taken that has no weight.
+        loss = np.where(no == 0, real(0), no * np.where(negative, log, size + log))
+        loss = loss + np.where(yes == 0, real(0), yes * np.where(negative, size + log, log))
         gradient = no * np.where(negative, far, near) - yes * np.where(negative, near, far)
         store(dx, gradient * real(scale))
     return _sum_or_store(loss, losses)
@@ -147,10 +149,13 @@ def _sum_or_store(loss: Array, losses: Array | None) -> float:
     return float(lane_sum(np.array(chunks)))
 
 
-def dropout(x: Array, residual: Array | None, y: Array, key: int, offset: int, threshold: int, scale: float) -> None:
-    """y = residual + (x · scale where the element's word is at least the threshold, else 0)."""
+def dropout(
+    x: Array, residual: Array | None, y: Array, key: int, offset: int, unit: int, threshold: int, scale: float
+) -> None:
+    """y = residual + (x · scale where the word is at least the threshold, else 0): a word for every `unit` elements."""
     z = widened(x)
-    kept = (element_words(key, offset, z.size) >= np.uint32(threshold)).reshape(z.shape)
+    words = np.repeat(element_words(key, offset, z.size // unit), unit)
+    kept = (words >= np.uint32(threshold)).reshape(z.shape)
     with np.errstate(all="ignore"):
         values = np.where(kept, z * z.dtype.type(scale), z.dtype.type(0))
         store(y, values if residual is None else widened(residual) + values)
