@@ -21,14 +21,15 @@ bool streams(std::int64_t elements) { return elements >= kStreamElements; }
 class Scratch {
  public:
   Scratch(Dtype dtype, std::int64_t classes, int threads)
-      : bytes_((classes * item_bytes(maths_dtype(dtype)) + kLine - 1) / kLine * kLine) {
-    memory_.reset(static_cast<char*>(std::aligned_alloc(kLine, std::size_t(bytes_) * std::size_t(threads))));
+      : bytes_((classes * item_bytes(maths_dtype(dtype)) + 2 * kPage - 1) / kPage * kPage) {
+    memory_.reset(static_cast<char*>(std::aligned_alloc(kPage, std::size_t(bytes_) * std::size_t(threads))));
     if (memory_ == nullptr) throw std::bad_alloc();
   }
   void* next() { return memory_.get() + bytes_ * taken_++; }
 
  private:
-  static constexpr std::int64_t kLine = 64;
+  // Apart by a page: the processor's prefetch would fetch what another thread is writing.
+  static constexpr std::int64_t kPage = 4096;
   struct Free {
     void operator()(char* p) const { std::free(p); }
   };
