@@ -175,7 +175,8 @@ class TestSpectrum:
         grad, params = diagonal(values, rng)
         found = curvature.spectrum(grad, params, hvp=lambda _, v: values * v)
         np.testing.assert_allclose(found.eigenvalues, [-4, 3], rtol=1e-12)
-        assert found.gradients == 2
+        # Twice at the parameters, and twice near them, as it is 0 there.
+        assert found.gradients == 4
 
     def test_where_there_is_no_curvature(self):
         found = curvature.spectrum(np.zeros_like, np.zeros(1000))
@@ -594,3 +595,51 @@ class TestBadInput:
     def test_small_points_are_classified_without_scipy(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
         assert fs.curvature.classify(notes_grad, np.zeros(2)).kind == "saddle"
+
+
+class TestNeverWrong:
+    """What a run of Lanczos, or the first differences, would have called a minimum."""
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    @pytest.mark.parametrize(
+        "values",
+        [
+            np.r_[-1e-6, 1e-6, np.linspace(0.01, 1, 298)],
+            np.r_[-1e-6, np.linspace(1e-3, 1, 299)],
+            np.r_[-1e-6, 2e-6, np.linspace(0.003, 1, 298)],
+        ],
+    )
+    def test_a_way_down_that_sixty_products_hardly_see(self, values, sign):
+        for seed in range(10):
+            point = curvature.classify(lambda w: sign * values * w, np.zeros(300), seed=seed)
+            assert point.kind in ("saddle", "degenerate")
+
+    def test_an_eigenvalue_of_zero(self):
+        """Which a start that is multiplied by H has lost."""
+        values = np.r_[0.0, np.linspace(1e-3, 1, 299)]
+        for seed in range(5):
+            point = curvature.classify(lambda w: values * w, np.zeros(300), seed=seed, max_products=120)
+            assert point.kind == "degenerate"
+
+    def test_third_derivatives_that_only_some_directions_feel(self):
+        values = np.r_[1.0, 1e-7, np.full(98, -1e-9)]
+
+        def grad(w):
+            g = values * w
+            g[2:] += 4e3 * w[2:] ** 3
+            return g
+
+        assert curvature.classify(grad, np.zeros(100)).kind in ("saddle", "degenerate")
+
+    def test_dropout_where_there_is_nothing_to_drop(self):
+        generator = np.random.default_rng(0)
+        with pytest.raises(curvature.GradientError, match=r"places near them.*not deterministic"):
+            curvature.classify(lambda w: w * (generator.random(300) < 0.8) / 0.8, np.zeros(300))
+
+
+def test_a_loss_that_has_no_bottom():
+    def loss(w):
+        return float(w[0] ** 2 - w[1] ** 2) if abs(w[1]) < 1 else -math.inf
+
+    with pytest.raises(ValueError, match="loss: expected a number, got -inf"):
+        curvature.escape(loss, lambda w: np.array([2.0, -2.0]) * w, np.zeros(2))

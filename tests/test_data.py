@@ -208,3 +208,16 @@ class TestExample:
             parts = [order[k : k + size] for k in range(0, count, size)]
             expected = [part.tolist() for part in parts if len(part) > 1]
             assert [rows.tolist() for rows in list(digits.batches(count, size, 3, 2))] == expected
+
+
+def test_seeds_that_numpy_would_take_apart():
+    for name, given in (("seed", {"seed": 2**32, "epoch": 0}), ("epoch", {"seed": 0, "epoch": 2**32})):
+        with pytest.raises(ValueError, match=rf"{name}: expected a whole number >= 0 and < 2\*\*32"):
+            batches(np.zeros(3), 2, **given)
+
+
+def test_a_dict_that_grows_meanwhile():
+    arrays = {"x": np.arange(4)}
+    epoch = batches(arrays, 2, seed=0, epoch=0)
+    arrays["y"] = np.arange(4)
+    assert [sorted(batch) for batch in epoch] == [["x"], ["x"]]

@@ -715,3 +715,47 @@ def test_picture_of_the_steps(tmp_path):
     assert (tmp_path / "ratios.svg").exists()
     with pytest.raises(ValueError, match="telemetry: expected update_ratio"):
         fs.doctor.plot_update_ratios({"lr": [1.0]})
+
+
+def test_at_an_optimum_no_step_is_too_small():
+    """Full-batch descent on noisy data, to the last digit: its steps are nothing, and that is right."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 5))
+    y = x @ rng.standard_normal(5) + 0.7 * rng.standard_normal(200)
+    w = np.zeros(5)
+    optimizer = fs.SGD(w, lr=0.1, telemetry=True)
+    doctor = fs.doctor.Doctor(optimizer)
+    for _ in range(600):
+        error = x @ w - y
+        grad = 2 * x.T @ error / len(y)
+        doctor.observe(float((error**2).mean()), report=optimizer.step(grad), grads=grad)
+    names = [verdict.name for verdict in doctor.diagnose()]
+    assert "crawling" not in names
+    assert "bad_initialization" not in names
+
+
+def test_a_fall_within_the_first_window_is_one():
+    losses = [1.0 * 0.8**k + 0.5 for k in range(600)]
+    flat = {"steps": [0.5] * 600, "epochs": [], "chance_loss": 0.6}
+    assert fs.doctor.Doctor.from_record(flat).diagnose()[0].name == "bad_initialization"
+    fallen = {**flat, "steps": losses}
+    assert fs.doctor.Doctor.from_record(fallen).diagnose()[0].name != "bad_initialization"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": [-1.0] * 30}, r"record\['steps'\]\[0\]: expected a number in \[0, inf\], got -1"),
+        ({"telemetry": {"lr": [-1.0] * 30}}, r"record\['telemetry'\]\['lr'\]\[0\]: expected a number in \[0, inf\]"),
+        ({"telemetry": {"update_ratio": [-1.0] * 30}}, r"\['update_ratio'\]\[0\]: expected a number in \[0, inf\]"),
+        ({"epochs": [{"test_loss": 1.0, "dead_units": 5}]}, r"'dead_units'\]: expected a number in \[0, 1\], got 5"),
+    ],
+)
+def test_numbers_that_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        fs.doctor.Doctor.from_record({"steps": [1.0] * 30, "epochs": [], **change})
+
+
+def test_a_loss_below_zero():
+    with pytest.raises(ValueError, match="train_loss: expected a loss >= 0, got -1"):
+        fs.doctor.Doctor().observe(-1.0)

@@ -200,3 +200,10 @@ class TestShift:
     def test_bad_input(self, before, after, error, message):
         with pytest.raises(error, match=f"^{message}"):
             curvature.measure_shift(before, after)
+
+
+def test_a_loss_that_does_not_move_suggests_nothing():
+    found = fs.lr_range_test(lambda lr: 0.7, (1e-3, 1.0, 20))
+    assert (found.steepest, found.lowest, found.tenth) == (None, None, None)
+    with pytest.raises(TypeError, match="optimizer: expected one with a state dict, got int"):
+        fs.lr_range_test(lambda lr: 0.7, (1e-3, 1.0, 20), optimizer=3)

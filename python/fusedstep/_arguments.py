@@ -25,12 +25,13 @@ def number(
     return given
 
 
-def whole(value: Any, name: str, *, least: int = 0) -> int:
-    """A whole number from `least` to 2^53, up to where doubles count too."""
+def whole(value: Any, name: str, *, least: int = 0, most: int = 2**53 - 1) -> int:
+    """A whole number from `least` to `most`; less than 2^53, up to where doubles count too."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
-    if not least <= value < 2**53:
-        raise ValueError(f"{name}: expected a whole number >= {least} and < 2**53, got {value!r}")
+    if not least <= value <= most:
+        below = (most + 1).bit_length() - 1
+        raise ValueError(f"{name}: expected a whole number >= {least} and < 2**{below}, got {value!r}")
     return int(value)
 
 

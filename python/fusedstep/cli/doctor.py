@@ -55,7 +55,7 @@ def read(path: str) -> Doctor:
         OSError: It cannot be read.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON, or not all of it: {error}") from error
     try:

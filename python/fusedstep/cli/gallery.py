@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     folder = _folder(options.out)
     names = [name for name in gallery.FIGURES if name in options.names or not options.names]
     drawn: list[dict[str, Any]] = []
-    interrupted = False
+    interrupted, page = False, None
     with use_runtime(options), Progress(len(names), quiet=options.json == "-") as progress:
         try:
             for name in names:
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     out = sys.stderr if options.json == "-" else sys.stdout
     if interrupted:
         print(f"interrupted after {len(drawn)} of {len(names)} figures", file=out)
-    if drawn:
+    if page is not None:
         print(page, file=out)
     if options.json:
         write_json({"version": _core.version, "quick": options.quick, "figures": drawn}, options.json)

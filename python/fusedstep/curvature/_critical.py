@@ -52,6 +52,10 @@ class CriticalPoint:
         return {name: plain(getattr(self, name)) for name in self.__slots__ if name != "directions"}
 
 
+#: How well the outermost eigenvalue must be known, of its own size, to speak for all that were not found.
+_SETTLED = 1e-2
+
+
 def classify(
     grad: Gradient,
     params: Any,
@@ -137,7 +141,11 @@ def classify(
         # Along an axis an error may be larger than along a random vector, which is a mean of all.
         for place in {0, int(np.abs(values).argmin()), len(values) - 1}:
             operator.measure_noise(vectors[:, place])
-    largest = float(np.abs(values).max())
+        largest = float(np.abs(values).max())
+        tolerance = max(operator.accuracy * largest, 4 * operator.noise)
+        # Nor does every eigenvector feel the same: those that the tolerance decides are all asked.
+        for near in np.flatnonzero(np.abs(values) <= 100 * tolerance).tolist():
+            operator.measure_noise(vectors[:, near])
     tolerance = max(operator.accuracy * largest, 4 * operator.noise)
     if complete:
         tolerance = max(tolerance, 4 * operator.asymmetry * float(np.linalg.norm(values)))
@@ -173,7 +181,9 @@ def _decide(values: Array, residuals: Array, tolerance: float, zeros: int, compl
         verb = "is" if zeros == 1 else "are"
         return "degenerate", f"{zeros} {of} {verb} zero within {tolerance:.3g}; {seen}"
     nearest = 0 if positive_ else -1
-    if abs(values[nearest]) - residuals[nearest] <= tolerance:
+    # Found eigenvalues say nothing of those beyond them, unless Lanczos has settled on the outermost.
+    settled = complete or residuals[nearest] <= _SETTLED * abs(values[nearest])
+    if not settled or abs(values[nearest]) - residuals[nearest] <= tolerance:
         return "degenerate", (
             f"{seen}, but that nearest to zero is known to {residuals[nearest]:.3g} only: more products would tell"
         )

@@ -1,5 +1,6 @@
 """The way out of a saddle."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -175,6 +176,8 @@ class _Search:
         length, best = self._first, None
         for _ in range(self._most):
             loss = self._at(sign * length, direction)
+            if loss == -math.inf:
+                raise ValueError(f"loss: expected a number, got -inf at a distance of {length:.3g}")
             if best is not None:
                 if not loss < best[1]:
                     break

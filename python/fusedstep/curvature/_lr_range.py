@@ -167,7 +167,8 @@ def _rates(lrs: Any) -> Vector:
 
 def _suggestions(rates: Vector, smoothed: Vector) -> tuple[float | None, float | None]:
     """Where the average falls fastest per factor of the rate, before it is lowest; and where that is."""
-    if len(smoothed) == 0:
+    # A loss that does not move falls nowhere.
+    if len(smoothed) == 0 or np.ptp(smoothed) <= 1e-12 * np.abs(smoothed).max():
         return None, None
     least = int(smoothed.argmin())
     best = float(rates[least])
@@ -189,6 +190,8 @@ def _restored(params: Any, optimizer: Any) -> Iterator[None]:
     for k, array in enumerate(arrays):
         if not array.flags.writeable:
             raise ValueError(f"params[{k}]: expected an array that can be put back, got a read-only one")
+    if optimizer is not None and not hasattr(optimizer, "load_state_dict"):
+        raise TypeError(f"optimizer: expected one with a state dict, got {type(optimizer).__qualname__}")
     before = [array.copy() for array in arrays]
     state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
     try:

@@ -50,6 +50,8 @@ class Operator:
         self.products = self.gradients = 0
         self.noise = self.asymmetry = 0.0
         self.vanishes = False
+        #: ‖H·u‖ of random unit vectors.
+        self.typical = 0.0
         # Moves are measured by the parameters' own length, but by no less than 1, the length at the origin.
         self.scale = max(1.0, float(np.linalg.norm(self.space.origin)))
         self._guarded = step is None and self.space.eps < 1e-10
@@ -140,12 +142,19 @@ class Operator:
     def check_repeatable(self) -> None:
         """Asks for the gradient twice; one that changes is measured and refused."""
         again = self.gradient(self.space.origin)
-        size = float(np.abs(self.center).max())
-        change = float(np.abs(self.center - again).max())
+        center, where = self.center, "params"
+        if not center.any():
+            # What a gradient of 0 is multiplied by, as dropout does, cannot be seen there.
+            where = "places near them"
+            near = self.space.origin + self.step * np.random.default_rng(0).standard_normal(self.space.size)
+            near = self._rounded(near)
+            center, again = self.gradient(near), self.gradient(near)
+        size = float(np.abs(center).max())
+        change = float(np.abs(center - again).max())
         if change > _REPEAT * self.space.eps * size:
             self._measure(np.random.default_rng(0))
             raise GradientError(
-                f"grad: expected the same gradient at the same params, got one that changed by {change:.3g} where "
+                f"grad: expected the same gradient at the same {where}, got one that changed by {change:.3g} where "
                 f"max |g| is {size:.3g}: it is not deterministic (another batch? dropout?); "
                 f"the measured asymmetry of H is {self.asymmetry:.3g} of its size"
             )
@@ -160,7 +169,8 @@ class Operator:
         units = rng.standard_normal((CHECKS, self.space.size))
         units /= np.linalg.norm(units, axis=1, keepdims=True)
         products = [self.product(unit) for unit in units]
-        self.vanishes = not any(product.any() for product in products)
+        self.typical = max(float(np.linalg.norm(product)) for product in products)
+        self.vanishes = self.typical == 0.0
         self.measure_noise(units[0])
         for (u, hu), (v, hv) in itertools.combinations(zip(units, products, strict=True), 2):
             size = float(np.linalg.norm(hu) + np.linalg.norm(hv)) + self.floor

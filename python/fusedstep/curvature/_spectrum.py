@@ -180,10 +180,14 @@ def end_pairs(
             f"max_products: expected at least {2 * wanted + 2 + CHECKS + 1} for {wanted} eigenvalues, got {limit}; "
             "or a smaller k"
         )
-    linear = linalg.LinearOperator((n, n), matvec=lambda v: operator.product(v.ravel()), dtype=np.float64)
     if operator.vanishes:
         vectors = np.eye(n, wanted)
         return np.zeros(wanted), vectors, np.zeros(wanted)
+    # ARPACK multiplies its start by H, which would take out of it all that belongs to an eigenvalue of 0.
+    shift = operator.typical
+    linear = linalg.LinearOperator(
+        (n, n), matvec=lambda v: operator.product(v.ravel()) + shift * v.ravel(), dtype=np.float64
+    )
     # A tolerance that everything passes: the basis is as large as can be paid for, and the residuals tell the rest.
     values, vectors = linalg.eigsh(
         linear,
@@ -195,7 +199,7 @@ def end_pairs(
         tol=1e100,
     )
     order = np.argsort(values)
-    values, vectors = values[order], vectors[:, order]
+    values, vectors = values[order] - shift, vectors[:, order]
     residuals = [
         np.linalg.norm(operator.product(vector) - value * vector)
         for value, vector in zip(values, vectors.T, strict=True)

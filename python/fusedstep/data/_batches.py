@@ -33,7 +33,7 @@ class Batches:
         start: int = 0,
         reuse: bool = True,
     ) -> None:
-        self._like = arrays
+        self._like = dict(arrays) if isinstance(arrays, Mapping) else arrays
         named = _named(arrays)
         self._sources = [_source(array, name) for name, array in named]
         self._rows = len(self._sources[0])
@@ -43,8 +43,8 @@ class Batches:
         if self._rows == 0:
             raise ValueError(f"{named[0][0]}: expected at least one row, got shape {self._sources[0].shape}")
         self._size = whole(batch_size, "batch_size", least=1)
-        self._seed = whole(seed, "seed")
-        self._epoch = whole(epoch, "epoch")
+        # NumPy takes seeds apart into words of 32 bits: a longer one would be another seed of another epoch.
+        self._seed, self._epoch = whole(seed, "seed", most=2**32 - 1), whole(epoch, "epoch", most=2**32 - 1)
         self._shuffle = flag(shuffle, "shuffle")
         drop_last = flag(drop_last, "drop_last")
         if drop_last and self._size > self._rows:
@@ -112,8 +112,8 @@ def batches(
         arrays: An array, a tuple or list of arrays, or a dict of them, with rows along their first axes, as many in
             each. Of any dtype but objects, in C order; memory-mapped ones are read row by row.
         batch_size: Rows in a batch, ≥ 1.
-        seed: ≥ 0.
-        epoch: ≥ 0; every epoch has an order of its own.
+        seed: In [0, 2³²).
+        epoch: In [0, 2³²); every epoch has an order of its own.
         shuffle: Whether the rows come in a random order.
         drop_last: Whether the last batch is left out where it would be shorter than the others.
         start: How many batches of this epoch have been taken already: the iteration goes on at batch `start`, as if

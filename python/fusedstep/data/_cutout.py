@@ -71,7 +71,7 @@ def cutout(
 
 
 def _fill(fill: float | Sequence[float], channels: int, dtype: np.dtype[np.generic]) -> Array:
-    if isinstance(fill, Sequence | np.ndarray):
+    if isinstance(fill, Sequence) or (isinstance(fill, np.ndarray) and fill.ndim > 0):
         if isinstance(fill, str) or len(fill) != channels:
             raise ValueError(f"fill: expected a number, or one for each of {channels} channels, got {fill!r}")
         values = [number(value, f"fill[{k}]") for k, value in enumerate(fill)]
@@ -80,4 +80,6 @@ def _fill(fill: float | Sequence[float], channels: int, dtype: np.dtype[np.gener
     for value in values:
         if dtype == np.uint8 and not (0 <= value <= 255 and value == int(value)):
             raise ValueError(f"fill: expected whole numbers in [0, 255] for uint8, got {value:g}")
+        if dtype != np.uint8 and abs(value) > float(np.finfo(dtype.name).max):
+            raise ValueError(f"fill: expected a number within {dtype}, got {value:g}")
     return np.array(values).astype(dtype)

@@ -104,6 +104,8 @@ def one_hot(labels: Array, classes: int, dtype: DTypeLike = np.float32) -> Array
     if labels.dtype.kind not in "iu" or dtype_name(labels.dtype) == "bfloat16":
         raise TypeError(f"labels: expected integers, got {dtype_name(labels.dtype)}")
     classes = whole(classes, "classes", least=1)
+    if dtype is None:
+        raise TypeError("dtype: expected a floating dtype, got None")
     kind: np.dtype[Any] = np.dtype(dtype)
     if kind.kind != "f" and kind.name != "bfloat16":
         raise TypeError(f"dtype: expected a floating dtype, got {dtype_name(kind)}")

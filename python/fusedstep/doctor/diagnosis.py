@@ -48,6 +48,7 @@ _EXPLAINED = {
         "decayed_too_early",
         "crawling",
     },
+    "crawling": {"at_critical_point"},
     "overfitting": {"exploding", "adagrad_blow_up", "batch_too_small_for_batch_norm"},
 }
 
@@ -147,6 +148,9 @@ class Doctor:
         names = {"test_loss": "val_loss", "test_accuracy": "val_accuracy"}
         evaluation = {key: number(value, names.get(key, key)) for key, value in numbers.items() if value is not None}
         loss, values = number(train_loss, "train_loss"), measured(report)
+        for name, value in (("train_loss", loss), ("val_loss", evaluation.get("test_loss", 0.0))):
+            if value < 0:
+                raise ValueError(f"{name}: expected a loss >= 0, got {value:g} (add what it cannot go below)")
         if grads is not None:
             now = flattened(grads)
             values["grad_cosine"] = grad_cosine(self._before or [], now)

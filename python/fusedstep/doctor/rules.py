@@ -286,7 +286,7 @@ def bad_initialization(s: Windows) -> Verdict | None:
     .. code-block:: text
 
         at least 5 · min_window steps, not warming,   last > solved · reference
-        and  every window's median loss within flat · first of the first one's
+        and  every window's median loss within flat · first of the first one's,   start <= (1 + 4 flat) · first
         or  first loss >= start · chance_loss,   last > solved · reference   (only where chance_loss is given)
     """
     t = s.thresholds

@@ -102,7 +102,7 @@ class Run:
         record = _object(record, "record")
         if "steps" not in record:
             raise ValueError("record: no 'steps'")
-        losses = _numbers(record["steps"], "record['steps']")
+        losses = _numbers(record["steps"], "record['steps']", least=0)
         if "epochs" not in record:
             raise ValueError("record: no 'epochs'")
         if not isinstance(record["epochs"], list):
@@ -111,7 +111,8 @@ class Run:
         for name, values in _optional(record, "telemetry").items():
             if name not in TELEMETRY:
                 continue
-            telemetry[name] = _numbers(values, f"record['telemetry'][{name!r}]")
+            least = -math.inf if name.endswith("cosine") else 0
+            telemetry[name] = _numbers(values, f"record['telemetry'][{name!r}]", least=least)
             if len(telemetry[name]) != len(losses):
                 raise ValueError(
                     f"record['telemetry'][{name!r}]: expected {len(losses)} numbers, as record['steps'] has, "
@@ -187,7 +188,10 @@ def _evaluations(epochs: list[Any], steps: int) -> list[dict[str, float]]:
         before = evaluations[-1]["step"] if evaluations else 0
         if not (before <= step <= steps and step == int(step)):
             raise ValueError(f"{name}['step']: expected a whole number in [{before}, {steps}], got {step:g}")
-        values = {key: _nullable(entry.get(key), f"{name}[{key!r}]") for key in EVALUATION}
+        values = {
+            key: _nullable(entry.get(key), f"{name}[{key!r}]", least=0, most=math.inf if key.endswith("loss") else 1)
+            for key in EVALUATION
+        }
         evaluations.append({"step": int(step), **values})
     return evaluations
 
@@ -198,14 +202,19 @@ def _name(value: Any, name: str) -> str | None:
     return value
 
 
-def _numbers(values: Any, name: str) -> list[float]:
+def _numbers(values: Any, name: str, least: float) -> list[float]:
     if not isinstance(values, list):
         raise TypeError(f"{name}: expected a list, got {_kind(values)}")
-    return [_nullable(value, f"{name}[{index}]") for index, value in enumerate(values)]
+    return [_nullable(value, f"{name}[{index}]", least=least) for index, value in enumerate(values)]
 
 
-def _nullable(value: object, name: str) -> float:
-    return math.nan if value is None else finite(number(value, name))
+def _nullable(value: object, name: str, least: float, most: float = math.inf) -> float:
+    if value is None:
+        return math.nan
+    given = finite(number(value, name))
+    if given < least or given > most:
+        raise ValueError(f"{name}: expected a number in [{least:g}, {most:g}], got {given:g}")
+    return given
 
 
 def _object(value: Any, name: str) -> Mapping[str, Any]:

@@ -52,7 +52,13 @@ class Windows:
 
     @property
     def never_moved(self) -> bool:
-        """Whether no window's median is further than flat · first from that of the first one."""
+        """Whether no window's median is further than flat · first from that of the first one.
+
+        Nor may the start, the median of the first 5 losses, be 4 flat · first above it: that is a fall too.
+        """
+        start = median(self.losses[:5])
+        if start > (1 + 4 * self.thresholds.flat) * self.first:
+            return False
         return bool((np.abs(self.medians - self.first) <= self.thresholds.flat * abs(self.first)).all())
 
     @property
