@@ -12,13 +12,17 @@ namespace fusedstep::bind {
 
 namespace py = pybind11;
 
-// An argument's name, put together only when an error needs it: "grads", "grads[3]", "state[3]['exp_avg']".
+// An argument's name, put together only when an error needs it: "grads", "grads[3]", "state[3]['exp_avg']"; and
+// "grads['w']" where `groups`, an optimizer's, name the parameter at the index.
 struct Label {
   const char* role;
   py::ssize_t index = -1;
   const char* key = nullptr;
+  PyObject* groups = nullptr;
   std::string text() const;
 };
+// What an error shows of an argument: its repr, unless that is long or fails.
+std::string repr_text(py::handle object);
 
 struct Array {
   char* data;

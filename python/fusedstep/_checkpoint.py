@@ -136,7 +136,7 @@ def save_checkpoint(
     _safetensors()
     tensors: dict[str, Array] = {}
     named = _encode_params(params, tensors)
-    encoded = None if optimizer is None else _encode_optimizer(optimizer.state_dict(), tensors)
+    encoded = None if optimizer is None else _encode_optimizer(_state_of(optimizer), tensors)
     header = {
         "format": FORMAT if encoded and "schedule_table" in encoded else _FORMAT_WITHOUT,
         "version": _core.version,
@@ -271,6 +271,17 @@ def _encode_params(params: Mapping[str, Array] | Sequence[Array], tensors: dict[
             raise TypeError(f"params: expected names that are strings, got {name!r}")
         _add(as_array(param, label), f"param/{name}", label, tensors)
     return [name for name, _, _ in named]
+
+
+def _state_of(optimizer: Any) -> dict[str, Any]:
+    """Its state dict; without a copy where it can be had."""
+    from fusedstep.optimizers import LBFGS
+    from fusedstep.optimizers._base import Optimizer
+
+    state: dict[str, Any] = (
+        optimizer.state_dict(copy=False) if isinstance(optimizer, Optimizer | LBFGS) else optimizer.state_dict()
+    )
+    return state
 
 
 def _encode_optimizer(state_dict: dict[str, Any], tensors: dict[str, Array]) -> dict[str, Any]:
