@@ -38,21 +38,22 @@ const char* expected_of(const Field& field, double value) {
 
 void check_domain(const Field& field, double value, py::handle given) {
   const char* expected = expected_of(field, value);
+  if (expected == nullptr && std::isinf(value) && PyLong_Check(given.ptr()) != 0)
+    expected = "number that a double holds";
   if (expected == nullptr) return;
   std::string text = expected;
   if (field.count > 1) text.insert(text.find("number") + 6, "s");
   value_error({field.name}, "expected " + std::string(field.count > 1 ? "" : "a ") + text +
-                                (field.optional ? ", or None" : "") + ", got " + std::string(py::repr(given)));
+                                (field.optional ? ", or None" : "") + ", got " + shown(given));
 }
 
 double choice(const Field& field, py::handle given) {
   std::string known;
   for (int k = 0; field.choices[k] != nullptr; ++k) {
-    if (py::isinstance<py::str>(given) && given.cast<std::string>() == field.choices[k]) return k;
+    if (is_text(given, field.choices[k])) return k;
     known += (k > 0 ? " or '" : "'") + std::string(field.choices[k]) + "'";
   }
-  const std::string message =
-      "expected " + known + (field.optional ? ", or None" : "") + ", got " + std::string(py::repr(given));
+  const std::string message = "expected " + known + (field.optional ? ", or None" : "") + ", got " + shown(given);
   if (!py::isinstance<py::str>(given)) type_error({field.name}, message);
   value_error({field.name}, message);
 }
@@ -80,7 +81,7 @@ bool flag(py::handle value, const char* name) {
   if (value.ptr() == Py_True) return true;
   if (value.ptr() == Py_False) return false;
   if (is_numpy_bool(value)) return PyObject_IsTrue(value.ptr()) == 1;
-  type_error({name}, "expected True or False, got " + std::string(py::repr(value)));
+  type_error({name}, "expected True or False, got " + shown(value));
 }
 
 double number(py::handle value, const char* name) {
@@ -91,23 +92,36 @@ double number(py::handle value, const char* name) {
   if (number == -1.0 && PyErr_Occurred() != nullptr) {
     if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
       PyErr_Clear();
-      return HUGE_VAL;
+      const int negative = PyObject_RichCompareBool(value.ptr(), py::int_(0).ptr(), Py_LT);
+      if (negative < 0) throw py::error_already_set();
+      return negative == 1 ? -HUGE_VAL : HUGE_VAL;
     }
-    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
-    PyErr_Clear();
-    type_error({name}, "expected a number, got " + kind_text(value));
+    // An array or tensor of many numbers says one of these.
+    for (PyObject* kind : {PyExc_TypeError, PyExc_ValueError, PyExc_RuntimeError}) {
+      if (!PyErr_ExceptionMatches(kind)) continue;
+      PyErr_Clear();
+      type_error({name}, "expected a number, got " + kind_text(value));
+    }
+    throw py::error_already_set();
   }
   return number;
+}
+
+double number_or_infinity(py::handle value, const char* name) {
+  const double given = number(value, name);
+  if (std::isinf(given) && PyLong_Check(value.ptr()) != 0) {
+    value_error({name}, "expected a number that a double holds, got " + shown(value));
+  }
+  return given;
 }
 
 namespace {
 
 Dtype state_dtype(py::handle given) {
-  const std::string name = py::isinstance<py::str>(given) ? given.cast<std::string>() : "";
-  if (name == "float32") return Dtype::float32;
-  if (name == "bfloat16") return Dtype::bfloat16;
-  if (name == "8bit") return Dtype::unsigned8;
-  value_error({"state_dtype"}, "expected 'float32', 'bfloat16' or '8bit', got " + std::string(py::repr(given)));
+  if (is_text(given, "float32")) return Dtype::float32;
+  if (is_text(given, "bfloat16")) return Dtype::bfloat16;
+  if (is_text(given, "8bit")) return Dtype::unsigned8;
+  value_error({"state_dtype"}, "expected 'float32', 'bfloat16' or '8bit', got " + shown(given));
 }
 
 // A Python integer, or NumPy's, in [0, 2^63).
@@ -118,7 +132,7 @@ std::int64_t count_of(py::handle given, const char* name) {
     value = index ? PyLong_AsLongLong(index.ptr()) : -1;
     PyErr_Clear();
   }
-  if (value < 0) value_error({name}, "expected a whole number >= 0, got " + std::string(py::repr(given)));
+  if (value < 0) value_error({name}, "expected a whole number >= 0, got " + shown(given));
   return value;
 }
 
@@ -251,9 +265,9 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
   const auto norm = py::reinterpret_borrow<py::object>(get(group, norm_key));
   if (norm && !norm.is_none()) {
     settings.whole.clip = true;
-    settings.whole.max_grad_norm = number(norm, "max_grad_norm");
+    settings.whole.max_grad_norm = number_or_infinity(norm, "max_grad_norm");
     if (!(settings.whole.max_grad_norm > 0.0)) {
-      value_error({"max_grad_norm"}, "expected a number > 0, or None, got " + std::string(py::repr(norm)));
+      value_error({"max_grad_norm"}, "expected a number > 0, or None, got " + shown(norm));
     }
   }
   if (const py::handle given = get(group, skip_key)) settings.whole.skip_nonfinite = flag(given, "skip_nonfinite");

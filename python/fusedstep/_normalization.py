@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arguments import shown
 from fusedstep._arrays import as_array
 from fusedstep._core import BatchNormSaved
 from fusedstep.reference import batch_norm as exact
@@ -601,6 +602,9 @@ class BatchNorm:
         if -len(shape) <= self.channel_axis < len(shape) and shape[self.channel_axis] != self._features:
             raise ValueError(f"x: expected {self._features} channels in axis {self.channel_axis}, got shape {shape}")
         momentum = self.momentum
+        if not _is_integer(self.num_batches_tracked) or not 0 <= self.num_batches_tracked < 2**53 - 1:
+            tracked = shown(self.num_batches_tracked)
+            raise ValueError(f"num_batches_tracked: expected a whole number >= 0 and < 2**53 - 1, got {tracked}")
         y, self._saved, taken = _core.batch_norm(
             x,
             self.weight,
@@ -669,12 +673,10 @@ class BatchNorm:
                 raise ValueError(f"state[{name!r}]: expected shape {mine[name].shape}, got {array.shape}")
         if "running_var" in given and (given["running_var"] < 0).any():
             raise ValueError(f"state['running_var']: expected numbers >= 0, got {given['running_var'].min()}")
-        tracked = np.asarray(state.get("num_batches_tracked", 0))
-        if tracked.shape != () or tracked.dtype.kind not in "iu" or tracked < 0:
-            raise ValueError(f"state['num_batches_tracked']: expected a whole number >= 0, got {tracked}")
+        tracked = _tracked(state.get("num_batches_tracked", 0))
         for name, array in given.items():
             mine[name][...] = array
-        self.num_batches_tracked = int(tracked)
+        self.num_batches_tracked = tracked
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has its own arrays, and no forward pass to go back through.
@@ -688,6 +690,19 @@ class BatchNorm:
             "running_var": self.running_var,
         }
         return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _tracked(value: Any) -> int:
+    """A number of batches, which PyTorch keeps in a tensor."""
+    name = "state['num_batches_tracked']"
+    if hasattr(value, "__array__") and not isinstance(value, np.generic):
+        array = as_array(value, name)
+        if array.shape != () or array.dtype.kind not in "iu":
+            raise ValueError(f"{name}: expected a whole number >= 0, got {shown(value)}")
+        value = array.item()
+    if not _is_integer(value) or not 0 <= value < 2**53:
+        raise ValueError(f"{name}: expected a whole number >= 0 and < 2**53, got {shown(value)}")
+    return int(value)
 
 
 def _array(value: Any, name: str) -> Any:

@@ -73,7 +73,7 @@ class EMA(Guest):
             RuntimeError: Within `swap`.
         """
         self._at_home("update")
-        self.updates += 1
+        self.updates = whole(self.updates + 1, "updates")
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         with np.errstate(all="ignore"):
             for average, array in zip(self._averages, self._weights.arrays, strict=True):
@@ -160,7 +160,7 @@ class SWA(Guest):
             RuntimeError: Within `swap`.
         """
         self._at_home("update")
-        self.updates += 1
+        self.updates = whole(self.updates + 1, "updates")
         with np.errstate(all="ignore"):
             for mean, array in zip(self._means, self._weights.arrays, strict=True):
                 if self.updates == 1:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from operator import index
 
 from fusedstep import _core
+from fusedstep._arguments import shown
 
 __all__ = ["available_isas", "isa", "num_threads", "set_isa", "set_num_threads", "threads", "use_isa"]
 
@@ -41,7 +42,7 @@ def set_isa(name: str) -> None:
     """
     if not isinstance(name, str):
         raise TypeError(f"isa: expected a name, got {type(name).__name__}")
-    _core.set_isa(name)
+    _core.set_isa(name.encode("ascii", "backslashreplace").decode())
 
 
 @contextmanager
@@ -79,6 +80,8 @@ def set_num_threads(threads: int) -> None:
         number = index(threads)
     except TypeError:
         raise TypeError(f"num_threads: expected a whole number, got {threads!r}") from None
+    if abs(number) >= 2**63:
+        raise ValueError(f"num_threads: expected 1 to 4096, got {shown(threads)}")
     _core.set_num_threads(number)
 
 

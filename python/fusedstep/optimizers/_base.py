@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fusedstep import _core
 from fusedstep._arrays import as_array, dtype_name
 from fusedstep._core import StepReport, Structure
+from fusedstep.optimizers._reading import hyper_parameter, parts_of, real_number, whole_number
 from fusedstep.optimizers._states import load_state, stored_dtype
 from fusedstep.schedules._saving import Handover
 
@@ -229,12 +230,7 @@ class Optimizer:
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
             TypeError: An array of another dtype.
         """
-        for key in ("state", "param_groups"):
-            if key not in state_dict:
-                raise ValueError(f"state_dict: no {key!r}")
-        if state_dict.get("rule", self.rule) != self.rule:
-            raise ValueError(f"state_dict: expected a state of {self.rule!r}, got one of {state_dict['rule']!r}")
-        saved_groups = state_dict["param_groups"]
+        saved_groups, entries = parts_of(state_dict, self.rule)
         counts = [len(group["params"]) for group in self.param_groups]
         saved_counts = [len(group["params"]) for group in saved_groups]
         if counts != saved_counts:
@@ -248,19 +244,27 @@ class Optimizer:
                 raise ValueError(f"state_dict: expected parameters {list(names)}, got {list(saved_names)}")
         known = [*self.defaults, *self._shared_scalars()]
         groups, handover = [], Handover()
-        for group, saved in zip(self.param_groups, saved_groups, strict=True):
-            hypers = {name: handover.adopt(group.get(name), _plain(saved[name])) for name in known if name in saved}
+        for k, (group, saved) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
+            label = f"state_dict['param_groups'][{k}]"
+            hypers = {
+                name: handover.adopt(group.get(name), hyper_parameter(saved[name], f"{label}[{name!r}]"))
+                for name in known
+                if name in saved
+            }
+            for name in self._shared_scalars():
+                if hypers.get(name) is not None:
+                    hypers[name] = real_number(hypers[name], f"{label}[{name!r}]")
             kept = {name: value for name, value in group.items() if name not in self._shared_scalars()}
             groups.append({**kept, **hypers})
+        self._make_native(groups, 0)  # the hyper-parameters say how states are stored
         params = [param for group in self.param_groups for param in group["params"]]
         state: dict[int, dict[str, Any]] = {}
-        for key, entry in state_dict["state"].items():
-            position = int(key)
+        for position, entry in entries.items():
             if not 0 <= position < len(params):
                 raise ValueError(f"state_dict: expected positions below {len(params)}, got {position}")
             state[position] = self._load_entry(entry, params[position], position, groups)
         furthest = max((entry.get("step", 0) for entry in state.values()), default=0)
-        taken = _whole_number(state_dict.get("step", furthest), "state_dict['step']")
+        taken = whole_number(state_dict.get("step", furthest), "state_dict['step']")
         native = self._make_native(groups, taken)
         handover.finish()
         self._param_groups, self._state, self._native = groups, state, native
@@ -293,9 +297,9 @@ class Optimizer:
         for name, value in entry.items():
             label = f"state_dict['state'][{position}][{name!r}]"
             if name == "step":
-                loaded[name] = _whole_number(value, label)
+                loaded[name] = whole_number(value, label)
             elif name in scalars:
-                loaded[name] = _number(value, label)
+                loaded[name] = real_number(value, label)
             elif name in shapes:
                 if value is not None:
                     dtype = stored_dtype(rule, name, param, group)
@@ -402,30 +406,6 @@ def _has_tensors(group: Mapping[str, Any]) -> bool:
     if isinstance(params, Mapping):
         params = list(params.values())
     return any(hasattr(param, "detach") for param in (params if isinstance(params, (list, tuple)) else [params]))
-
-
-def _whole_number(value: Any, label: str) -> int:
-    """A step count; PyTorch keeps them in tensors of floats."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not number.is_integer() or not 0 <= number < 2**53:
-        raise ValueError(f"{label}: expected a whole number >= 0, got {value!r}")
-    return int(number)
-
-
-def _number(value: Any, label: str) -> float:
-    """A scalar of a state, which may be infinite or NaN as the parameters may."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{label}: expected a number, got {type(value).__qualname__}") from None
-
-
-def _plain(value: Any) -> Any:
-    """A hyper-parameter; PyTorch's learning rate may be a tensor."""
-    return float(value) if hasattr(value, "detach") else value
 
 
 def _reduced_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
