@@ -15,7 +15,7 @@ import numpy as np
 
 from fusedstep import _core
 from fusedstep._arguments import shown
-from fusedstep._arrays import as_array
+from fusedstep._arrays import as_array, unmasked
 from fusedstep.optimizers._base import Array, LearningRate, _structure_of
 from fusedstep.optimizers._reading import hyper_parameter, parts_of, whole_number
 from fusedstep.optimizers.sgd import SGD
@@ -527,7 +527,7 @@ class _Layout:
         return _Progress(func_evals, n_iter, _Move(**values))
 
     def _vector(self, value: object, label: str) -> Array:
-        array = as_array(value, label)
+        array = unmasked(value, label)
         if array.dtype != self.dtype:
             raise TypeError(f"{label}: expected dtype {self.dtype}, got {array.dtype}")
         if array.shape != (self.size,):

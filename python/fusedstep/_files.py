@@ -1,0 +1,60 @@
+"""Files that are there whole or not at all."""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends, or vanishes when it fails.
+
+    Raises:
+        ValueError: `path` is there and no regular file.
+        OSError: It cannot be written.
+    """
+    target = os.path.realpath(path)
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and not stat.S_ISREG(mode):
+        raise ValueError(f"{os.fspath(path)!s}: is there, and no regular file")
+    directory = os.path.dirname(target)
+    temporary = os.path.join(directory, f".fusedstep-{secrets.token_hex(8)}.tmp")
+    try:
+        # Not `tempfile`, whose files only their owner may read.
+        with open(temporary, "x+b") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+    # Until the directory is on the disk too, a loss of power may bring the old file back.
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file at once; what is no regular file, a pipe or a terminal, it writes into.
+
+    Raises:
+        OSError: It cannot be written; the old file is as it was.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as stream:
+            stream.write(content)
+        return
+    with replacing(path) as file:
+        file.write(content)
