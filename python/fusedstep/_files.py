@@ -1,11 +1,12 @@
 """Files that are there whole or not at all."""
 
+import io
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -47,14 +48,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file at once; what is no regular file, a pipe or a terminal, it writes into.
+    """Writes a file at once, so that whoever is interrupted leaves the old one.
+
+    What is no regular file, a pipe or a terminal, and a file in a directory that takes no other, it writes into.
 
     Raises:
-        OSError: It cannot be written; the old file is as it was.
+        OSError: It cannot be written.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    directory = os.path.dirname(os.path.realpath(path))
+    if os.path.exists(path) and not (os.path.isfile(path) and os.access(directory, os.W_OK)):
         with open(path, "wb") as stream:
             stream.write(content)
         return
     with replacing(path) as file:
         file.write(content)
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str], **options: Any) -> None:
+    """Writes a figure of matplotlib at once; the suffix of the path says as what, without one as matplotlib does."""
+    suffix = os.path.splitext(os.fspath(path))[1][1:]
+    kind = suffix or figure.canvas.get_default_filetype()
+    memory = io.BytesIO()
+    figure.savefig(memory, format=kind, **options)
+    write_whole(path if suffix else f"{os.fspath(path)}.{kind}", memory.getvalue())
