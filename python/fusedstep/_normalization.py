@@ -1,5 +1,6 @@
 """Batch normalization: what is called."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -554,16 +555,16 @@ class BatchNorm:
         skip_nonfinite: bool = False,
         dtype: Any = np.float32,
     ) -> None:
-        if not _is_integer(num_features) or num_features < 1:
-            raise ValueError(f"num_features: expected a whole number >= 1, got {num_features!r}")
-        if not _is_number(eps) or not (eps > 0 and np.isfinite(eps)):
-            raise ValueError(f"eps: expected a finite number > 0, got {eps!r}")
+        if not _is_integer(num_features) or not 1 <= num_features < 2**53:
+            raise ValueError(f"num_features: expected a whole number >= 1, got {shown(num_features)}")
+        if not _is_number(eps) or not 0 < eps <= sys.float_info.max:
+            raise ValueError(f"eps: expected a finite number > 0, got {shown(eps)}")
         if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
-            raise ValueError(f"momentum: expected a number in [0, 1] or None, got {momentum!r}")
+            raise ValueError(f"momentum: expected a number in [0, 1] or None, got {shown(momentum)}")
         if not _is_integer(channel_axis):
             raise TypeError(f"channel_axis: expected an integer, got {type(channel_axis).__name__}")
         if activation is not None and not (isinstance(activation, str) and activation == "relu"):
-            raise ValueError(f"activation: expected 'relu' or None, got {activation!r}")
+            raise ValueError(f"activation: expected 'relu' or None, got {shown(activation)}")
         for name, flag in (
             ("affine", affine),
             ("track_running_stats", track_running_stats),
@@ -725,7 +726,7 @@ def _check_channels(array: Any, name: str, like: Any) -> None:
 
 def _check_flag(value: Any, name: str) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
 
 
 def _is_integer(value: Any) -> bool:
@@ -736,8 +737,8 @@ def _dtype_name(dtype: Any) -> str:
     """NumPy's name of it; what it is where it is none."""
     try:
         return str(dtype) if dtype is None else np.dtype(dtype).name
-    except TypeError:
-        return repr(dtype)
+    except (TypeError, UnicodeError):
+        return shown(dtype)
 
 
 def _is_number(value: Any) -> bool:

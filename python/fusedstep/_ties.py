@@ -113,7 +113,7 @@ def _holder(name: str, roots: list[str], arrays: Mapping[str, Array], labels: Ma
 
 def _share(a: Array, b: Array) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=_WORK)
+        return np.shares_memory(a, b, max_work=_WORK)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

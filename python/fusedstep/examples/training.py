@@ -340,10 +340,10 @@ class Training:
             raise NoRun("optimizer: none")
         before = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(loaded.optimizer)
-        for mine, group in zip(before, self.optimizer.param_groups, strict=True):
+        for old, group in zip(before, self.optimizer.param_groups, strict=True):
             # They follow from the options.
             for name in self.optimizer.defaults:
-                if group[name] != mine[name]:
+                if group[name] != old[name]:
                     raise NoRun(f"optimizer: {name} is {group[name]!r}, which the options do not give")
         for name, part in self._around().items():
             part.load_state_dict(saved[name])

@@ -721,7 +721,7 @@ def _count(value: Any, name: str) -> int:
         number = operator.index(value)
     except TypeError as error:
         raise TypeError(f"{name}: expected a whole number, got {_kind(value)}") from error
-    if number < 1:
+    if not 1 <= number < 2**53:
         raise ValueError(f"{name}: expected a whole number >= 1, got {shown(value)}")
     return number
 
