@@ -21,8 +21,6 @@ struct Label {
   PyObject* groups = nullptr;
   std::string text() const;
 };
-// What an error shows of an argument: its repr, unless that is long or fails.
-std::string repr_text(py::handle object);
 
 struct Array {
   char* data;
@@ -39,6 +37,10 @@ bool is_masked(py::handle object);
 std::string shape_text(py::handle array);
 std::string dtype_text(py::handle array);
 std::string kind_text(py::handle object);
+// Its repr, where it has one, cut to what is read.
+std::string shown(py::handle object);
+// Whether it is this string; strings that no encoding has are others.
+bool is_text(py::handle object, const char* text);
 
 // An aligned float32 or float64 array in the processor's byte order. TypeError, ValueError.
 Array inspect(py::handle object, const Label& label);

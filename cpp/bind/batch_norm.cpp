@@ -36,7 +36,7 @@ struct Named {
   Label label;
 };
 
-std::string text(py::handle value) { return py::repr(value); }
+std::string text(py::handle value) { return shown(value); }
 std::string text(double value) { return py::repr(py::float_(value)); }
 
 Frame frame_of(py::object x, py::handle channel_axis_given) {
@@ -160,7 +160,7 @@ bool takes_relu(py::handle activation) {
   if (!py::isinstance<py::str>(activation)) {
     type_error({"activation"}, "expected 'relu' or None, got " + kind_text(activation));
   }
-  if (activation.cast<std::string>() != "relu") {
+  if (!is_text(activation, "relu")) {
     value_error({"activation"}, "expected 'relu' or None, got " + text(activation));
   }
   return true;

@@ -39,11 +39,13 @@ const char* expected_of(const Field& field, double value) {
 
 void check_domain(const Field& field, double value, py::handle given) {
   const char* expected = expected_of(field, value);
+  if (expected == nullptr && std::isinf(value) && PyLong_Check(given.ptr()) != 0)
+    expected = "number that a double holds";
   if (expected == nullptr) return;
   std::string text = expected;
   if (field.count > 1) text.insert(text.find("number") + 6, "s");
   value_error({field.name}, "expected " + std::string(field.count > 1 ? "" : "a ") + text +
-                                (field.optional ? ", or None" : "") + ", got " + repr_text(given));
+                                (field.optional ? ", or None" : "") + ", got " + shown(given));
 }
 
 bool is_text(py::handle given, const char* text) {
@@ -56,7 +58,7 @@ double choice(const Field& field, py::handle given) {
     if (is_text(given, field.choices[k])) return k;
     known += (k > 0 ? " or '" : "'") + std::string(field.choices[k]) + "'";
   }
-  const std::string message = "expected " + known + (field.optional ? ", or None" : "") + ", got " + repr_text(given);
+  const std::string message = "expected " + known + (field.optional ? ", or None" : "") + ", got " + shown(given);
   if (!py::isinstance<py::str>(given)) type_error({field.name}, message);
   value_error({field.name}, message);
 }
@@ -80,7 +82,7 @@ py::tuple Geometry::lengths() const {
   return all;
 }
 
-std::string Geometry::text() const { return "shape " + repr_text(lengths()) + " and " + dtype_name(dtype); }
+std::string Geometry::text() const { return "shape " + shown(lengths()) + " and " + dtype_name(dtype); }
 
 Geometry geometry_of(py::handle owner, py::handle array, const Label& label) {
   const auto* a = py::detail::array_proxy(array.ptr());
@@ -101,10 +103,10 @@ bool flag(py::handle value, const char* name) {
   if (value.ptr() == Py_True) return true;
   if (value.ptr() == Py_False) return false;
   if (is_numpy_bool(value)) return PyObject_IsTrue(value.ptr()) == 1;
-  type_error({name}, "expected True or False, got " + repr_text(value));
+  type_error({name}, "expected True or False, got " + shown(value));
 }
 
-double number(py::handle value, const char* name, bool* beyond) {
+double number(py::handle value, const char* name) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
   if (PyBool_Check(value.ptr()) || is_numpy_bool(value))
     type_error({name}, "expected a number, got " + kind_text(value));
@@ -112,15 +114,27 @@ double number(py::handle value, const char* name, bool* beyond) {
   if (number == -1.0 && PyErr_Occurred() != nullptr) {
     if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
       PyErr_Clear();
-      if (beyond != nullptr) return *beyond = true, HUGE_VAL;
-      value_error({name}, "expected a number in the range of doubles, got " + repr_text(value));
+      const int negative = PyObject_RichCompareBool(value.ptr(), py::int_(0).ptr(), Py_LT);
+      if (negative < 0) throw py::error_already_set();
+      return negative == 1 ? -HUGE_VAL : HUGE_VAL;
     }
-    // What is no number says so in many ways: an array of several, for example, by a ValueError or a RuntimeError.
-    if (PyErr_ExceptionMatches(PyExc_Exception) == 0) throw py::error_already_set();
-    PyErr_Clear();
-    type_error({name}, "expected a number, got " + kind_text(value));
+    // An array or tensor of many numbers says one of these.
+    for (PyObject* kind : {PyExc_TypeError, PyExc_ValueError, PyExc_RuntimeError}) {
+      if (!PyErr_ExceptionMatches(kind)) continue;
+      PyErr_Clear();
+      type_error({name}, "expected a number, got " + kind_text(value));
+    }
+    throw py::error_already_set();
   }
   return number;
+}
+
+double number_or_infinity(py::handle value, const char* name) {
+  const double given = number(value, name);
+  if (std::isinf(given) && PyLong_Check(value.ptr()) != 0) {
+    value_error({name}, "expected a number that a double holds, got " + shown(value));
+  }
+  return given;
 }
 
 namespace {
@@ -129,7 +143,7 @@ Dtype state_dtype(py::handle given) {
   if (is_text(given, "float32")) return Dtype::float32;
   if (is_text(given, "bfloat16")) return Dtype::bfloat16;
   if (is_text(given, "8bit")) return Dtype::unsigned8;
-  value_error({"state_dtype"}, "expected 'float32', 'bfloat16' or '8bit', got " + repr_text(given));
+  value_error({"state_dtype"}, "expected 'float32', 'bfloat16' or '8bit', got " + shown(given));
 }
 
 // A Python integer, or NumPy's, in [0, 2^63).
@@ -140,7 +154,7 @@ std::int64_t count_of(py::handle given, const char* name) {
     value = index ? PyLong_AsLongLong(index.ptr()) : -1;
     PyErr_Clear();
   }
-  if (value < 0) value_error({name}, "expected a whole number >= 0 and < 2**63, got " + repr_text(given));
+  if (value < 0) value_error({name}, "expected a whole number >= 0 and < 2**63, got " + shown(given));
   return value;
 }
 
@@ -179,18 +193,6 @@ Engine::Engine(const std::string& name, Naming naming)
   }
 }
 
-namespace {
-
-// One of the numbers of a field that was given so.
-void read_number(const Field& field, py::handle value, py::handle given, double* out) {
-  bool beyond = false;
-  *out = number(value, field.name, &beyond);
-  check_domain(field, *out, given);
-  if (beyond) value_error({field.name}, "expected a number in the range of doubles, got " + repr_text(given));
-}
-
-}  // namespace
-
 void Engine::read_field(const Field& field, py::handle given, double* out) const {
   if (field.optional && given.is_none()) {
     *out = kNone;
@@ -199,7 +201,8 @@ void Engine::read_field(const Field& field, py::handle given, double* out) const
   } else if (field.domain == Domain::choice) {
     *out = choice(field, given);
   } else {
-    read_number(field, given, given, out);
+    *out = number(given, field.name);
+    check_domain(field, *out, given);
   }
 }
 
@@ -242,7 +245,8 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
           *out++ = kNone;
           continue;
         }
-        read_number(field, value, given, out++);
+        *out = number(value, field.name);
+        check_domain(field, *out++, given);
       }
     } else if (out == settings.hypers + lr_ && schedules != Schedules::refuse && PyCallable_Check(given.ptr()) != 0) {
       if (schedules == Schedules::skip) {
@@ -289,9 +293,9 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
   const auto norm = py::reinterpret_borrow<py::object>(option(norm_key));
   if (norm && !norm.is_none()) {
     settings.whole.clip = true;
-    settings.whole.max_grad_norm = number(norm, "max_grad_norm");
+    settings.whole.max_grad_norm = number_or_infinity(norm, "max_grad_norm");
     if (!(settings.whole.max_grad_norm > 0.0)) {
-      value_error({"max_grad_norm"}, "expected a number > 0, or None, got " + repr_text(norm));
+      value_error({"max_grad_norm"}, "expected a number > 0, or None, got " + shown(norm));
     }
   }
   if (const py::handle given = option(skip_key)) settings.whole.skip_nonfinite = flag(given, "skip_nonfinite");

@@ -91,8 +91,10 @@ enum class Schedules { ask, skip, refuse };
 py::handle get(py::handle dict, py::handle key);
 // A Python bool or NumPy's; TypeError.
 bool flag(py::handle value, const char* name);
-// A Python number, no bool; TypeError. ValueError where a double cannot hold it, or infinity and `beyond`.
-double number(py::handle value, const char* name, bool* beyond = nullptr);
+// A Python number, no bool; TypeError. Infinite where a double cannot hold it.
+double number(py::handle value, const char* name);
+// The same where infinity is a value: a number that a double cannot hold is a ValueError.
+double number_or_infinity(py::handle value, const char* name);
 
 class Engine {
  public:

@@ -91,21 +91,26 @@ const Names& names() {
   return all;
 }
 
-// Enough for any run, and exact as a double.
+// Counts stay below this: enough for any run, and exact as a double.
 constexpr std::int64_t kMaxSteps = std::int64_t{1} << 53;
 
-std::int64_t whole_number(py::handle value, const Label& label, std::int64_t least) {
+std::int64_t whole_number(py::handle value, const Label& label, std::int64_t least, std::int64_t below = kMaxSteps) {
+  int overflows = 0;
   if (PyLong_CheckExact(value.ptr())) {
-    int overflows = 0;
     const long long number = PyLong_AsLongLongAndOverflow(value.ptr(), &overflows);
-    if (overflows == 0 && number >= least && number < kMaxSteps) return number;
+    if (overflows == 0 && number >= least && number < below) return number;
   }
-  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-  const long long number = index ? PyLong_AsLongLong(index.ptr()) : -1;
-  PyErr_Clear();
-  if (number < least || number >= kMaxSteps) {
-    value_error(label, "expected a whole number >= " + std::to_string(least) + ", got " + repr_text(value));
+  long long number = -1;
+  if (PyBool_Check(value.ptr()) == 0) {
+    const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+    number = index ? PyLong_AsLongLongAndOverflow(index.ptr(), &overflows) : -1;
+    PyErr_Clear();
   }
+  const std::string expected = "expected a whole number >= " + std::to_string(least);
+  if (overflows > 0 || number >= below) {
+    value_error(label, expected + " and < " + std::to_string(below) + ", got " + shown(value));
+  }
+  if (number < least) value_error(label, expected + ", got " + shown(value));
   return number;
 }
 
@@ -136,7 +141,7 @@ class Optimizer {
  public:
   Optimizer(const std::string& rule, Structure structure, std::int64_t taken)
       : engine_(rule, Naming::optimizer), structure_(structure), taken_(taken) {
-    if (taken < 0 || taken > kMaxSteps) value_error({"step"}, "expected a count >= 0, got " + std::to_string(taken));
+    if (taken < 0 || taken >= kMaxSteps) value_error({"step"}, "expected a count >= 0, got " + std::to_string(taken));
     const auto intern = [](const char* name) {
       return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
     };
@@ -171,6 +176,7 @@ class Optimizer {
   py::object step(py::list groups, py::dict state, const py::list& given, py::handle grads, py::handle grad_scale) {
     const Turn turn(*this, std::move(groups), std::move(state));
     const double scale = number(grad_scale, "grad_scale");
+    if (taken_ + 1 >= kMaxSteps) value_error({"step"}, "expected fewer than 2^53 steps, got " + std::to_string(taken_));
     read_groups(Schedules::ask);
     check_groups();
     check_containers(given);
@@ -331,14 +337,14 @@ class Optimizer {
     for (const py::handle key : keys) {
       const py::handle grad = get(grads, key);
       if (!grad) {
-        value_error({"grads"}, "no gradient for " + repr_text(key) + " (give None to leave it out)");
+        value_error({"grads"}, "no gradient for " + shown(key) + " (give None to leave it out)");
       }
       grads_.push_back(grad);
     }
     if (PyDict_Size(grads.ptr()) != PyObject_Length(keys.ptr())) {
       for (const auto& item : py::reinterpret_borrow<py::dict>(grads)) {
         if (PySequence_Contains(keys.ptr(), item.first.ptr()) == 0) {
-          value_error({"grads"}, repr_text(item.first) + " is not the name of a parameter");
+          value_error({"grads"}, shown(item.first) + " is not the name of a parameter");
         }
       }
     }
@@ -516,7 +522,7 @@ class Optimizer {
     if (settings.average) item.ema = hold(get(item.entry, names().ema));
     if (settings.master) item.master = hold(get(item.entry, names().master));
     const py::handle step = get(item.entry, names().step);
-    item.step = (step ? whole_number(step, {"state", item.index, "step"}, 0) : 0) + 1;
+    item.step = (step ? whole_number(step, {"state", item.index, "step"}, 0, kMaxSteps - 1) : 0) + 1;
   }
 
   py::handle index_key(py::ssize_t index) {
@@ -530,7 +536,7 @@ class Optimizer {
   // May be infinite or NaN, as what the gradients made of the parameters may.
   static double scalar(py::handle value, const Label& label) {
     if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
-    return number(value, label.text().c_str());
+    return number_or_infinity(value, label.text().c_str());
   }
 
   // They stand in the groups, the same in all; the first one's hold.

@@ -2,6 +2,7 @@
 
 #include "bind/module.h"
 #include "runtime/isa.h"
+#include "runtime/quota.h"
 #include "runtime/registry.h"
 #include "runtime/threads.h"
 
@@ -45,6 +46,15 @@ std::string compiler() {
 #endif
 }
 
+// Called by a kernel, which has let go of the GIL; where warnings are errors it ends there.
+void warn_of_shortage(int asked, int granted) {
+  const py::gil_scoped_acquire held;
+  const std::string message = "num_threads: " + std::to_string(asked) +
+                              " threads cannot be started under the limits of this process, " +
+                              std::to_string(granted) + " compute";
+  if (PyErr_WarnEx(PyExc_RuntimeWarning, message.c_str(), 1) != 0) throw py::error_already_set();
+}
+
 }  // namespace
 
 void register_runtime(py::module_& m) {
@@ -53,6 +63,9 @@ void register_runtime(py::module_& m) {
   m.def("set_isa", &runtime::activate_set);
   m.def("num_threads", &runtime::num_threads);
   m.def("set_num_threads", &runtime::set_num_threads);
+  m.def("processor_quota", &runtime::processor_quota);
+  m.def("usable_processors", &runtime::usable_processors);
+  runtime::on_shortage(&warn_of_shortage);
   m.def("force_parallel", &runtime::force_parallel);
   m.def("rules", &describe_rules);
   m.def("compiler", &compiler);

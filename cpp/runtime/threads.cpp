@@ -7,9 +7,15 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "runtime/quota.h"
 
 namespace fusedstep::runtime {
 namespace {
@@ -52,10 +58,68 @@ void learn(std::int64_t items, int team, std::int64_t bytes, double own, double 
 
 constexpr int kMaxThreads = 4096;
 
-int usable_processors() {
+int affinity() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
   return omp_get_num_procs();
+}
+
+// The stack that OpenMP gives its threads: so many bytes, or KiB and so on by a letter; 0 for the system's own choice.
+std::size_t stack_bytes() {
+  for (const char* name : {"OMP_STACKSIZE", "GOMP_STACKSIZE"}) {
+    const char* text = std::getenv(name);
+    if (text == nullptr) continue;
+    char* end = nullptr;
+    const unsigned long long size = std::strtoull(text, &end, 10);
+    if (end == text) continue;
+    while (*end == ' ') ++end;
+    const char* units = "bkmg";
+    const char* unit = *end == '\0' ? units + 1 : std::strchr(units, *end | 0x20);
+    if (unit != nullptr) return std::size_t(size) << (10 * (unit - units));
+  }
+  return 0;
+}
+
+std::mutex gate;
+
+void* pass_gate(void*) {
+  const std::lock_guard<std::mutex> passed(gate);
+  return nullptr;
+}
+
+// How many of so many threads the system starts, all of them there at once.
+int startable(int wanted) {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  if (const std::size_t bytes = stack_bytes(); bytes > 0) pthread_attr_setstacksize(&attributes, bytes);
+  std::vector<pthread_t> started;
+  started.reserve(std::size_t(wanted));
+  {
+    const std::lock_guard<std::mutex> closed(gate);
+    for (pthread_t thread; int(started.size()) < wanted; started.push_back(thread)) {
+      if (pthread_create(&thread, &attributes, pass_gate, nullptr) != 0) break;
+    }
+  }
+  for (const pthread_t thread : started) pthread_join(thread, nullptr);
+  pthread_attr_destroy(&attributes);
+  return int(started.size());
+}
+
+void (*tell_shortage)(int, int) = [](int, int) {};
+std::atomic<bool> told{false};
+// OpenMP keeps a team of its own for every calling thread.
+thread_local int largest_team = 1;
+
+// The team that can be had of one of so many threads.
+int team_of(int threads) {
+  if (threads <= largest_team) return threads;
+  const int wanted = threads - 1, started = startable(wanted);
+  if (started == wanted) return largest_team = threads;
+  // What is left over is for others, who start threads and take memory too.
+  largest_team = std::max(largest_team, 1 + started - (started + 3) / 4);
+  chosen = largest_team;
+  if (!told.exchange(true)) tell_shortage(threads, largest_team);
+  return largest_team;
 }
 
 // The number at the start of the variable ("4,2" of nested OpenMP is 4); 0 where unset, -1 where it is none.
@@ -78,10 +142,18 @@ int first_choice() {
   if (own > 0) return own;
   // A value that OpenMP cannot read it ignores with a warning, and so do we.
   const int openmp = read_count("OMP_NUM_THREADS");
-  return openmp > 0 ? openmp : usable_processors();
+  return openmp > 0 ? openmp : usable_processors("");
 }
 
 }  // namespace
+
+int usable_processors(const std::string& root) {
+  // A part of a processor is worth a thread: it works in that part of the time.
+  const double quota = std::max(1.0, std::ceil(processor_quota(root)));
+  return quota < double(affinity()) ? int(quota) : affinity();
+}
+
+void on_shortage(void (*tell)(int, int)) { tell_shortage = tell; }
 
 int num_threads() {
   if (forked) return 1;
@@ -101,6 +173,7 @@ void set_num_threads(std::int64_t threads) {
         "so it computes on 1 thread (start it with 'spawn' or 'forkserver' for more)");
   }
   chosen = int(threads);
+  told = false;
 }
 
 void watch_forks() {
@@ -111,10 +184,11 @@ void force_parallel(bool force) { forced = force; }
 
 int threads_for(std::int64_t bytes) {
   const int threads = num_threads();
-  if (forced || threads == 1) return threads;
+  if (threads == 1) return 1;
+  if (forced) return team_of(threads);
   if (bytes < kSerialBytes) return 1;
   const double owed = debt;
-  if (owed <= 0.0) return threads;
+  if (owed <= 0.0) return team_of(threads);
   debt = owed - double(bytes) * seconds_per_byte * (1.0 - 1.0 / threads);
   return 1;
 }

@@ -2,8 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace fusedstep::runtime {
+
+// The processors that this process may use: those of its affinity, and no more than its control groups let it keep
+// busy, a part of one counted as one. `root`: see processor_quota.
+int usable_processors(const std::string& root);
 
 // FUSEDSTEP_NUM_THREADS, else OMP_NUM_THREADS, else the processors that this process may use. Throws
 // std::invalid_argument for a FUSEDSTEP_NUM_THREADS that is no positive number.
@@ -22,7 +27,12 @@ void watch_forks();
 // Forced, every region is parallel, however small: for tests and for benches of a given number of threads.
 void force_parallel(bool forced);
 
-// The threads to use for work that moves so many bytes.
+// OpenMP ends the process when it cannot start a thread. So before a calling thread's first larger team as many threads
+// are started, all at once, and ended; where the system refuses some, num_threads() falls to what it grants less a
+// margin, and `tell(asked, granted)` is called, once for each number that was set. It may throw.
+void on_shortage(void (*tell)(int asked, int granted));
+
+// The threads to use for work that moves so many bytes. To be asked before anything is written.
 int threads_for(std::int64_t bytes);
 
 // Runs body(context, thread, team) on each thread of a team that shares out so many items.

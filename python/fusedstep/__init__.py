@@ -6,7 +6,7 @@ number of threads.
 
 from fusedstep import averaging, curvature, data, doctor, functional, runtime, schedules
 from fusedstep._arrays import bfloat16
-from fusedstep._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fusedstep._checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
 from fusedstep._dropout import drop_connect, dropout, dropout_backward, stochastic_depth
@@ -84,6 +84,7 @@ __all__ = [
     "BatchNormSaved",
     "BatchStats",
     "Checkpoint",
+    "CheckpointError",
     "EarlyStopping",
     "LBFGSReport",
     "Lion",

@@ -21,7 +21,7 @@ def number(
     if not (math.isfinite(given) and given > above and given >= least and given < below):
         limits = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
         limits += [f"< {below:g}"] * (below < math.inf)
-        raise ValueError(f"{name}: expected a finite number {' and '.join(limits)}".rstrip() + f", got {value!r}")
+        raise ValueError(f"{name}: expected a finite number {' and '.join(limits)}".rstrip() + f", got {shown(value)}")
     return given
 
 
@@ -31,21 +31,21 @@ def whole(value: Any, name: str, *, least: int = 0, most: int = 2**53 - 1) -> in
         raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
     if not least <= value <= most:
         below = (most + 1).bit_length() - 1
-        raise ValueError(f"{name}: expected a whole number >= {least} and < 2**{below}, got {value!r}")
+        raise ValueError(f"{name}: expected a whole number >= {least} and < 2**{below}, got {shown(value)}")
     return int(value)
 
 
 def flag(value: Any, name: str) -> bool:
     """True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return bool(value)
 
 
 def choice(value: Any, name: str, known: Sequence[str]) -> str:
     """One of some names."""
     if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {shown(value)}")
     return value
 
 
@@ -58,3 +58,12 @@ def rising(values: Any, name: str) -> tuple[int, ...]:
         if after <= before:
             raise ValueError(f"{name}: expected rising numbers, got {after} after {before}")
     return numbers
+
+
+def shown(value: Any) -> str:
+    """What an error shows of a value: its repr, where it has one, cut to what is read."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # a nest too deep, a number of too many digits
+        return f"an object of type {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}…"

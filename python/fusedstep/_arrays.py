@@ -65,3 +65,11 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     """NumPy's name, but for bfloat16 however it is marked."""
     marks: Any = dtype.metadata or {}
     return "bfloat16" if marks.get("fusedstep") == "bfloat16" else dtype.name
+
+
+def unmasked(value: object, name: str) -> NDArray[Any]:
+    """`as_array`; TypeError for a masked array too, whose mask would be lost."""
+    array = as_array(value, name)
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array, got a masked one")
+    return array

@@ -7,16 +7,18 @@ random state; the caller's metadata. Beside it stands the CRC-32 of that text.
 
 The schedules of this library among the hyper-parameters are a table in the optimizer's part, `schedule_table`: rows of
 a name, arguments, the rows of the schedules within, and a state; `schedule_rows` says, group by group, which
-hyper-parameter is which row. A file with a table is of format 3, any other of format 2, which knows none and would
-refuse the rows as damage: so an older reader says that the file is newer, and reads all that it can.
+hyper-parameter is which row. `views` says which parameters lie in the memory of which other one, and where; `layers`,
+which are layers, and of what arrays. A file has the oldest format that knows what is in it, 2, 3 with schedules, 4 with
+views or layers: so an older reader says that the file is newer, and reads all that it can.
 """
 
+import errno
 import json
 import math
 import os
-import secrets
 import stat
 import struct
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,14 +29,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arrays import as_array, dtype_name
+from fusedstep._arguments import shown, whole
+from fusedstep._arrays import bfloat16_dtype, dtype_name, unmasked
+from fusedstep._files import replacing as _replacing
+from fusedstep._normalization import BatchNorm
+from fusedstep._ties import View, in_memory, place, ties
 from fusedstep.optimizers import LBFGS, Optimizer
 from fusedstep.schedules._base import Schedule
 from fusedstep.schedules._saving import Table, assemble, can_save
 
-FORMAT = 3
-#: That of a file without schedules.
-_FORMAT_WITHOUT = 2
+FORMAT = 4
+#: How deep lists and dicts may stand in each other.
+_DEEPEST = 100
 _TEXT = "fusedstep"
 _CHECKSUM = "fusedstep.crc32"
 
@@ -62,8 +68,17 @@ _BIT_GENERATORS: dict[str, Any] = {
 }
 #: Where they keep a position in a buffer, and its length: NumPy takes any number, and then reads past the end.
 _POSITIONS = {"MT19937": (("state", "pos"), 624), "Philox": (("buffer_pos",), 4)}
+#: NumPy's own is of 4 words.
+_LARGEST_POOL = 256
+#: Bytes that are copied, checked and written at a time.
+_PIECE = 1 << 19
 
 Array = NDArray[Any]
+Params = Mapping[str, Array | BatchNorm] | Sequence[Array | BatchNorm]
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of this library, or is damaged, or of a newer format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +87,8 @@ class Checkpoint:
 
     Attributes:
         params: The parameters by name (by position, "0", "1", …, where they were a list), in the order and with the
-            order of axes in memory that they were saved with.
+            order of axes in memory that they were saved with. Those that shared memory share it again. Where a
+            `BatchNorm` was, its state, for `BatchNorm.load_state_dict`.
         optimizer: A state dict for `Optimizer.load_state_dict`; None where there was no optimizer. Schedules of
             `fusedstep.schedules` are objects in its groups. Beside its own keys it has `schedules`: per group, the
             names of the hyper-parameters that were other functions, and are not in it.
@@ -80,7 +96,7 @@ class Checkpoint:
         rng: The random generator, where it was; None where none was given.
     """
 
-    params: dict[str, Array]
+    params: dict[str, Any]
     optimizer: dict[str, Any] | None
     metadata: dict[str, Any]
     rng: np.random.Generator | None = None
@@ -88,7 +104,7 @@ class Checkpoint:
 
 def save_checkpoint(
     path: str | os.PathLike[str],
-    params: Mapping[str, Array] | Sequence[Array],
+    params: Params,
     optimizer: Optimizer | LBFGS | None = None,
     *,
     rng: np.random.Generator | None = None,
@@ -102,11 +118,16 @@ def save_checkpoint(
     `fusedstep.schedules` are saved, by name and arguments, a `ReduceOnPlateau` with its state. Any other function as a
     learning rate, or one of these around it, is not; its position, the number of steps, is.
 
-    Takes no memory beyond the arrays themselves, in any order of their axes.
+    Takes no memory beyond the arrays themselves, in any order of their axes. Another thread may go on with training:
+    what was written is read back before it replaces a file. Its arrays may be of different steps then.
+
+    Parameters that share memory, such as `{"embed": w, "head": w.T}`, are saved once, and loaded as views of one array.
+    The running statistics of batch norm are part of a model: give the layers beside the parameters.
 
     Args:
         path: The file.
-        params: The parameters, by name or as a list, of any dtype that NumPy and safetensors both have.
+        params: The parameters, by name or as a list, of any dtype that NumPy and safetensors both have, and layers
+            (`BatchNorm`).
         optimizer: Its state is saved too.
         rng: A generator over one of NumPy's own bit generators; its state is saved too.
         **metadata: None, numbers, strings, arrays, and lists, tuples and dicts (by strings) of them. A NumPy scalar
@@ -114,9 +135,11 @@ def save_checkpoint(
 
     Raises:
         ModuleNotFoundError: The extra `fusedstep[checkpoint]` is not installed.
-        TypeError: Something that cannot be saved, by name: a parameter that is no array, a dtype, a value.
-        ValueError: `path` is there and no regular file; a name that is not Unicode.
-        OSError: The file cannot be written. Whatever is raised, the old file is as it was.
+        TypeError: Something that cannot be saved, by name: a parameter that is no array, or masked, a dtype, a value.
+        ValueError: `path` is there and no regular file; a name that is not Unicode; metadata that hold themselves;
+            parameters that share memory of which none holds all of the other.
+        OSError: The file cannot be written, or is not read as it was written. Whatever is raised, the old file is as it
+            was.
 
     Examples:
         >>> import tempfile, os, numpy as np, fusedstep as fs
@@ -132,25 +155,40 @@ def save_checkpoint(
         {'epoch': 3} 1
         >>> bool(loaded.rng.random() == rng.random())
         True
+
+        A model with batch norm and tied weights:
+
+        >>> w, norm = np.ones((3, 2), np.float32), fs.BatchNorm(2)
+        >>> y = norm.forward(np.eye(2, dtype=np.float32), training=True)
+        >>> fs.save_checkpoint(path, {"embed": w, "head": w.T, "norm": norm})
+        >>> loaded = fs.load_checkpoint(path).params
+        >>> np.shares_memory(loaded["embed"], loaded["head"]), loaded["head"].shape
+        (True, (2, 3))
+        >>> other = fs.BatchNorm(2)
+        >>> other.load_state_dict(loaded["norm"])
+        >>> print(other.running_mean, other.num_batches_tracked)
+        [0.05 0.05] 1
     """
     _safetensors()
     tensors: dict[str, Array] = {}
-    named = _encode_params(params, tensors)
+    fields = _encode_params(params, tensors)
     encoded = None if optimizer is None else _encode_optimizer(_state_of(optimizer), tensors)
+    scheduled = encoded is not None and "schedule_table" in encoded
     header = {
-        "format": FORMAT if encoded and "schedule_table" in encoded else _FORMAT_WITHOUT,
+        "format": FORMAT if len(fields) > 1 else 3 if scheduled else 2,
         "version": _core.version,
-        "params": named,
+        **fields,
         "optimizer": encoded,
         "rng": None if rng is None else _encode_rng(rng, tensors),
         "metadata": {name: _encode(value, f"metadata/{name}", tensors) for name, value in metadata.items()},
     }
     with _replacing(path) as file:
-        _write(file, header, tensors)
+        written = _write(file, header, tensors)
         file.flush()
-        # What safetensors would not open must not replace a good file.
+        # What cannot be read, or is not what was written, must not replace a good file.
         with _opened(file.name):
             pass
+        _verify(file, written)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -167,7 +205,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
         ModuleNotFoundError: The extra `fusedstep[checkpoint]` is not installed.
-        ValueError: The file is damaged, or no checkpoint of this library, or of a newer format.
+        CheckpointError: The file is damaged, or no checkpoint of this library, or of a newer format; it is no regular
+            file. A ValueError: whatever somebody made of the file, nothing else is raised, and soon.
         OSError: The file cannot be read; FileNotFoundError where there is none.
 
     Examples:
@@ -178,76 +217,95 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         {'0': array([0., 0.], dtype=float32)}
     """
     _safetensors()
-    # safetensors reports whatever it cannot open as a missing file.
-    with open(path, "rb"):
-        pass
+    path = os.fsdecode(path)
     try:
-        with _opened(path) as file:
-            header = _read_header(file.metadata() or {})
-            return (_read_format_1 if header["format"] == 1 else _read)(header, file)
+        with _reading(path) as file, _opened(path) as safe:
+            header = _read_header(safe.metadata() or {})
+            return (_read_format_1 if header["format"] == 1 else _read)(header, safe, file)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged: {type(error).__name__}: {error!s:.1000}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from error
+        raise CheckpointError(f"{path}: {error!s:.1000}") from error
 
 
 # ---- Values: JSON, with one-key dicts for what JSON has not. ----
 
 
-def _encode(value: Any, name: str, tensors: dict[str, Array]) -> Any:
+def _encode(value: Any, name: str, tensors: dict[str, Array], depth: int = 0) -> Any:
     """`value` as JSON; its arrays go into `tensors`."""
     if isinstance(value, (np.bool, np.number, np.str_)):
         value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        _check_digits(value, name)
         return value
     if isinstance(value, float):
         # Infinity and NaN are no JSON, though Python would write them.
         return value if math.isfinite(value) else {"float": repr(float(value))}
+    if isinstance(value, (list, tuple, dict)) and depth == _DEEPEST:
+        raise ValueError(f"{name:.80}…: expected lists and dicts at most {_DEEPEST} deep, and none that holds itself")
     if isinstance(value, (list, tuple)):
-        items = [_encode(item, f"{name}/{k}", tensors) for k, item in enumerate(value)]
+        items = [_encode(item, f"{name}/{k}", tensors, depth + 1) for k, item in enumerate(value)]
         return {"tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, dict):
-        return {"dict": _encode_dict(value, name, tensors)}
+        return {"dict": _encode_dict(value, name, tensors, depth + 1)}
     if hasattr(value, "__array__") or hasattr(value, "__dlpack__"):
-        return {"tensor": _add(as_array(value, name), name, name, tensors)}
+        return {"tensor": _add(unmasked(value, name), name, name, tensors)}
     raise TypeError(f"{name}: cannot save a value of type {type(value).__qualname__}")
 
 
-def _encode_dict(values: Mapping[Any, Any], name: str, tensors: dict[str, Array]) -> dict[str, Any]:
+def _check_digits(value: int, name: str) -> None:
+    """Python reads numbers of so many digits only."""
+    most = sys.int_info.default_max_str_digits
+    if value.bit_length() > 3 * most and abs(value) >= 10**most:
+        raise ValueError(f"{name}: expected a number of at most {most} digits, got one of {value.bit_length()} bits")
+
+
+def _encode_dict(values: Mapping[Any, Any], name: str, tensors: dict[str, Array], depth: int = 0) -> dict[str, Any]:
     for key in values:
         if not isinstance(key, str):
-            raise TypeError(f"{name}: expected keys that are strings, got {key!r}")
-    return {key: _encode(value, f"{name}/{key}", tensors) for key, value in values.items()}
+            raise TypeError(f"{name}: expected keys that are strings, got {shown(key)}")
+    return {key: _encode(value, f"{name}/{key}", tensors, depth) for key, value in values.items()}
 
 
-def _decode(value: Any, tensors: dict[str, Array]) -> Any:
+def _decode(value: Any, tensors: dict[str, Array], depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise ValueError(f"damaged: lists and dicts more than {_DEEPEST} deep")
     if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
+        return [_decode(item, tensors, depth + 1) for item in value]
     if not isinstance(value, dict):
         return value
     match list(value.items()):
         case [("float", "inf" | "-inf" | "nan" as text)]:
             return float(text)
         case [("tuple", list(items))]:
-            return tuple(_decode(item, tensors) for item in items)
+            return tuple(_decode(item, tensors, depth + 1) for item in items)
         case [("dict", dict(items))]:
-            return {key: _decode(item, tensors) for key, item in items.items()}
+            return {key: _decode(item, tensors, depth + 1) for key, item in items.items()}
         case [("tensor", str(name))]:
             return _take(tensors, name)
-    raise ValueError(f"damaged: {value!r} is no value")
+    raise ValueError(f"damaged: {shown(value)} is no value")
 
 
 def _add(array: Array, name: str, label: str, tensors: dict[str, Array]) -> str:
     """Adds an array under a name like `name`, which it returns."""
+    _check_array(array, name, label)
+    # Two paths may read the same: {"a": {"b": …}, "a/b": …}.
+    while name in tensors:
+        name += "'"
+    # A view of its own: another thread may give the array another shape.
+    tensors[name] = np.ndarray.view(array, np.ndarray)
+    return name
+
+
+def _check_array(array: Array, name: str, label: str) -> None:
     if dtype_name(array.dtype) not in _DTYPES or array.dtype != array.dtype.newbyteorder("<"):
         raise TypeError(f"{label}: cannot save dtype {array.dtype!r}, expected one of {', '.join(_DTYPES)}")
     try:
         name.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{label}: {error}") from error
-    # Two paths may read the same: {"a": {"b": …}, "a/b": …}.
-    while name in tensors:
-        name += "'"
-    tensors[name] = array
-    return name
 
 
 def _take(tensors: dict[str, Array], name: str) -> Array:
@@ -259,18 +317,93 @@ def _take(tensors: dict[str, Array], name: str) -> Array:
 # ---- Parameters, optimizer, random state ----
 
 
-def _encode_params(params: Mapping[str, Array] | Sequence[Array], tensors: dict[str, Array]) -> list[str]:
+def _encode_params(params: Params, tensors: dict[str, Array]) -> dict[str, Any]:
+    """The header's fields of them."""
     if isinstance(params, Mapping):
-        named = [(name, f"params[{name!r}]", param) for name, param in params.items()]
+        named = [(name, f"params[{shown(name)}]", param) for name, param in params.items()]
     elif isinstance(params, (list, tuple)):
         named = [(str(k), f"params[{k}]", param) for k, param in enumerate(params)]
     else:
         raise TypeError(f"params: expected a mapping or a list of arrays, got {type(params).__qualname__}")
+    arrays: dict[str, Array] = {}
+    labels: dict[str, str] = {}
+    layers: dict[str, dict[str, Any]] = {}
+
+    def add(value: Any, name: str, label: str) -> str:
+        array = unmasked(value, label)
+        _check_array(array, name, label)
+        while name in arrays:
+            name += "'"
+        arrays[name], labels[name] = np.ndarray.view(array, np.ndarray), label
+        return name
+
     for name, label, param in named:
         if not isinstance(name, str):
-            raise TypeError(f"params: expected names that are strings, got {name!r}")
-        _add(as_array(param, label), f"param/{name}", label, tensors)
-    return [name for name, _, _ in named]
+            raise TypeError(f"params: expected names that are strings, got {shown(name)}")
+        if not isinstance(param, BatchNorm):
+            add(param, f"param/{name}", label)
+    # After the parameters, whose names in the file are their own.
+    for name, label, param in named:
+        if isinstance(param, BatchNorm):
+            own = {
+                part: add(array, f"param/{name}/{part}", f"{label}.{part}") for part, array in param._arrays().items()
+            }
+            batches = None
+            if param.running_mean is not None:
+                batches = whole(param.num_batches_tracked, f"{label}.num_batches_tracked")
+            layers[name] = {"arrays": own, "num_batches_tracked": batches}
+    views = ties(arrays, labels)
+    tensors |= {name: array for name, array in arrays.items() if name not in views}
+    fields: dict[str, Any] = {"params": [name for name, _, _ in named]}
+    if views:
+        fields["views"] = {name: view._asdict() for name, view in views.items()}
+    if layers:
+        fields["layers"] = layers
+    return fields
+
+
+def _decode_params(header: dict[str, Any], tensors: dict[str, Array]) -> dict[str, Any]:
+    views = {name: _decode_view(view) for name, view in _optional(header, "views").items()}
+    placed = {}
+    for name, view in views.items():
+        if name in tensors or view.of not in tensors:
+            raise ValueError(f"damaged: {name!r} is a view of {view.of!r}")
+        try:
+            placed[name] = place(view, tensors[view.of])
+        except ValueError as error:
+            raise ValueError(f"damaged: {name!r}: {error}") from error
+    tensors |= placed
+    layers = _optional(header, "layers")
+    names = _list(_field(header, "params", list), str, "params")
+    if not layers.keys() <= set(names):
+        raise ValueError(f"damaged: layers {sorted(layers)}")
+    return {
+        name: _decode_layer(layers[name], tensors) if name in layers else _take(tensors, f"param/{name}")
+        for name in names
+    }
+
+
+def _decode_view(saved: Any) -> View:
+    fields = _dict(saved, "a view")
+    of, dtype, offset = _field(fields, "of", str), _field(fields, "dtype", str), _field(fields, "offset", int)
+    shape, strides = (_list(_field(fields, key, list), int, f"{key} of a view") for key in ("shape", "strides"))
+    sizes = (*shape, *strides, offset)
+    # No memory is as large; NumPy takes 64 axes.
+    if dtype not in _DTYPES or len(shape) != len(strides) or len(shape) > 64 or any(abs(n) > 2**60 for n in sizes):
+        raise ValueError(f"damaged: a view is {shown(saved)}")
+    return View(of, dtype, tuple(shape), offset, tuple(strides))
+
+
+def _decode_layer(saved: Any, tensors: dict[str, Array]) -> dict[str, Array]:
+    """A state dict for `BatchNorm.load_state_dict`."""
+    fields = _dict(saved, "a layer")
+    state = {name: _take(tensors, str(own)) for name, own in _field(fields, "arrays", dict).items()}
+    batches = _field(fields, "num_batches_tracked", (int, type(None)))
+    if batches is not None:
+        if isinstance(batches, bool) or not 0 <= batches < 2**53:
+            raise ValueError(f"damaged: 'num_batches_tracked' is {shown(batches)}")
+        state["num_batches_tracked"] = np.array(batches)
+    return state
 
 
 def _state_of(optimizer: Any) -> dict[str, Any]:
@@ -344,7 +477,7 @@ def _decode_schedules(
     for group, own in zip(groups, rows, strict=True):
         for name, row in own.items():
             if name in group or type(row) is not int or not 0 <= row < len(made):
-                raise ValueError(f"damaged: {name!r} is schedule {row!r}")
+                raise ValueError(f"damaged: {name!r} is schedule {shown(row)}")
     return [{name: made[row] for name, row in own.items()} for own in rows]
 
 
@@ -357,6 +490,7 @@ def _encode_rng(rng: np.random.Generator, tensors: dict[str, Array]) -> dict[str
     seeds = bits.seed_seq
     if type(seeds) is not np.random.SeedSequence:
         raise TypeError(f"rng: expected a seed sequence of type SeedSequence, got {type(seeds).__qualname__}")
+    _check_seeds(seeds.state, "rng: ")
     # The seeds too: `Generator.spawn` draws from them.
     return _encode_dict({"state": bits.state, "seeds": seeds.state}, "rng", tensors)
 
@@ -365,6 +499,7 @@ def _decode_rng(saved: dict[str, Any], tensors: dict[str, Array]) -> np.random.G
     state = _decode(_field(saved, "state", dict), tensors)
     seeds = _decode(_field(saved, "seeds", dict), tensors)
     try:
+        _check_seeds(seeds, "")
         kind = state["bit_generator"]
         bits = _BIT_GENERATORS[kind](np.random.SeedSequence(**seeds))
         bits.state = state
@@ -374,16 +509,35 @@ def _decode_rng(saved: dict[str, Any], tensors: dict[str, Array]) -> np.random.G
             for key in keys:
                 position = position[key]
             if not 0 <= position <= length:
-                raise ValueError(f"{'.'.join(keys)} is {position}")
+                raise ValueError(f"{'.'.join(keys)} is {shown(position)}")
     except (IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"damaged: no random state ({error!r})") from error
     return np.random.Generator(bits)
 
 
+def _check_seeds(seeds: Any, place: str) -> None:
+    """What a `numpy.random.SeedSequence` is made of: it mixes every word of its pool with every other."""
+    if not isinstance(seeds, dict) or set(seeds) != {"entropy", "spawn_key", "pool_size", "n_children_spawned"}:
+        raise ValueError(f"{place}seeds are {shown(seeds)}")
+    for name, most in (("pool_size", _LARGEST_POOL), ("n_children_spawned", 2**63 - 1)):
+        count = seeds[name]
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or not 0 <= count <= most:
+            raise ValueError(f"{place}{name}: expected a whole number from 0 to {most}, got {shown(count)}")
+
+
 # ---- The file ----
 
 
-def _write(file: BinaryIO, header: dict[str, Any], tensors: dict[str, Array]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What must be found in a file again: its first bytes, then so many of every array, and the checksums of these."""
+
+    header: bytes
+    sizes: dict[str, int]
+    checksums: dict[str, int]
+
+
+def _write(file: BinaryIO, header: dict[str, Any], tensors: dict[str, Array]) -> _Written:
     # By hand: safetensors up to 0.7 doubles the memory; 0.8 does so for arrays that are not in C order, and makes a
     # file of its own beside ours. The checksums are those of the bytes that go out, even if somebody steps meanwhile;
     # so the header, whose length does not depend on them, goes out last.
@@ -394,7 +548,22 @@ def _write(file: BinaryIO, header: dict[str, Any], tensors: dict[str, Array]) ->
             checksums[name] = zlib.crc32(piece, checksums[name])
             file.write(piece)
     file.seek(0)
-    file.write(_header_bytes(header, tensors, checksums))
+    first = _header_bytes(header, tensors, checksums)
+    file.write(first)
+    return _Written(first, {name: tensors[name].nbytes for name in _layout(tensors)}, checksums)
+
+
+def _verify(file: BinaryIO, written: _Written) -> None:
+    """Reads a file back, and compares."""
+    file.seek(0)
+    same = file.read(len(written.header)) == written.header
+    for name, size in written.sizes.items():
+        checksum = 0
+        while size > 0 and (piece := file.read(min(size, _PIECE))):
+            checksum, size = zlib.crc32(piece, checksum), size - len(piece)
+        same = same and size == 0 and checksum == written.checksums[name]
+    if not same or file.read(1):
+        raise OSError(errno.EIO, "what is read back is not what was written", file.name)
 
 
 def _header_bytes(header: dict[str, Any], tensors: dict[str, Array], checksums: dict[str, int]) -> bytes:
@@ -403,7 +572,7 @@ def _header_bytes(header: dict[str, Any], tensors: dict[str, Array], checksums: 
             "dtype": dtype_name(array.dtype),
             "shape": array.shape,
             "crc32": f"{checksums[name]:08x}",
-            "axes": _axes(array),
+            "axes": in_memory(array),
         }
         for name, array in tensors.items()
     }
@@ -429,50 +598,24 @@ def _layout(tensors: dict[str, Array]) -> list[str]:
     return sorted(tensors, key=lambda name: -tensors[name].itemsize)
 
 
-def _axes(array: Array) -> list[int]:
-    """The axes as they lie in memory, the slowest first; in C order where they leave gaps."""
-    axes = sorted(range(array.ndim), key=lambda k: -array.strides[k])
-    return axes if array.transpose(axes).flags.c_contiguous and not array.flags.c_contiguous else sorted(axes)
-
-
 def _pieces(array: Array) -> Iterator[memoryview]:
-    """The bytes in C order: of the array itself where it is, through a buffer of 64 Ki items where it is not."""
+    """Copies of the bytes, in C order: what is checked and written is the same, whoever writes into the array."""
     flags = ["external_loop", "buffered", "zerosize_ok"]
-    for piece in np.nditer(array, flags, [["readonly", "contig"]], order="C", buffersize=2**16):  # type: ignore[call-overload]
-        yield piece.reshape(-1).view(np.uint8).data
+    items = max(1, _PIECE // array.itemsize)
+    for piece in np.nditer(array, flags, [["readonly", "contig"]], order="C", buffersize=items):  # type: ignore[call-overload]
+        flat = piece.reshape(-1)
+        for start in range(0, flat.size, items):
+            yield flat[start : start + items].copy().view(np.uint8).data
 
 
 @contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends, or vanishes when it fails."""
-    target = os.path.realpath(path)
-    try:
-        mode = os.stat(target).st_mode
-    except FileNotFoundError:
-        mode = None
-    if mode is not None and not stat.S_ISREG(mode):
-        raise ValueError(f"{os.fspath(path)}: is there, and no regular file")
-    directory = os.path.dirname(target)
-    temporary = os.path.join(directory, f".fusedstep-{secrets.token_hex(8)}.tmp")
-    try:
-        # Not `tempfile`, whose files only their owner may read.
-        with open(temporary, "xb") as file:
-            if mode is not None:
-                os.fchmod(file.fileno(), stat.S_IMODE(mode))
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-    # Until the directory is on the disk too, a loss of power may bring the old file back.
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _reading(path: str) -> Iterator[BinaryIO]:
+    """A regular file; anything else might never end, or never begin."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with open(descriptor, "rb") as file:  # of a directory: IsADirectoryError
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("no regular file")
+        yield file
 
 
 @contextmanager
@@ -492,7 +635,7 @@ def _read_header(metadata: dict[str, str]) -> dict[str, Any]:
         raise ValueError("no checkpoint of fusedstep")
     if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(text):
         raise ValueError("damaged: the header has another checksum")
-    header = _dict(json.loads(text), "the header")
+    header = _dict(json.loads(text, parse_constant=_no_number), "the header")
     version = _field(header, "format", int)
     if version > FORMAT:
         raise ValueError(f"format {version} is newer than this version of fusedstep reads ({FORMAT})")
@@ -501,14 +644,22 @@ def _read_header(metadata: dict[str, str]) -> dict[str, Any]:
     return header
 
 
-def _read(header: dict[str, Any], file: Any) -> Checkpoint:
+def _no_number(text: str) -> None:
+    raise ValueError(f"damaged: {text} is no JSON")
+
+
+def _read(header: dict[str, Any], safe: Any, file: BinaryIO) -> Checkpoint:
     _field(header, "version", str)
     schema = _field(header, "tensors", dict)
-    _same_names(set(schema), set(file.keys()))
-    tensors = {name: _read_tensor(_dict(schema[name], "a tensor"), name, file) for name in file.keys()}  # noqa: SIM118
+    places = _places(file)
+    _same_names(set(schema), set(places))
+    _same_names(set(schema), set(safe.keys()))
+    tensors = {
+        name: _read_tensor(_dict(schema[name], "a tensor"), name, safe, file, start) for name, start in places.items()
+    }
     optimizer, rng = (_field(header, key, (dict, type(None))) for key in ("optimizer", "rng"))
     checkpoint = Checkpoint(
-        {name: _take(tensors, f"param/{name}") for name in _list(_field(header, "params", list), str, "params")},
+        _decode_params(header, tensors),
         None if optimizer is None else _decode_optimizer(optimizer, tensors),
         {name: _decode(value, tensors) for name, value in _field(header, "metadata", dict).items()},
         None if rng is None else _decode_rng(rng, tensors),
@@ -517,27 +668,44 @@ def _read(header: dict[str, Any], file: Any) -> Checkpoint:
     return checkpoint
 
 
-def _read_tensor(schema: dict[str, Any], name: str, file: Any) -> Array:
+def _places(file: BinaryIO) -> dict[str, int]:
+    """Where the arrays begin, in a file whose header safetensors has checked."""
+    file.seek(0)
+    (length,) = struct.unpack("<Q", file.read(8))
+    entries = _dict(json.loads(file.read(length)), "the file's header")
+    return {
+        name: 8 + length + int(entry["data_offsets"][0]) for name, entry in entries.items() if name != "__metadata__"
+    }
+
+
+def _read_tensor(schema: dict[str, Any], name: str, safe: Any, file: BinaryIO, start: int) -> Array:
     dtype, shape = _field(schema, "dtype", str), _field(schema, "shape", list)
     axes = _list(_field(schema, "axes", list), int, f"axes of {name!r}")
-    stored = file.get_slice(name)
+    stored = safe.get_slice(name)
     if dtype not in _DTYPES or (stored.get_dtype(), stored.get_shape()) != (_DTYPES[dtype], shape):
-        raise ValueError(f"damaged: {name!r} is {stored.get_dtype()} {stored.get_shape()}, not {dtype} {shape}")
+        raise ValueError(
+            f"damaged: {name!r} is {stored.get_dtype()} {stored.get_shape()}, not {shown(dtype)[1:-1]} {shown(shape)}"
+        )
     if sorted(axes) != list(range(len(shape))):
-        raise ValueError(f"damaged: axes of {name!r}: {axes}")
-    array: Array = file.get_tensor(name)
-    if f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}" != _field(schema, "crc32", str):
+        raise ValueError(f"damaged: axes of {name!r}: {shown(axes)}")
+    # By hand: what safetensors maps into memory another program may cut off, and it has no bfloat16 without ml_dtypes.
+    array: Array = np.empty(shape, bfloat16_dtype() if dtype == "bfloat16" else dtype)
+    content = array.reshape(-1).view(np.uint8).data
+    file.seek(start)
+    if file.readinto(content) != array.nbytes:  # type: ignore[attr-defined]
+        raise ValueError(f"damaged: {name!r} is cut off")
+    if f"{zlib.crc32(content):08x}" != _field(schema, "crc32", str):
         raise ValueError(f"damaged: {name!r} has another checksum")
     return array if axes == sorted(axes) else array.transpose(axes).copy(order="C").transpose(np.argsort(axes))
 
 
-def _read_format_1(header: dict[str, Any], file: Any) -> Checkpoint:
+def _read_format_1(header: dict[str, Any], safe: Any, file: BinaryIO) -> Checkpoint:
     """Format 1 had no schema, no tags, and null where a state is an array."""
     tensors: dict[str, Array] = {}
-    for name in file.keys():  # noqa: SIM118
-        if (dtype := file.get_slice(name).get_dtype()) not in _DTYPES.values():
+    for name in safe.keys():  # noqa: SIM118
+        if (dtype := safe.get_slice(name).get_dtype()) not in _DTYPES.values():
             raise ValueError(f"damaged: {name!r} is {dtype}")
-        tensors[name] = file.get_tensor(name)
+        tensors[name] = safe.get_tensor(name)
     params = {name.removeprefix("param/"): tensors.pop(name) for name in list(tensors) if name.startswith("param/")}
     optimizer = _field(header, "optimizer", (dict, type(None)))
     if optimizer is not None:
@@ -559,7 +727,15 @@ def _read_format_1(header: dict[str, Any], file: Any) -> Checkpoint:
             {**optimizer, "state": state, "param_groups": groups, "schedules": [[] for _ in groups]}, tensors
         )
     _same_names(set(), set(tensors))
-    return Checkpoint(params, optimizer, _field(header, "metadata", dict))
+    _check_depth(metadata := _field(header, "metadata", dict))
+    return Checkpoint(params, optimizer, metadata)
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"damaged: lists and dicts more than {_DEEPEST} deep")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(item, depth + 1)
 
 
 # ---- What a field must be ----
@@ -570,25 +746,30 @@ def _field(holder: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> A
         raise ValueError(f"damaged: the header has no {key!r}")
     value = holder[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"damaged: {key!r} is {value!r}")
+        raise ValueError(f"damaged: {key!r} is {shown(value)}")
     return value
+
+
+def _optional(holder: dict[str, Any], key: str) -> dict[str, Any]:
+    found: dict[str, Any] = _field({key: {}, **holder}, key, dict)
+    return found
 
 
 def _dict(value: Any, label: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"damaged: {label} is {value!r}")
+        raise ValueError(f"damaged: {label} is {shown(value)}")
     return value
 
 
 def _list(values: Any, kind: type, label: str) -> list[Any]:
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        raise ValueError(f"damaged: {label}: {values!r}")
+        raise ValueError(f"damaged: {label}: {shown(values)}")
     return values
 
 
 def _position(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"damaged: a state of parameter {text!r}")
+        raise ValueError(f"damaged: a state of parameter {shown(text)}")
     return int(text)
 
 

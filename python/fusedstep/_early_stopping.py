@@ -86,12 +86,14 @@ class EarlyStopping:
         """
         value = metric_of(metric)
         at = self._observations if step is None else whole(step, "step")
-        self._observations += 1
+        observations = whole(self._observations + 1, "observations")
+        bad = whole(self.bad_observations + 1, "bad_observations")
+        self._observations = observations
         if self._improves(value):
             copies = None if self._weights is None else self._weights.copies()
             self.best, self.best_step, self.bad_observations, self._kept = value, at, 0, copies
             return False
-        self.bad_observations += 1
+        self.bad_observations = bad
         stop = self.bad_observations >= self.patience
         if stop and self._kept is not None:
             self.restore()

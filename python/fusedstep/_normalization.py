@@ -1,5 +1,6 @@
 """Batch normalization: what is called."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arguments import shown
 from fusedstep._arrays import as_array
 from fusedstep._core import BatchNormSaved
 from fusedstep.reference import batch_norm as exact
@@ -553,16 +555,16 @@ class BatchNorm:
         skip_nonfinite: bool = False,
         dtype: Any = np.float32,
     ) -> None:
-        if not _is_integer(num_features) or num_features < 1:
-            raise ValueError(f"num_features: expected a whole number >= 1, got {num_features!r}")
-        if not _is_number(eps) or not (eps > 0 and np.isfinite(eps)):
-            raise ValueError(f"eps: expected a finite number > 0, got {eps!r}")
+        if not _is_integer(num_features) or not 1 <= num_features < 2**53:
+            raise ValueError(f"num_features: expected a whole number >= 1, got {shown(num_features)}")
+        if not _is_number(eps) or not 0 < eps <= sys.float_info.max:
+            raise ValueError(f"eps: expected a finite number > 0, got {shown(eps)}")
         if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
-            raise ValueError(f"momentum: expected a number in [0, 1] or None, got {momentum!r}")
+            raise ValueError(f"momentum: expected a number in [0, 1] or None, got {shown(momentum)}")
         if not _is_integer(channel_axis):
             raise TypeError(f"channel_axis: expected an integer, got {type(channel_axis).__name__}")
         if activation is not None and not (isinstance(activation, str) and activation == "relu"):
-            raise ValueError(f"activation: expected 'relu' or None, got {activation!r}")
+            raise ValueError(f"activation: expected 'relu' or None, got {shown(activation)}")
         for name, flag in (
             ("affine", affine),
             ("track_running_stats", track_running_stats),
@@ -601,6 +603,9 @@ class BatchNorm:
         if -len(shape) <= self.channel_axis < len(shape) and shape[self.channel_axis] != self._features:
             raise ValueError(f"x: expected {self._features} channels in axis {self.channel_axis}, got shape {shape}")
         momentum = self.momentum
+        if not _is_integer(self.num_batches_tracked) or not 0 <= self.num_batches_tracked < 2**53 - 1:
+            tracked = shown(self.num_batches_tracked)
+            raise ValueError(f"num_batches_tracked: expected a whole number >= 0 and < 2**53 - 1, got {tracked}")
         y, self._saved, taken = _core.batch_norm(
             x,
             self.weight,
@@ -669,12 +674,10 @@ class BatchNorm:
                 raise ValueError(f"state[{name!r}]: expected shape {mine[name].shape}, got {array.shape}")
         if "running_var" in given and (given["running_var"] < 0).any():
             raise ValueError(f"state['running_var']: expected numbers >= 0, got {given['running_var'].min()}")
-        tracked = np.asarray(state.get("num_batches_tracked", 0))
-        if tracked.shape != () or tracked.dtype.kind not in "iu" or tracked < 0:
-            raise ValueError(f"state['num_batches_tracked']: expected a whole number >= 0, got {tracked}")
+        tracked = _tracked(state.get("num_batches_tracked", 0))
         for name, array in given.items():
             mine[name][...] = array
-        self.num_batches_tracked = int(tracked)
+        self.num_batches_tracked = tracked
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has its own arrays, and no forward pass to go back through.
@@ -688,6 +691,19 @@ class BatchNorm:
             "running_var": self.running_var,
         }
         return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _tracked(value: Any) -> int:
+    """A number of batches, which PyTorch keeps in a tensor."""
+    name = "state['num_batches_tracked']"
+    if hasattr(value, "__array__") and not isinstance(value, np.generic):
+        array = as_array(value, name)
+        if array.shape != () or array.dtype.kind not in "iu":
+            raise ValueError(f"{name}: expected a whole number >= 0, got {shown(value)}")
+        value = array.item()
+    if not _is_integer(value) or not 0 <= value < 2**53:
+        raise ValueError(f"{name}: expected a whole number >= 0 and < 2**53, got {shown(value)}")
+    return int(value)
 
 
 def _array(value: Any, name: str) -> Any:
@@ -710,7 +726,7 @@ def _check_channels(array: Any, name: str, like: Any) -> None:
 
 def _check_flag(value: Any, name: str) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
 
 
 def _is_integer(value: Any) -> bool:
@@ -721,8 +737,8 @@ def _dtype_name(dtype: Any) -> str:
     """NumPy's name of it; what it is where it is none."""
     try:
         return str(dtype) if dtype is None else np.dtype(dtype).name
-    except TypeError:
-        return repr(dtype)
+    except (TypeError, UnicodeError):
+        return shown(dtype)
 
 
 def _is_number(value: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep._arguments import whole
 from fusedstep._arrays import as_array
 
 Array = NDArray[Any]
@@ -47,7 +48,9 @@ class RowSparse:
             indices = np.asarray(indices, dtype=None if len(indices) else np.int64)
         self.indices: Array = indices
         self.values: Array = values
-        self.shape = tuple(int(length) for length in shape)
+        if not isinstance(shape, list | tuple):
+            raise TypeError(f"shape: expected a tuple of whole numbers, got {type(shape).__name__}")
+        self.shape = tuple(whole(length, f"shape[{k}]") for k, length in enumerate(shape))
         self._check("")
 
     def _check(self, prefix: str) -> None:

@@ -74,7 +74,7 @@ class EMA(Guest):
             RuntimeError: Within `swap`.
         """
         self._at_home("update")
-        updates = self.updates + 1
+        updates = whole(self.updates + 1, "updates")
         decay = min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
         moved = []
         with np.errstate(all="ignore"):
@@ -169,7 +169,7 @@ class SWA(Guest):
             RuntimeError: Within `swap`.
         """
         self._at_home("update")
-        updates = self.updates + 1
+        updates = whole(self.updates + 1, "updates")
         moved = []
         with np.errstate(all="ignore"):
             for mean, array in zip(self._means, self._weights.arrays, strict=True):

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from operator import index
 
 from fusedstep import _core
+from fusedstep._arguments import shown
 
 __all__ = ["available_isas", "isa", "num_threads", "set_isa", "set_num_threads", "threads", "use_isa"]
 
@@ -41,7 +42,7 @@ def set_isa(name: str) -> None:
     """
     if not isinstance(name, str):
         raise TypeError(f"isa: expected a name, got {type(name).__name__}")
-    _core.set_isa(name)
+    _core.set_isa(name.encode("ascii", "backslashreplace").decode())
 
 
 @contextmanager
@@ -58,7 +59,11 @@ def use_isa(name: str) -> Iterator[None]:
 def num_threads() -> int:
     """The number of threads that large work is shared out over.
 
-    At first use it is `FUSEDSTEP_NUM_THREADS`, else `OMP_NUM_THREADS`, else the processors that this process may use.
+    At first use it is `FUSEDSTEP_NUM_THREADS`, else `OMP_NUM_THREADS`, else the processors that this process may use:
+    those of its affinity, and no more than the CPU quota of its control groups (a container's limit), rounded up. Where
+    the system does not let so many threads start, a `RuntimeWarning` says so at the first work that needs them, and it
+    is fewer from then on.
+
     In a process forked from one that had loaded fusedstep it is 1: OpenMP's threads do not survive a fork.
 
     Raises:
@@ -79,6 +84,8 @@ def set_num_threads(threads: int) -> None:
         number = index(threads)
     except TypeError:
         raise TypeError(f"num_threads: expected a whole number, got {threads!r}") from None
+    if abs(number) >= 2**63:
+        raise ValueError(f"num_threads: expected 1 to 4096, got {shown(threads)}")
     _core.set_num_threads(number)
 
 

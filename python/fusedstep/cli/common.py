@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from fusedstep import runtime
+from fusedstep._files import write_whole
 
 
 class MissingExtraError(Exception):
@@ -77,7 +78,7 @@ def write_json(content: dict[str, Any], target: str) -> None:
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).write_text(text, encoding="utf-8")
+        write_whole(target, text.encode())
 
 
 def _finite(value: Any) -> Any:

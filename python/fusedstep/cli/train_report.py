@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._files import save_figure
 from fusedstep.doctor import plot_update_ratios
 
 
@@ -120,5 +121,5 @@ def plot(record: dict[str, Any], path: str) -> None:
     figure.suptitle(
         f"Digits: {options['optimizer']}, lr {options['lr']:g}{changes}, batches of {options['batch_size']}, {norm}"
     )
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
     plt.close(figure)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedstep._arrays import as_array
+from fusedstep._arrays import unmasked
 from fusedstep.curvature._plots import saved_axes
 from fusedstep.curvature._space import Array, Vector, check_callable, plain, positive, real, whole
 
@@ -186,7 +186,7 @@ def _restored(params: Any, optimizer: Any) -> Iterator[None]:
         entries = list(params.values())
     else:
         entries = list(params) if isinstance(params, (list, tuple)) else [params]
-    arrays = [as_array(entry, f"params[{k}]") for k, entry in enumerate(entries)]
+    arrays = [unmasked(entry, f"params[{k}]") for k, entry in enumerate(entries)]
     for k, array in enumerate(arrays):
         if not array.flags.writeable:
             raise ValueError(f"params[{k}]: expected an array that can be put back, got a read-only one")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fusedstep._files import save_figure
 from fusedstep.curvature._space import require
 
 
@@ -14,4 +15,4 @@ def saved_axes(path: str) -> Iterator[Any]:
     axes = figure.subplots()
     yield axes
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._arrays import as_array
+from fusedstep._arrays import unmasked
 from fusedstep.curvature._products import Operator
 from fusedstep.curvature._space import Array, Gradient, check_callable, plain, positive, real
 
@@ -163,7 +163,7 @@ def measure_shift(before: Any, after: Any, *, channel_axis: int = 1) -> Shift:
 
 
 def _moments(value: Any, name: str, channel_axis: int) -> tuple[Array, Array]:
-    array = as_array(value, name)
+    array = unmasked(value, name)
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected floats, got {array.dtype}")
     if not -array.ndim <= channel_axis < array.ndim:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._arrays import as_array
+from fusedstep._arrays import unmasked
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
@@ -86,7 +86,7 @@ class Space:
 
 def _array(value: object, name: str) -> Array:
     """An array; NumPy's arithmetic on arrays of no axes gives numbers."""
-    return np.asarray(value) if isinstance(value, np.generic) else as_array(value, name)
+    return np.asarray(value) if isinstance(value, np.generic) else unmasked(value, name)
 
 
 def require(module: str, extra: str) -> Any:

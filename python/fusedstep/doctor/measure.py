@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._arrays import as_array, dtype_name
+from fusedstep._arrays import dtype_name, unmasked
 from fusedstep._core import StepReport
 from fusedstep._sparse import RowSparse
 from fusedstep.doctor.run import finite
@@ -50,7 +50,7 @@ def flattened(grads: Any) -> Gradients:
         return [entry for value in grads for entry in flattened(value)]
     if grads is None or isinstance(grads, RowSparse):
         return [None]
-    array = as_array(grads, "grads")
+    array = unmasked(grads, "grads")
     if dtype_name(array.dtype) == "bfloat16":
         # Its bits are the upper half of a float32's.
         array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -95,7 +95,7 @@ def dead_part(activations: Any) -> float:
         layers = [activations]
     parts = []
     for layer in layers:
-        array = as_array(layer, "activations")
+        array = unmasked(layer, "activations")
         if array.ndim < 2 or 0 in array.shape:
             raise ValueError(f"activations: expected shape (rows, units, …), got {array.shape}")
         axes = tuple(axis for axis in range(array.ndim) if axis != 1)

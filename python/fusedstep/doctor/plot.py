@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._files import save_figure
+
 #: ‖Δθ‖ / ‖θ‖ of steps that are about right.
 HEALTHY = (1e-4, 1e-2)
 
@@ -62,5 +64,5 @@ def plot_update_ratios(
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     if path is not None:
-        ax.figure.savefig(path, dpi=150)
+        save_figure(ax.figure, path, dpi=150)
     return ax

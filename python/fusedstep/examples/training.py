@@ -17,6 +17,7 @@ from fusedstep import schedules
 from fusedstep.averaging import EMA, SnapshotEnsemble, ensemble_predict
 from fusedstep.doctor import RunRecorder, dead_part
 from fusedstep.examples import digits
+from fusedstep.examples._saved import NoRun, read_buffers, read_model, read_options, read_progress, read_record
 from fusedstep.optimizers import REGISTRY, ScheduleFreeAdamW
 
 #: Learning rates that suit the example, where the optimizer's default does not.
@@ -308,33 +309,44 @@ class Training:
         loaded = fs.load_checkpoint(path)
         saved = loaded.metadata
         try:
-            options = Options(**{**saved["run"], "hidden": tuple(saved["run"]["hidden"])})
+            options = read_options(saved["run"], Options, {"optimizer": OPTIMIZERS, "schedule": list(SCHEDULES)})
+            read_model(loaded.params, [64, *options.hidden, 10])
+            run = cls(options)
             for name, value in given.items():
-                own = saved["options"]["lr"] if name == "lr" else getattr(options, name)
+                own = run.lr if name == "lr" else getattr(options, name)
                 if own != value:
                     raise ValueError(
                         f"--{name.replace('_', '-')}: the run in {path} has {_text(own)}, got {_text(value)}"
                     )
-            run = cls(options)
             run._load(loaded)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, NoRun, TypeError) as error:
             raise ValueError(f"--resume: {path} holds no run of fusedstep train ({error!r})") from error
         return run
 
     def _load(self, loaded: fs.Checkpoint) -> None:
         saved = loaded.metadata
-        progress, record = saved["progress"], saved["record"]
+        per_epoch = self.total // self.options.epochs
+        self.epoch, self.batch, self.finished = read_progress(saved["progress"], self.options.epochs, per_epoch)
+        parts = ["average_test_accuracy"] * (self.average is not None) + ["held_out_loss"] * (self.stopping is not None)
+        record = read_record(saved["record"], self.epoch, self.batch, per_epoch, list(self.recorder.telemetry), parts)
         arrays = {**self.model.params, **self.model.buffers()}
-        found = {**loaded.params, **saved["buffers"]}
+        found = {**loaded.params, **read_buffers(saved["buffers"])}
         for name in sorted(arrays.keys() | found.keys()):
             mine, other = arrays.get(name), found.get(name)
             if mine is None or other is None or mine.shape != other.shape or mine.dtype != other.dtype:
                 raise ValueError(f"--resume: it holds another model ({name})")
             mine[...] = other
+        if loaded.optimizer is None:
+            raise NoRun("optimizer: none")
+        before = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(loaded.optimizer)
+        for old, group in zip(before, self.optimizer.param_groups, strict=True):
+            # They follow from the options.
+            for name in self.optimizer.defaults:
+                if group[name] != old[name]:
+                    raise NoRun(f"optimizer: {name} is {group[name]!r}, which the options do not give")
         for name, part in self._around().items():
             part.load_state_dict(saved[name])
-        self.epoch, self.batch, self.finished = progress["epoch"], progress["batch"], progress["finished"]
         for name, values in self.recorder.telemetry.items():
             values[:] = record["telemetry"][name]
         self.record |= {name: record[name] for name in ("epochs", "steps", "accuracies", "snapshots")}

@@ -2,9 +2,11 @@
 
 import io
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
+from fusedstep._files import write_whole
 from fusedstep.curvature._space import plain, require
 from fusedstep.gallery import _style
 
@@ -73,11 +75,13 @@ def write(name: str, figure: Drawable, folder: Path, *, quick: bool = False, ani
         "animated": animated,
     }
     for suffix, content in files.items():
-        (folder / f"{name}.{suffix}").write_bytes(content)
+        write_whole(folder / f"{name}.{suffix}", content)
     if animated:
-        with rc_context(_style.SETTINGS):
-            figure.animate(data, folder / f"{name}.gif")  # type: ignore[attr-defined]
-    (folder / f"{name}.json").write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with rc_context(_style.SETTINGS), tempfile.TemporaryDirectory() as made:
+            drawn_to = Path(made) / f"{name}.gif"
+            figure.animate(data, drawn_to)  # type: ignore[attr-defined]
+            write_whole(folder / drawn_to.name, drawn_to.read_bytes())
+    write_whole(folder / f"{name}.json", (json.dumps(entry, indent=2, allow_nan=False) + "\n").encode())
     return entry
 
 

@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from fusedstep._files import write_whole
+
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -65,5 +67,5 @@ def write_index(folder: Path, names: Iterable[str]) -> Path:
         links.append(f'<a href="#{name}">{title}</a>')
         figures.append(_FIGURE.format(name=name, title=title, caption=caption, animation=animation))
     page = folder / "index.html"
-    page.write_text(_PAGE.format(links="\n".join(links), figures="\n".join(figures)), encoding="utf-8")
+    write_whole(page, _PAGE.format(links="\n".join(links), figures="\n".join(figures)).encode())
     return page

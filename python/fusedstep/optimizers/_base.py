@@ -14,6 +14,7 @@ from fusedstep._arguments import flag
 from fusedstep._arrays import as_array, dtype_name
 from fusedstep._core import StepReport, Structure
 from fusedstep._structure import Given, Nested, is_array, listed, parse
+from fusedstep.optimizers._reading import hyper_parameter, parts_of, real_number, whole_number
 from fusedstep.optimizers._states import load_state, relaid, stored_dtype
 from fusedstep.schedules._base import Schedule
 from fusedstep.schedules._saving import Handover
@@ -325,12 +326,7 @@ class Optimizer:
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
             TypeError: An array of another dtype.
         """
-        for key in ("state", "param_groups"):
-            if key not in state_dict:
-                raise ValueError(f"state_dict: no {key!r}")
-        if state_dict.get("rule", self.rule) != self.rule:
-            raise ValueError(f"state_dict: expected a state of {self.rule!r}, got one of {state_dict['rule']!r}")
-        saved_groups = state_dict["param_groups"]
+        saved_groups, entries = parts_of(state_dict, self.rule)
         counts = [len(group["params"]) for group in self.param_groups]
         saved_counts = [len(group["params"]) for group in saved_groups]
         if counts != saved_counts:
@@ -345,24 +341,28 @@ class Optimizer:
         taken_over = [name for name in self.defaults if name not in _STORAGE] if flag(hypers, "hypers") else []
         groups, handover = [], Handover()
         replaced: dict[str, tuple[Any, Any]] = {}
-        for group, saved in zip(self.param_groups, saved_groups, strict=True):
+        for k, (group, saved) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
+            label = f"state_dict['param_groups'][{k}]"
             new = {name: value for name, value in group.items() if name not in self._shared_scalars()}
-            for name in (*taken_over, *self._shared_scalars()):
+            for name in taken_over:
                 if name in saved:
-                    value = _plain(saved[name])
-                    if name in taken_over and not same_hyper(group[name], value):
+                    value = hyper_parameter(saved[name], f"{label}[{name!r}]")
+                    if not same_hyper(group[name], value):
                         replaced[name] = group[name], value
                     new[name] = handover.adopt(group.get(name), value)
+            for name in self._shared_scalars():
+                if saved.get(name) is not None:
+                    new[name] = real_number(saved[name], f"{label}[{name!r}]")
             groups.append(new)
+        self._make_native(groups, 0)  # the hyper-parameters say how states are stored
         params = [array for _, array in _arrays(groups)]
         state: dict[int, dict[str, Any]] = {}
-        for key, entry in state_dict["state"].items():
-            position = int(key)
+        for position, entry in entries.items():
             if not 0 <= position < len(params):
                 raise ValueError(f"state_dict: expected positions below {len(params)}, got {position}")
             state[position] = self._load_entry(entry, params[position], position, groups)
         furthest = max((entry.get("step", 0) for entry in state.values()), default=0)
-        taken = _whole_number(state_dict.get("step", furthest), "state_dict['step']")
+        taken = whole_number(state_dict.get("step", furthest), "state_dict['step']")
         native = self._make_native(groups, taken)
         warn_of_replaced(replaced)
         handover.finish()
@@ -396,9 +396,9 @@ class Optimizer:
         for name, value in entry.items():
             label = f"state_dict['state'][{position}][{name!r}]"
             if name == "step":
-                loaded[name] = _whole_number(value, label)
+                loaded[name] = whole_number(value, label)
             elif name in scalars:
-                loaded[name] = _number(value, label)
+                loaded[name] = real_number(value, label)
             elif name in shapes:
                 if value is not None:
                     dtype = stored_dtype(rule, name, param, group)
@@ -563,30 +563,6 @@ def _given_back(value: Any, copy: bool, as_tensor: bool) -> Any:
     if dtype_name(array.dtype) == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def _whole_number(value: Any, label: str) -> int:
-    """A step count; PyTorch keeps them in tensors of floats."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not number.is_integer() or not 0 <= number < 2**53:
-        raise ValueError(f"{label}: expected a whole number >= 0, got {value!r}")
-    return int(number)
-
-
-def _number(value: Any, label: str) -> float:
-    """A scalar of a state, which may be infinite or NaN as the parameters may."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{label}: expected a number, got {type(value).__qualname__}") from None
-
-
-def _plain(value: Any) -> Any:
-    """A hyper-parameter; PyTorch's learning rate may be a tensor."""
-    return float(value) if hasattr(value, "detach") else value
 
 
 def _reduced_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arrays import as_array, bfloat16_dtype, dtype_name
+from fusedstep._arrays import bfloat16_dtype, dtype_name, unmasked
 from fusedstep.reference.codec import SCALED, decode_8bit, encode_8bit, in_memory_order, narrowed, scale_count, widened
 
 Array = NDArray[Any]
@@ -38,7 +38,7 @@ def load_state(
     dtype: np.dtype[Any],
 ) -> dict[str, Array]:
     """A copy of a state in the layout of the parameter, and stored in a dtype; its scales beside it, if any."""
-    source = as_array(entry[name], label)
+    source = unmasked(entry[name], label)
     if source.shape != shape:
         raise ValueError(f"{label}: expected shape {shape}, got {source.shape}")
     kinds = ["float64"] if dtype == np.float64 else ["float32", "float16", "bfloat16"]
@@ -99,7 +99,7 @@ def _scales(entry: Mapping[str, Any], name: str, label: str, size: int) -> Array
     label = label.replace(f"[{name!r}]", f"[{name + '_scale'!r}]")
     if entry.get(f"{name}_scale") is None:
         raise ValueError(f"{label}: missing, and {name} is of 8 bits, which need it")
-    scales = as_array(entry[f"{name}_scale"], label)
+    scales = unmasked(entry[f"{name}_scale"], label)
     if scales.dtype != np.float32:
         raise TypeError(f"{label}: expected dtype float32, got {scales.dtype}")
     if scales.shape != (scale_count(size),):

@@ -14,19 +14,19 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fusedstep import _core
-from fusedstep._arguments import flag
-from fusedstep._arrays import as_array
+from fusedstep._arguments import flag, shown
+from fusedstep._arrays import as_array, unmasked
 from fusedstep._structure import Nested, listed, parse, refuse_orphans
 from fusedstep.optimizers._base import (
     Array,
     LearningRate,
     _arrays,
     _structure_of,
-    _whole_number,
     described,
     same_hyper,
     warn_of_replaced,
 )
+from fusedstep.optimizers._reading import hyper_parameter, parts_of, whole_number
 from fusedstep.optimizers.sgd import SGD
 from fusedstep.schedules._saving import Handover
 
@@ -228,6 +228,14 @@ class LBFGS:
         settings = _Settings.of(group, self._taken)
         problem = _Problem(group, self._form, self._given.container, closure)
         before = problem.progress(self._state.get(0, {}), "state[0]")
+        for count, most, label in (
+            (self._taken, 1, "step"),
+            (before.func_evals, settings.max_eval, "state[0]['func_evals']"),
+            (before.n_iter, settings.max_iter, "state[0]['n_iter']"),
+        ):
+            # What comes out of the step must be a count that can be loaded again.
+            if count + min(most, 2**52) + 2 >= 2**53:
+                raise ValueError(f"{label}: expected a count that a step leaves below 2**53, got {count}")
         initial = point = problem.evaluate_finite()
         evaluations, iterations = 1, 0
         reason: Reason | None = "tolerance_grad" if point.grad_max <= settings.tolerance_grad else None
@@ -311,29 +319,28 @@ class LBFGS:
             TypeError: An array of another dtype; a number that is none.
         """
         with self._turn():
-            for key in ("state", "param_groups"):
-                if key not in state_dict:
-                    raise ValueError(f"state_dict: no {key!r}")
-            if state_dict.get("rule", "lbfgs") != "lbfgs":
-                raise ValueError(f"state_dict: expected a state of 'lbfgs', got one of {state_dict['rule']!r}")
+            saved_groups, entries = parts_of(state_dict, "lbfgs")
             group = self._group()
             counts = [len(group["params"])]
-            saved_counts = [len(saved["params"]) for saved in state_dict["param_groups"]]
+            saved_counts = [len(saved["params"]) for saved in saved_groups]
             if counts != saved_counts:
                 raise ValueError(f"state_dict: expected groups of {counts} parameters, got {saved_counts}")
-            saved = state_dict["param_groups"][0]
+            saved = saved_groups[0]
             handover, before = Handover(), dict(group)
             taken_over = [name for name in self.defaults if name in saved] if flag(hypers, "hypers") else []
-            group.update({name: handover.adopt(group.get(name), saved[name]) for name in taken_over})
+            loaded = {
+                name: hyper_parameter(saved[name], f"state_dict['param_groups'][0][{name!r}]") for name in taken_over
+            }
+            group.update({name: handover.adopt(group.get(name), value) for name, value in loaded.items()})
             _Settings.of(group)
             layout = _Layout(group, self._form, self._given.container)
             state: dict[int, dict[str, Any]] = {}
-            for key, entry in state_dict["state"].items():
-                if int(key) != 0:
-                    raise ValueError(f"state_dict: expected the state at position 0, got one at {key}")
+            for position, entry in entries.items():
+                if position != 0:
+                    raise ValueError(f"state_dict: expected the state at position 0, got one at {position}")
                 state[0] = deepcopy(layout.progress(entry, "state_dict['state'][0]").entry())
-            taken = _whole_number(state_dict.get("step", 0), "state_dict['step']")
-            pairs = {name: (before[name], saved[name]) for name in taken_over}
+            taken = whole_number(state_dict.get("step", 0), "state_dict['step']")
+            pairs = {name: (before[name], value) for name, value in loaded.items()}
             warn_of_replaced({name: pair for name, pair in pairs.items() if not same_hyper(*pair)})
             handover.finish()
             self._param_groups, self._state, self._taken = [group], state, taken
@@ -544,8 +551,8 @@ class _Layout:
         for name in entry:
             if name not in ("func_evals", "n_iter", "al", *_Move._fields):
                 raise ValueError(f"{label}[{name!r}]: not a state of 'lbfgs'")
-        func_evals = _whole_number(entry.get("func_evals", 0), f"{label}['func_evals']")
-        n_iter = _whole_number(entry.get("n_iter", 0), f"{label}['n_iter']")
+        func_evals = whole_number(entry.get("func_evals", 0), f"{label}['func_evals']")
+        n_iter = whole_number(entry.get("n_iter", 0), f"{label}['n_iter']")
         if n_iter == 0:
             return _Progress(func_evals, 0, None)
         values: dict[str, Any] = {}
@@ -565,7 +572,7 @@ class _Layout:
         return _Progress(func_evals, n_iter, _Move(**values))
 
     def _vector(self, value: object, label: str) -> Array:
-        array = as_array(value, label)
+        array = unmasked(value, label)
         if array.dtype != self.dtype:
             raise TypeError(f"{label}: expected dtype {self.dtype}, got {array.dtype}")
         if array.shape != (self.size,):
@@ -732,7 +739,7 @@ def _number(value: Any, label: str) -> float:
         # PyTorch warns of a number that has a gradient.
         return float(value.detach() if hasattr(value, "detach") else value)
     except OverflowError:
-        return math.inf
+        return math.inf if value > 0 else -math.inf
     except (RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{label}: expected a number, got {_kind(value)}") from error
 
@@ -740,14 +747,14 @@ def _number(value: Any, label: str) -> float:
 def _finite(value: Any, label: str) -> float:
     number = _number(value, label)
     if not math.isfinite(number):
-        raise ValueError(f"{label}: expected a finite number, got {value!r}")
+        raise ValueError(f"{label}: expected a finite number, got {shown(value)}")
     return number
 
 
 def _not_negative(value: Any, name: str) -> float:
     number = _number(value, name)
     if not (math.isfinite(number) and number >= 0.0):
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
+        raise ValueError(f"{name}: expected a finite number >= 0, got {shown(value)}")
     return number
 
 
@@ -758,8 +765,8 @@ def _count(value: Any, name: str) -> int:
         number = operator.index(value)
     except TypeError as error:
         raise TypeError(f"{name}: expected a whole number, got {_kind(value)}") from error
-    if number < 1:
-        raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+    if not 1 <= number < 2**53:
+        raise ValueError(f"{name}: expected a whole number >= 1, got {shown(value)}")
     return number
 
 

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from fusedstep import _core
+from fusedstep._arguments import flag
 from fusedstep._core import StepReport
 from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options, _arrays
+from fusedstep.optimizers._reading import parts_of
 from fusedstep.reference.maths import blend
 from fusedstep.reference.power import integer_power, real_power
 
@@ -129,8 +131,10 @@ class ScheduleFreeAdamW(Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, hypers: bool = True) -> None:
         """See `Optimizer.load_state_dict`. The parameters must be those of the mode that the state was saved in."""
+        parts_of(state_dict, self.rule)
+        training = flag(state_dict.get("train_mode", True), "state_dict['train_mode']")
         super().load_state_dict(state_dict, hypers=hypers)
-        self._training = bool(state_dict.get("train_mode", True))
+        self._training = training
 
     @staticmethod
     def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusedstep._arguments import whole
+from fusedstep._files import save_figure
 
 #: Colours of Okabe and Ito, told apart with any colour vision; lines differ in style too.
 _LOOKS = [
@@ -87,7 +88,7 @@ def plot(
         # Above, for curves go through every corner.
         ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     if path is not None:
-        ax.figure.savefig(path, dpi=150)
+        save_figure(ax.figure, path, dpi=150)
     return ax
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from fusedstep._arguments import whole
+from fusedstep._arguments import shown, whole
 from fusedstep.schedules._base import Schedule
 from fusedstep.schedules.combinators import join, scale, warmup
 from fusedstep.schedules.cycles import cosine_warm_restarts, cyclic, one_cycle, warmup_stable_decay
@@ -45,6 +45,9 @@ REGISTRY: dict[str, Any] = {
     )
 }
 
+#: In all the schedules of an optimizer, each counted as often as another one holds it.
+_MOST = 1_000_000
+
 
 def can_save(value: Any) -> bool:
     """Whether it is a schedule of this library, and all within it are."""
@@ -57,12 +60,16 @@ class Table:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self._places: dict[int, int] = {}
+        self._counts: list[int] = []
+        self._total = 0
 
     def add(self, schedule: Schedule) -> int:
         """The number of its row."""
         if id(schedule) in self._places:
             return self._places[id(schedule)]
         within = {name: [self.add(part) for part in parts] for name, parts in _parts(schedule)}
+        self._counts.append(1 + sum(self._counts[place] for places in within.values() for place in places))
+        self._total = _check_total(self._total + self._counts[-1])
         arguments = {
             field.name: getattr(schedule, field.name)
             for field in fields(schedule)  # type: ignore[arg-type]
@@ -78,9 +85,13 @@ class Table:
 def assemble(rows: Any) -> list[Schedule]:
     """The schedules that the rows of a table describe; ValueError for anything else."""
     made: list[Schedule] = []
+    counts: list[int] = []
+    total = 0
     for k, row in enumerate(rows):
         try:
             made.append(_assemble_row(row, made))
+            counts.append(1 + sum(counts[place] for places in row["schedules"].values() for place in places))
+            total = _check_total(total + counts[-1])
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"damaged: schedule {k}: {error}") from error
     return made
@@ -88,15 +99,15 @@ def assemble(rows: Any) -> list[Schedule]:
 
 def _assemble_row(row: Any, made: list[Schedule]) -> Schedule:
     if not isinstance(row, dict) or set(row) != {"name", "arguments", "schedules", "state"}:
-        raise ValueError(f"got {row!r}")
+        raise ValueError(f"got {shown(row)}")
     if not isinstance(row["name"], str) or row["name"] not in REGISTRY:
-        raise ValueError(f"name: expected one of {', '.join(REGISTRY)}, got {row['name']!r}")
+        raise ValueError(f"name: expected one of {', '.join(REGISTRY)}, got {shown(row['name'])}")
     kind = REGISTRY[row["name"]]
     arguments = dict(row["arguments"])
     for name, places in row["schedules"].items():
         parts = [made[whole(place, name)] for place in places]
         if name not in ("schedule", "schedules") or (name == "schedule" and len(parts) != 1):
-            raise ValueError(f"{name}: got {places!r}")
+            raise ValueError(f"{name}: got {shown(places)}")
         arguments[name] = parts[0] if name == "schedule" else parts
     expected = {field.name for field in fields(kind) if field.init}
     if set(arguments) != expected:
@@ -107,6 +118,13 @@ def _assemble_row(row: Any, made: list[Schedule]) -> Schedule:
     elif row["state"] is not None:
         raise ValueError(f"state: {row['name']} has none")
     return schedule
+
+
+def _check_total(count: int) -> int:
+    """How many schedules stand in each other: who reads them follows all."""
+    if count > _MOST:
+        raise ValueError(f"schedules: expected at most {_MOST} that stand in each other, got more")
+    return count
 
 
 class Handover:

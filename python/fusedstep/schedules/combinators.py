@@ -8,6 +8,9 @@ from typing import Any
 from fusedstep._arguments import number, rising, whole
 from fusedstep.schedules._base import Schedule, between
 
+#: Schedules in one, itself included and each as often as it stands there; and how deep they may stand in each other.
+MOST_PARTS, DEEPEST = 10_000, 50
+
 
 @dataclass(frozen=True, slots=True)
 class warmup(Schedule):
@@ -28,7 +31,7 @@ class warmup(Schedule):
 
     Raises:
         TypeError: Something that is no number, or no schedule.
-        ValueError: A number out of range; a warm-up that is longer than the run.
+        ValueError: A number out of range; a warm-up that is longer than the run; too many schedules in each other.
 
     Examples:
         >>> from fusedstep import schedules
@@ -54,6 +57,7 @@ class warmup(Schedule):
         length = self._length()
         if length is not None and self.steps > length:
             raise ValueError(f"steps: expected a warm-up no longer than the run of {length} steps, got {self.steps}")
+        _check_parts(self)
 
     def _at(self, step: int) -> float:
         return self.schedule(step) * between(self.start_factor, 1.0, min(step / self.steps, 1.0))
@@ -79,7 +83,7 @@ class join(Schedule):
 
     Raises:
         TypeError: Something that is no number, or no schedule.
-        ValueError: Milestones that do not rise; another number of them; no schedule.
+        ValueError: Milestones that do not rise; another number of them; no schedule; too many in each other.
 
     Examples:
         >>> from fusedstep import schedules
@@ -104,6 +108,7 @@ class join(Schedule):
                 f"milestones: expected {len(self.schedules) - 1} for {len(self.schedules)} schedules, "
                 f"got {len(self.milestones)}"
             )
+        _check_parts(self)
 
     def _at(self, step: int) -> float:
         schedule, start = self._part(step)
@@ -139,7 +144,7 @@ class scale(Schedule):
 
     Raises:
         TypeError: Something that is no number, or no schedule.
-        ValueError: The factor is out of range.
+        ValueError: The factor is out of range; too many schedules in each other.
 
     Examples:
         >>> from fusedstep import schedules
@@ -153,6 +158,7 @@ class scale(Schedule):
     def __post_init__(self) -> None:
         _check(self.schedule, "schedule")
         self._set(factor=number(self.factor, "factor", least=0))
+        _check_parts(self)
 
     def _at(self, step: int) -> float:
         return self.factor * self.schedule(step)
@@ -162,6 +168,26 @@ class scale(Schedule):
 
     def _ends_cycle(self, taken: int) -> bool:
         return ends_cycle(self.schedule, taken)
+
+
+def parts_of(schedule: Any) -> Sequence[Any]:
+    """The schedules that one is made of."""
+    if isinstance(schedule, join):
+        return schedule.schedules
+    return [schedule.schedule] if isinstance(schedule, warmup | scale) else []
+
+
+def _check_parts(schedule: Any) -> None:
+    """Refuses what could not be followed: a schedule twice in one that is twice in another, and so on."""
+    left, count = [(schedule, 1)], 0
+    while left:
+        part, depth = left.pop()
+        count += 1
+        if count > MOST_PARTS:
+            raise ValueError(f"schedule: expected at most {MOST_PARTS} schedules in one, got more")
+        if depth > DEEPEST:
+            raise ValueError(f"schedule: expected schedules at most {DEEPEST} deep in each other, got more")
+        left.extend((inner, depth + 1) for inner in parts_of(part))
 
 
 def has_cycles(schedule: Any) -> bool:

@@ -99,10 +99,11 @@ class ReduceOnPlateau(Schedule):
             TypeError: It is none.
         """
         value = metric_of(metric)
+        bad = whole(self.bad_observations + 1, "bad_observations")
         if self._improves(value):
             self.best, self.bad_observations = value, 0
         else:
-            self.bad_observations += 1
+            self.bad_observations = bad
         if self.cooldown_left > 0:
             self.cooldown_left -= 1
             self.bad_observations = 0
