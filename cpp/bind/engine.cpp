@@ -14,6 +14,16 @@ bool is_numpy_bool(py::handle value) {
   return Py_TYPE(value.ptr()) == reinterpret_cast<PyTypeObject*>(numpy_bool.ptr());
 }
 
+// What is no real number, though NumPy makes one of it: text, a complex number, an array with axes or of truth values.
+bool only_converts(py::handle value) {
+  static const py::handle complex = py::object(py::module_::import("numpy").attr("complexfloating")).release();
+  if (PyUnicode_Check(value.ptr()) || PyBytes_Check(value.ptr())) return true;
+  if (PyObject_TypeCheck(value.ptr(), reinterpret_cast<PyTypeObject*>(complex.ptr())) != 0) return true;
+  if (!is_array(value)) return false;
+  const char kind = kind_of(value);
+  return axes_of(value) > 0 || !(kind == 'i' || kind == 'u' || kind == 'f');
+}
+
 const char* expected_of(const Field& field, double value) {
   const bool finite = std::isfinite(value);
   switch (field.domain) {
@@ -42,22 +52,35 @@ void check_domain(const Field& field, double value, py::handle given) {
   std::string text = expected;
   if (field.count > 1) text.insert(text.find("number") + 6, "s");
   value_error({field.name}, "expected " + std::string(field.count > 1 ? "" : "a ") + text +
-                                (field.optional ? ", or None" : "") + ", got " + std::string(py::repr(given)));
+                                (field.optional ? ", or None" : "") + ", got " + repr_text(given));
 }
 
 double choice(const Field& field, py::handle given) {
   std::string known;
   for (int k = 0; field.choices[k] != nullptr; ++k) {
-    if (py::isinstance<py::str>(given) && given.cast<std::string>() == field.choices[k]) return k;
+    if (is_text(given, field.choices[k])) return k;
     known += (k > 0 ? " or '" : "'") + std::string(field.choices[k]) + "'";
   }
-  const std::string message =
-      "expected " + known + (field.optional ? ", or None" : "") + ", got " + std::string(py::repr(given));
+  const std::string message = "expected " + known + (field.optional ? ", or None" : "") + ", got " + repr_text(given);
   if (!py::isinstance<py::str>(given)) type_error({field.name}, message);
   value_error({field.name}, message);
 }
 
 constexpr double kNone = NAN;
+
+// The reference computes with the arrays, and a subclass may redefine arithmetic.
+void strip(std::vector<Item>& items) {
+  const auto strip_one = [](py::object& array) {
+    if (array) array = plain(array);
+  };
+  for (Item& item : items) {
+    for (py::object* array : {&item.param, &item.grad, &item.rows, &item.ema, &item.master}) strip_one(*array);
+    for (int s = 0; s < kMaxStates; ++s) {
+      strip_one(item.state[s]);
+      strip_one(item.scales[s]);
+    }
+  }
+}
 
 void fetch_shapes(const Item& item) {
   const auto fetch = [](const py::object& array) {
@@ -80,20 +103,22 @@ bool flag(py::handle value, const char* name) {
   if (value.ptr() == Py_True) return true;
   if (value.ptr() == Py_False) return false;
   if (is_numpy_bool(value)) return PyObject_IsTrue(value.ptr()) == 1;
-  type_error({name}, "expected True or False, got " + std::string(py::repr(value)));
+  type_error({name}, "expected True or False, got " + repr_text(value));
 }
 
 double number(py::handle value, const char* name) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
-  if (PyBool_Check(value.ptr()) || is_numpy_bool(value))
+  if (PyBool_Check(value.ptr()) || is_numpy_bool(value) || only_converts(value)) {
     type_error({name}, "expected a number, got " + kind_text(value));
+  }
   const double number = PyFloat_AsDouble(value.ptr());
   if (number == -1.0 && PyErr_Occurred() != nullptr) {
     if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
       PyErr_Clear();
-      return HUGE_VAL;
+      value_error({name}, "expected a number in the range of doubles, got " + repr_text(value));
     }
-    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+    // What is no number says so in many ways: an array of several, for example, by a ValueError or a RuntimeError.
+    if (PyErr_ExceptionMatches(PyExc_Exception) == 0) throw py::error_already_set();
     PyErr_Clear();
     type_error({name}, "expected a number, got " + kind_text(value));
   }
@@ -103,11 +128,10 @@ double number(py::handle value, const char* name) {
 namespace {
 
 Dtype state_dtype(py::handle given) {
-  const std::string name = py::isinstance<py::str>(given) ? given.cast<std::string>() : "";
-  if (name == "float32") return Dtype::float32;
-  if (name == "bfloat16") return Dtype::bfloat16;
-  if (name == "8bit") return Dtype::unsigned8;
-  value_error({"state_dtype"}, "expected 'float32', 'bfloat16' or '8bit', got " + std::string(py::repr(given)));
+  if (is_text(given, "float32")) return Dtype::float32;
+  if (is_text(given, "bfloat16")) return Dtype::bfloat16;
+  if (is_text(given, "8bit")) return Dtype::unsigned8;
+  value_error({"state_dtype"}, "expected 'float32', 'bfloat16' or '8bit', got " + repr_text(given));
 }
 
 // A Python integer, or NumPy's, in [0, 2^63).
@@ -118,7 +142,7 @@ std::int64_t count_of(py::handle given, const char* name) {
     value = index ? PyLong_AsLongLong(index.ptr()) : -1;
     PyErr_Clear();
   }
-  if (value < 0) value_error({name}, "expected a whole number >= 0, got " + std::string(py::repr(given)));
+  if (value < 0) value_error({name}, "expected a whole number >= 0, got " + repr_text(given));
   return value;
 }
 
@@ -253,7 +277,7 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
     settings.whole.clip = true;
     settings.whole.max_grad_norm = number(norm, "max_grad_norm");
     if (!(settings.whole.max_grad_norm > 0.0)) {
-      value_error({"max_grad_norm"}, "expected a number > 0, or None, got " + std::string(py::repr(norm)));
+      value_error({"max_grad_norm"}, "expected a number > 0, or None, got " + repr_text(norm));
     }
   }
   if (const py::handle given = get(group, skip_key)) settings.whole.skip_nonfinite = flag(given, "skip_nonfinite");
@@ -331,8 +355,8 @@ void Engine::inspect_grad(Item& item, runtime::StepTensor& tensor) {
   require_grad_dtype(item, grad, tensor);
   require_same_shape(item.grad, label, item.param, param_label(item));
   if (!same_layout(item.grad, item.param)) {
-    py::object copy = array_like(item.param, "empty_like", item.grad.attr("dtype"));
-    copy[py::ellipsis()] = item.grad;
+    py::object copy = array_like(item.param, "empty_like", descr_of(item.grad));
+    copy[py::ellipsis()] = plain(item.grad);
     grad = inspect_stored(copy, label);
     item.grad = std::move(copy);
   }
@@ -356,7 +380,7 @@ void Engine::inspect_rows(const Item& item, const Settings& settings, runtime::S
   require_rows(item.rows, item.grad, item.param, label);
   tensor.args.grad = grad.data;
   tensor.rows = reinterpret_cast<const std::int64_t*>(py::detail::array_proxy(item.rows.ptr())->data);
-  tensor.row_count = std::int64_t(py::len(item.rows));
+  tensor.row_count = shape_of(item.rows)[0];
   tensor.row_size = tensor.row_count == 0 ? 0 : grad.size / tensor.row_count;
 }
 
@@ -695,6 +719,7 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
     inspect_item(items[k], groups[std::size_t(items[k].group)], grad_scale);
   }
   refuse_overlaps();
+  if (table_ == nullptr) strip(items);
 
   outcome_.skipped = outcome_.has_norm = outcome_.measured = false;
   outcome_.clip_coefficient = 1.0;
