@@ -5,6 +5,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arrays import viewed, wrote
 
 Array = NDArray[Any]
 
@@ -51,7 +52,7 @@ def dropout(
         Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", 2014. Salmon, Moraes, Dror and Shaw,
         "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
-    return _core.dropout(x, p, seed, offset, residual, out, "x", False)
+    return _dropout(x, p, seed, offset, residual, out, "x")
 
 
 def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
@@ -76,7 +77,7 @@ def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Ar
         >>> fs.dropout_backward(np.ones(3, np.float32), 0.0, seed=0)
         array([1., 1., 1.], dtype=float32)
     """
-    return _core.dropout(dy, p, seed, offset, None, out, "dy", False)
+    return _dropout(dy, p, seed, offset, None, out, "dy")
 
 
 def drop_connect(weight: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
@@ -106,7 +107,7 @@ def drop_connect(weight: Array, p: float, *, seed: int, offset: int = 0, out: Ar
     Reference:
         Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of neural networks using DropConnect", 2013.
     """
-    return _core.dropout(weight, p, seed, offset, None, out, "weight", False)
+    return _dropout(weight, p, seed, offset, None, out, "weight")
 
 
 def stochastic_depth(
@@ -145,4 +146,14 @@ def stochastic_depth(
     Reference:
         Huang, Sun, Liu, Sedra and Weinberger, "Deep networks with stochastic depth", 2016.
     """
-    return _core.dropout(x, p, seed, offset, residual, out, "x", True)
+    return _dropout(x, p, seed, offset, residual, out, "x", samples=True)
+
+
+def _dropout(
+    x: Any, p: float, seed: int, offset: int, residual: Any, out: Any, name: str, *, samples: bool = False
+) -> Array:
+    y: Array = _core.dropout(
+        viewed(x, name), p, seed, offset, viewed(residual, "residual"), viewed(out, "out"), name, samples
+    )
+    wrote(out)
+    return y

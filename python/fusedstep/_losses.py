@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arrays import bfloat16_dtype, dtype_name, viewed, wrote
+from fusedstep.reference.codec import narrowed, widened
 
+#: An array, of NumPy or another library; where it is only read, of any strides, or a list of numbers.
 Array = NDArray[Any]
 
 
@@ -65,7 +69,21 @@ def softmax_cross_entropy(
         Weights, `ignore_index` and smoothing mean what they mean in `torch.nn.functional.cross_entropy`, but that rows
         that are ignored count nowhere, and that a mean over nothing is 0, not NaN. The classes are the last axis.
     """
-    return _core.softmax_cross_entropy(logits, labels, weight, ignore_index, label_smoothing, reduction, out)
+    z = _read(logits, "logits")
+    given = _listed(labels, "labels") if isinstance(labels, list | tuple) else viewed(labels, "labels")
+    if isinstance(labels, list | tuple) and given.dtype.kind == "f":
+        given = _rounded(given, "labels", _dtype_of(z))
+    result: tuple[Any, Array] = _core.softmax_cross_entropy(
+        z,
+        given,
+        _read(weight, "weight", np.float64 if _dtype_of(z) == np.float64 else np.float32),
+        ignore_index,
+        label_smoothing,
+        reduction,
+        viewed(out, "out"),
+    )
+    wrote(out)
+    return result
 
 
 def sigmoid_binary_cross_entropy(
@@ -100,7 +118,10 @@ def sigmoid_binary_cross_entropy(
         >>> print(round(loss, 4), dlogits)
         0.6931 [ 0.25 -0.25]
     """
-    return _core.sigmoid_binary_cross_entropy(logits, targets, pos_weight, reduction, out)
+    z, t = _read_pair(logits, "logits", targets)
+    result: tuple[Any, Array] = _core.sigmoid_binary_cross_entropy(z, t, pos_weight, reduction, viewed(out, "out"))
+    wrote(out)
+    return result
 
 
 def mean_squared_error(
@@ -126,7 +147,10 @@ def mean_squared_error(
         >>> fs.mean_squared_error(np.array([1, 3], np.float32), np.zeros(2, np.float32))
         (5.0, array([1., 3.], dtype=float32))
     """
-    return _core.mean_squared_error(predictions, targets, reduction, out)
+    x, t = _read_pair(predictions, "predictions", targets)
+    result: tuple[Any, Array] = _core.mean_squared_error(x, t, reduction, viewed(out, "out"))
+    wrote(out)
+    return result
 
 
 def softmax(logits: Array, *, out: Array | None = None) -> Array:
@@ -148,7 +172,9 @@ def softmax(logits: Array, *, out: Array | None = None) -> Array:
         >>> fs.softmax(np.array([0, 0, -np.inf], np.float32))
         array([0.5, 0.5, 0. ], dtype=float32)
     """
-    return _core.softmax(logits, out, False)
+    result: Array = _core.softmax(_read(logits, "logits"), viewed(out, "out"), False)
+    wrote(out)
+    return result
 
 
 def log_softmax(logits: Array, *, out: Array | None = None) -> Array:
@@ -170,4 +196,53 @@ def log_softmax(logits: Array, *, out: Array | None = None) -> Array:
         >>> fs.log_softmax(np.array([0, -1000], np.float32))
         array([    0., -1000.], dtype=float32)
     """
-    return _core.softmax(logits, out, True)
+    result: Array = _core.softmax(_read(logits, "logits"), viewed(out, "out"), True)
+    wrote(out)
+    return result
+
+
+def _read(value: Any, name: str, dtype: Any = np.float64) -> Any:
+    """What a loss reads: an array, or a list of numbers as one of a dtype."""
+    if not isinstance(value, list | tuple):
+        return viewed(value, name)
+    array = _listed(value, name)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name}: expected a list of numbers, got one of {dtype_name(array.dtype)}")
+    return _rounded(array, name, dtype)
+
+
+def _read_pair(x: Any, name: str, targets: Any) -> tuple[Any, Any]:
+    """Predictions and what is wanted of them; of a list, in the dtype of the other."""
+    t = targets if isinstance(targets, list | tuple) else viewed(targets, "targets")
+    z = _read(x, name, _dtype_of(t))
+    return z, _read(t, "targets", _dtype_of(z))
+
+
+def _dtype_of(array: Any) -> Any:
+    """The dtype that numbers beside an array take: its own where it is one of floats."""
+    dtype = np.asarray(array).dtype if isinstance(array, np.ndarray) else np.dtype(np.float64)
+    return dtype if dtype_name(dtype) in ("float16", "float32", "bfloat16") else np.float64
+
+
+def _listed(value: Any, name: str) -> NDArray[Any]:
+    """A list of numbers as NumPy takes it."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: expected numbers, as many in every row") from error
+    if array.dtype == object and all(isinstance(entry, int | float) for entry in array.flat):
+        raise ValueError(f"{name}: expected numbers in the range of doubles")
+    return array
+
+
+def _rounded(array: NDArray[Any], name: str, dtype: Any) -> NDArray[Any]:
+    """Numbers in a dtype of floats."""
+    with np.errstate(all="ignore"):
+        if dtype_name(np.dtype(dtype)) == "bfloat16":
+            rounded = narrowed(array.astype(np.float32), bfloat16_dtype())
+        else:
+            rounded = array.astype(dtype)
+        lost = np.isfinite(array) & ~np.isfinite(widened(rounded))
+    if lost.any():
+        raise ValueError(f"{name}: expected numbers in the range of {dtype_name(rounded.dtype)}")
+    return rounded

@@ -115,13 +115,16 @@ def gradient(
     with np.errstate(all="ignore"):
         values = widened(view(x, channel_axis))
         g = masked(widened(view(dy, channel_axis)), mask)
-        if dresidual is not None:
-            view(dresidual, channel_axis)[...] = narrowed(g, dresidual.dtype)
+        residual_gradient = None if dresidual is None else narrowed(g, dresidual.dtype)
         if training:
             offset = per_channel(sum_dy / count, values)
             slope = per_channel((inv_std * inv_std) * (sum_dy_d / count), values)
             g = (g - offset) - centred(values, mean) * slope
-        view(dx, channel_axis)[...] = narrowed(g * per_channel(scale, values), dx.dtype)
+        x_gradient = narrowed(g * per_channel(scale, values), dx.dtype)
+        places = [view(array, channel_axis) for array in (dx, dresidual) if array is not None]
+        # Nothing fails from here on.
+        for place, values in zip(places, (x_gradient, residual_gradient), strict=False):
+            place[...] = values
 
 
 def view(x: Array, channel_axis: int) -> Array:
