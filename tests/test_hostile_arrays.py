@@ -508,6 +508,26 @@ def test_numbers_that_are_none(value):
     assert x.shape == (4, 3)
 
 
+def test_tensors_that_are_no_numbers():
+    torch = pytest.importorskip("torch")
+    x = np.ones(3, F)
+    for value in (torch.ones(2), torch.ones(0), torch.ones(2, dtype=torch.int64), torch.tensor(1j)):
+        for name, call in (
+            ("p", lambda v: fs.dropout(x, v, seed=0)),
+            ("seed", lambda v: fs.dropout(x, 0.5, seed=v)),
+            ("offset", lambda v: fs.dropout(x, 0.5, seed=0, offset=v)),
+            ("pos_weight", lambda v: fs.sigmoid_binary_cross_entropy(x, x, pos_weight=v)),
+            ("lr", lambda v: fs.SGD([x], lr=v)),
+            ("betas", lambda v: fs.Adam([x], betas=(0.9, v))),
+            ("grad_scale", lambda v: fs.SGD([x], lr=0.1).step([x.copy()], grad_scale=v)),
+            ("lr", lambda v: fs.functional.sgd(x, x.copy(), None, step=1, lr=v)),
+        ):
+            with pytest.raises((TypeError, ValueError), match=name):
+                call(value)
+    assert (x == 1).all()
+    fs.dropout(x, torch.tensor(0.5), seed=torch.tensor(3))
+
+
 def test_numbers_that_numpy_would_convert():
     x = np.ones(3, F)
     for value in (np.array("0.5"), np.str_("0.5"), np.complex64(0.5), np.array(True), np.bool_(True), np.ones((1, 1))):

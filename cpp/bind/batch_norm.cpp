@@ -71,11 +71,13 @@ py::ssize_t axis_number(py::handle given) {
   if (PyBool_Check(given.ptr()) || !PyIndex_Check(given.ptr())) {
     type_error({"channel_axis"}, "expected an integer, got " + kind_text(given));
   }
-  const py::ssize_t number = PyNumber_AsSsize_t(given.ptr(), nullptr);
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(given.ptr()));
+  const py::ssize_t number = index ? PyLong_AsSsize_t(index.ptr()) : -1;
   if (number == -1 && PyErr_Occurred() != nullptr) {
     if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();
     PyErr_Clear();
-    type_error({"channel_axis"}, "expected an integer, got " + text(given));
+    if (index) value_error({"channel_axis"}, "expected an axis of x, got " + text(given));
+    type_error({"channel_axis"}, "expected an integer, got " + kind_text(given));
   }
   return number;
 }

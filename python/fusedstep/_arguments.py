@@ -58,3 +58,12 @@ def rising(values: Any, name: str) -> tuple[int, ...]:
         if after <= before:
             raise ValueError(f"{name}: expected rising numbers, got {after} after {before}")
     return numbers
+
+
+def shown(value: Any) -> str:
+    """What an error shows of a value: its repr, where it has one, cut to what is read."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # a nest too deep, a number of too many digits
+        return f"an object of type {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,5 +1,6 @@
 """Batch normalization: what is called."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arguments import shown
 from fusedstep._arrays import as_array, viewed, wrote
 from fusedstep._core import BatchNormSaved
 from fusedstep.reference import batch_norm as exact
@@ -49,9 +51,9 @@ class BatchStats:
 
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int | np.integer) or self.count < 0:
-            raise ValueError(f"count: expected a whole number >= 0, got {self.count!r}")
+            raise ValueError(f"count: expected a whole number >= 0, got {shown(self.count)}")
         if self.count >= 2**53:
-            raise ValueError(f"count: expected less than 2**53, got {self.count}")
+            raise ValueError(f"count: expected less than 2**53, got {shown(self.count)}")
         for name in ("mean", "m2", "mean_low", "m2_low"):
             if getattr(self, name) is not None or not name.endswith("low"):
                 object.__setattr__(self, name, _channels(getattr(self, name), name, self.mean))
@@ -565,15 +567,17 @@ class BatchNorm:
         dtype: Any = np.float32,
     ) -> None:
         if not _is_integer(num_features) or num_features < 1:
-            raise ValueError(f"num_features: expected a whole number >= 1, got {num_features!r}")
-        if not _is_number(eps) or not (eps > 0 and np.isfinite(eps)):
-            raise ValueError(f"eps: expected a finite number > 0, got {eps!r}")
+            raise ValueError(f"num_features: expected a whole number >= 1, got {shown(num_features)}")
+        if num_features >= 2**53:
+            raise ValueError(f"num_features: expected less than 2**53, got {shown(num_features)}")
+        if not _is_number(eps) or not 0 < eps <= sys.float_info.max:
+            raise ValueError(f"eps: expected a finite number > 0, got {shown(eps)}")
         if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
-            raise ValueError(f"momentum: expected a number in [0, 1] or None, got {momentum!r}")
+            raise ValueError(f"momentum: expected a number in [0, 1] or None, got {shown(momentum)}")
         if not _is_integer(channel_axis):
             raise TypeError(f"channel_axis: expected an integer, got {type(channel_axis).__name__}")
         if activation is not None and not (isinstance(activation, str) and activation == "relu"):
-            raise ValueError(f"activation: expected 'relu' or None, got {activation!r}")
+            raise ValueError(f"activation: expected 'relu' or None, got {shown(activation)}")
         for name, flag in (
             ("affine", affine),
             ("track_running_stats", track_running_stats),
@@ -723,7 +727,7 @@ def _channels(given: Any, name: str, like: Any) -> Doubles:
 
 def _check_flag(value: Any, name: str) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
 
 
 def _is_integer(value: Any) -> bool:
@@ -734,8 +738,8 @@ def _dtype_name(dtype: Any) -> str:
     """NumPy's name of it; what it is where it is none."""
     try:
         return str(dtype) if dtype is None else np.dtype(dtype).name
-    except TypeError:
-        return repr(dtype)
+    except (TypeError, ValueError):
+        return shown(dtype)
 
 
 def _is_number(value: Any) -> bool:
