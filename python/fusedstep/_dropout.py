@@ -25,12 +25,12 @@ def dropout(
     [offset, offset + elements) do not meet.
 
     Args:
-        x: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
+        x: Any shape and strides; float32, float64, float16 or bfloat16.
         p: The probability to drop, in [0, 1), rounded to a multiple of 2⁻³².
         seed: In [0, 2⁶⁴).
         offset: The number of the first element, in [0, 2⁶⁴); offset + elements likewise.
         residual: What is added, like x.
-        out: Where y goes: an array like x, or x or the residual itself; by default a new one.
+        out: Where y goes: a C-contiguous array like x, or x or the residual itself; by default a new one.
 
     Returns:
         y, in the shape and dtype of x. At test time dropout is left out: y is x.
@@ -59,11 +59,11 @@ def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Ar
     r"""The gradient of `dropout`: dx = dy / (1 − p) where x was kept, else 0; that of the residual is dy.
 
     Args:
-        dy: The gradient of y, C-contiguous; float32, float64, float16 or bfloat16.
+        dy: The gradient of y, of any strides; float32, float64, float16 or bfloat16.
         p: As in the forward pass, and so the following.
         seed: See `dropout`.
         offset: See `dropout`.
-        out: Where dx goes: an array like dy, or dy itself; by default a new one.
+        out: Where dx goes: a C-contiguous array like dy, or dy itself; by default a new one.
 
     Returns:
         dx, in the shape and dtype of dy.
@@ -86,7 +86,7 @@ def drop_connect(weight: Array, p: float, *, seed: int, offset: int = 0, out: Ar
     The layer computes with the result; the gradient of `weight` is `dropout_backward` of the gradient of the result.
 
     Args:
-        weight: The weights, C-contiguous; float32, float64, float16 or bfloat16.
+        weight: The weights, of any strides; float32, float64, float16 or bfloat16.
         p: The probability to drop, in [0, 1).
         seed: See `dropout`.
         offset: See `dropout`.
@@ -123,12 +123,12 @@ def stochastic_depth(
     without the residual; that of the residual is dy.
 
     Args:
-        x: (N, …), what the branch gives, C-contiguous; float32, float64, float16 or bfloat16.
+        x: (N, …), what the branch gives, of any strides; float32, float64, float16 or bfloat16.
         p: The probability to drop a sample, in [0, 1).
         seed: See `dropout`.
         offset: See `dropout`; N words are used.
         residual: What is added, like x.
-        out: Where y goes: an array like x, or x or the residual itself; by default a new one.
+        out: Where y goes: a C-contiguous array like x, or x or the residual itself; by default a new one.
 
     Returns:
         y, in the shape and dtype of x.

@@ -35,16 +35,17 @@ def softmax_cross_entropy(
             1                                                                         "sum" and "none"
 
     Args:
-        logits: (…, C), two axes or more, rows of C classes, C-contiguous; float32, float64, float16 or bfloat16 (of 16
-            bits the arithmetic is float32, rounded once).
+        logits: (…, C), two axes or more, rows of C classes, of any strides (copied where they are not C-contiguous);
+            float32, float64, float16 or bfloat16 (of 16 bits the arithmetic is float32, rounded once). A list of
+            numbers is float64.
         labels: (…) integers in [0, C) or `ignore_index`; or (…, C) probabilities, in the dtype of the logits (taken as
-            they are: they need not sum to 1).
+            they are: they need not sum to 1). A list of numbers takes that dtype.
         weight: (C,) weights of the classes, finite and ≥ 0; float32, float64 for float64 logits.
         ignore_index: Rows of this label do not count: loss 0, gradient 0. Where no row counts, or none has weight, the
             mean is 0 and so is the gradient.
         label_smoothing: In [0, 1]: so much of each target is spread over all classes.
         reduction: "mean", "sum", or "none".
-        out: Where the gradient goes: an array like logits, or logits itself; by default a new one.
+        out: Where the gradient goes: a C-contiguous array like logits, or logits itself; by default a new one.
 
     Returns:
         The loss in nats, and the gradient with respect to the logits, in their shape and dtype. With "none" the loss is
@@ -99,11 +100,12 @@ def sigmoid_binary_cross_entropy(
     Neither overflows, nor loses digits where the sigmoid is near 0 or 1; an infinite logit that is right costs 0.
 
     Args:
-        logits: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
-        targets: The same shape and dtype; probabilities, usually 0 and 1 (taken as they are).
+        logits: Any shape and strides; float32, float64, float16 or bfloat16. A list of numbers takes the dtype of the
+            targets, float64 where they are a list too.
+        targets: The same shape and dtype, or a list of numbers; probabilities, usually 0 and 1 (taken as they are).
         pos_weight: What a positive weighs; ≥ 0, finite in the dtype of the arithmetic.
         reduction: "mean", "sum", or "none".
-        out: Where the gradient goes: an array like logits, or logits itself; by default a new one.
+        out: Where the gradient goes: a C-contiguous array like logits, or logits itself; by default a new one.
 
     Returns:
         The loss in nats and the gradient, as `softmax_cross_entropy`.
@@ -130,10 +132,11 @@ def mean_squared_error(
     r"""The mean of (prediction − target)², and its gradient 2 (prediction − target) / elements.
 
     Args:
-        predictions: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
-        targets: The same shape and dtype.
+        predictions: Any shape and strides; float32, float64, float16 or bfloat16. A list of numbers takes the dtype of
+            the targets, float64 where they are a list too.
+        targets: The same shape and dtype, or a list of numbers.
         reduction: "mean", "sum", or "none" (which do not divide).
-        out: Where the gradient goes: an array like predictions, or predictions itself; by default a new one.
+        out: Where the gradient goes: a C-contiguous array like predictions, or they themselves; by default a new one.
 
     Returns:
         The loss and the gradient, as `softmax_cross_entropy`.
@@ -157,8 +160,8 @@ def softmax(logits: Array, *, out: Array | None = None) -> Array:
     r"""exp(zⱼ) / Σₖ exp(zₖ) over the last axis.
 
     Args:
-        logits: (…, C), C-contiguous; float32, float64, float16 or bfloat16.
-        out: Where the result goes: an array like logits, or logits itself; by default a new one.
+        logits: (…, C), of any strides; float32, float64, float16 or bfloat16; or a list of numbers, which is float64.
+        out: Where the result goes: a C-contiguous array like logits, or logits itself; by default a new one.
 
     Returns:
         Probabilities, in the shape and dtype of logits.
@@ -181,8 +184,8 @@ def log_softmax(logits: Array, *, out: Array | None = None) -> Array:
     r"""zⱼ − log Σₖ exp(zₖ) over the last axis.
 
     Args:
-        logits: (…, C), C-contiguous; float32, float64, float16 or bfloat16.
-        out: Where the result goes: an array like logits, or logits itself; by default a new one.
+        logits: (…, C), of any strides; float32, float64, float16 or bfloat16; or a list of numbers, which is float64.
+        out: Where the result goes: a C-contiguous array like logits, or logits itself; by default a new one.
 
     Returns:
         Logarithms of probabilities, in the shape and dtype of logits.
