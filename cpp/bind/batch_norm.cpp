@@ -737,7 +737,7 @@ py::tuple batch_norm_backward_apply(py::object dy, const Saved& saved, py::objec
 
 // A view of what an object holds, for as long as it lives; not to be written, for the backward pass needs it.
 template <class T>
-py::object shown(const py::object& owner, const T* data, std::size_t count) {
+py::object read_only(const py::object& owner, const T* data, std::size_t count) {
   py::array_t<T> array(py::ssize_t(count), data, owner);
   py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
   return array;
@@ -755,14 +755,14 @@ void register_batch_norm(py::module_& m) {
           "mean",
           [](const py::object& self) {
             const auto& s = self.cast<const Saved&>();
-            return shown(self, s.mean.data(), s.mean.size());
+            return read_only(self, s.mean.data(), s.mean.size());
           },
           "(C,) float64, the mean that was used; read-only.")
       .def_property_readonly(
           "inv_std",
           [](const py::object& self) {
             const auto& s = self.cast<const Saved&>();
-            return shown(self, s.inv_std.data(), s.inv_std.size());
+            return read_only(self, s.inv_std.data(), s.inv_std.size());
           },
           "(C,) float64, 1 / √(var + eps); read-only.")
       .def_property_readonly(
@@ -770,7 +770,7 @@ void register_batch_norm(py::module_& m) {
           [](const py::object& self) -> py::object {
             const auto& s = self.cast<const Saved&>();
             if (s.mask == nullptr) return py::none();
-            return shown(self, s.mask.get(), std::size_t(s.mask_words));
+            return read_only(self, s.mask.get(), std::size_t(s.mask_words));
           },
           "Bits of what relu let pass, and a word of zeros; read-only. None without activation.")
       .def_property_readonly(
