@@ -535,3 +535,19 @@ def test_numbers_that_numpy_would_convert():
             fs.dropout(x, value, seed=0)
     for value in (np.float32(0.5), np.array(0.5), np.float16(0.5), np.array(0.5, np.float16), np.int8(0)):
         fs.dropout(x, value, seed=0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_row_sparse_gradients_of_a_subclass(isa):
+    class Odd(np.ndarray):
+        def __array_ufunc__(self, *given, **options):
+            raise AssertionError("nobody computes with this class")
+
+    indices, values = np.array([2, 0, 2]), np.arange(6, dtype=F).reshape(3, 2)
+    tables = []
+    for rows, held in ((indices, values), (indices.view(Odd), values.view(Odd))):
+        tables.append(np.ones((4, 2), F))
+        with fs.runtime.use_isa(isa):
+            fs.SGD([tables[-1]], lr=0.5).step([fs.RowSparse(rows, held, (4, 2))])
+    assert_same_bits(*tables)
+    assert tables[0].tolist() == [[0, -0.5], [1, 1], [-1, -2], [1, 1]]
