@@ -70,18 +70,15 @@ def softmax_cross_entropy(
         Weights, `ignore_index` and smoothing mean what they mean in `torch.nn.functional.cross_entropy`, but that rows
         that are ignored count nowhere, and that a mean over nothing is 0, not NaN. The classes are the last axis.
     """
-    z = _read(logits, "logits")
-    given = _listed(labels, "labels") if isinstance(labels, list | tuple) else viewed(labels, "labels")
-    if isinstance(labels, list | tuple) and given.dtype.kind == "f":
-        given = _rounded(given, "labels", _dtype_of(z))
+    z, given, weights = _read(logits, "logits"), viewed(labels, "labels"), viewed(weight, "weight")
+    if isinstance(given, list | tuple):
+        given = _listed(given, "labels")
+        if given.dtype.kind == "f":
+            given = _rounded(given, "labels", _dtype_beside(z))
+    if isinstance(weights, list | tuple):
+        weights = _read(weights, "weight", np.float64 if _dtype_beside(z) == np.float64 else np.float32)
     result: tuple[Any, Array] = _core.softmax_cross_entropy(
-        z,
-        given,
-        _read(weight, "weight", np.float64 if _dtype_of(z) == np.float64 else np.float32),
-        ignore_index,
-        label_smoothing,
-        reduction,
-        viewed(out, "out"),
+        z, given, weights, ignore_index, label_smoothing, reduction, viewed(out, "out")
     )
     wrote(out)
     return result
@@ -216,12 +213,13 @@ def _read(value: Any, name: str, dtype: Any = np.float64) -> Any:
 
 def _read_pair(x: Any, name: str, targets: Any) -> tuple[Any, Any]:
     """Predictions and what is wanted of them; of a list, in the dtype of the other."""
-    t = targets if isinstance(targets, list | tuple) else viewed(targets, "targets")
-    z = _read(x, name, _dtype_of(t))
-    return z, _read(t, "targets", _dtype_of(z))
+    z, t = viewed(x, name), viewed(targets, "targets")
+    if isinstance(z, list | tuple):
+        z = _read(z, name, _dtype_beside(t))
+    return z, _read(t, "targets", _dtype_beside(z)) if isinstance(t, list | tuple) else t
 
 
-def _dtype_of(array: Any) -> Any:
+def _dtype_beside(array: Any) -> Any:
     """The dtype that numbers beside an array take: its own where it is one of floats."""
     dtype = np.asarray(array).dtype if isinstance(array, np.ndarray) else np.dtype(np.float64)
     return dtype if dtype_name(dtype) in ("float16", "float32", "bfloat16") else np.float64
