@@ -68,7 +68,7 @@ std::string repr_text(py::handle object) {
   if (whole.size() <= longest) return whole;
   std::size_t cut = 40;
   while ((static_cast<unsigned char>(whole[cut]) & 0xC0) == 0x80) --cut;  // between characters
-  return "a value of type " + kind_text(object) + " (" + whole.substr(0, cut) + "…)";
+  return whole.substr(0, cut) + "… (" + kind_text(object) + ")";
 }
 
 bool is_text(py::handle object, const char* text) {

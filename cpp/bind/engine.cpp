@@ -106,7 +106,7 @@ bool flag(py::handle value, const char* name) {
   type_error({name}, "expected True or False, got " + repr_text(value));
 }
 
-double number(py::handle value, const char* name) {
+double number(py::handle value, const char* name, bool* beyond) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
   if (PyBool_Check(value.ptr()) || is_numpy_bool(value) || only_converts(value)) {
     type_error({name}, "expected a number, got " + kind_text(value));
@@ -115,6 +115,7 @@ double number(py::handle value, const char* name) {
   if (number == -1.0 && PyErr_Occurred() != nullptr) {
     if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
       PyErr_Clear();
+      if (beyond != nullptr) return *beyond = true, HUGE_VAL;
       value_error({name}, "expected a number in the range of doubles, got " + repr_text(value));
     }
     // What is no number says so in many ways: an array of several, for example, by a ValueError or a RuntimeError.
@@ -181,6 +182,18 @@ Engine::Engine(const std::string& name, Naming naming)
   }
 }
 
+namespace {
+
+// One of the numbers of a field that was given so.
+void read_number(const Field& field, py::handle value, py::handle given, double* out) {
+  bool beyond = false;
+  *out = number(value, field.name, &beyond);
+  check_domain(field, *out, given);
+  if (beyond) value_error({field.name}, "expected a number in the range of doubles, got " + repr_text(given));
+}
+
+}  // namespace
+
 void Engine::read_field(const Field& field, py::handle given, double* out) const {
   if (field.optional && given.is_none()) {
     *out = kNone;
@@ -189,8 +202,7 @@ void Engine::read_field(const Field& field, py::handle given, double* out) const
   } else if (field.domain == Domain::choice) {
     *out = choice(field, given);
   } else {
-    *out = number(given, field.name);
-    check_domain(field, *out, given);
+    read_number(field, given, given, out);
   }
 }
 
@@ -227,8 +239,7 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
           *out++ = kNone;
           continue;
         }
-        *out = number(value, field.name);
-        check_domain(field, *out++, given);
+        read_number(field, value, given, out++);
       }
     } else if (out == settings.hypers + lr_ && schedules != Schedules::refuse && PyCallable_Check(given.ptr()) != 0) {
       if (schedules == Schedules::skip) {

@@ -78,8 +78,8 @@ enum class Schedules { ask, skip, refuse };
 py::handle get(py::handle dict, py::handle key);
 // A Python bool or NumPy's; TypeError.
 bool flag(py::handle value, const char* name);
-// A Python number, no bool; TypeError.
-double number(py::handle value, const char* name);
+// A Python number, no bool; TypeError. ValueError where a double cannot hold it, or infinity and `beyond`.
+double number(py::handle value, const char* name, bool* beyond = nullptr);
 
 class Engine {
  public:
