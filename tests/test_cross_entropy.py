@@ -289,7 +289,10 @@ Y = np.zeros(2, int)
     ("logits", "labels", "options", "error", "message"),
     [
         (np.zeros((2, 3), int), Y, {}, TypeError, "logits: expected float32, .* got dtype int64"),
-        ([[0.0]], Y, {}, TypeError, "logits: expected a NumPy array, got list"),
+        ("z", Y, {}, TypeError, "logits: expected a NumPy array, got str"),
+        ([["z"]], Y, {}, TypeError, "logits: expected a list of numbers"),
+        ([[0.0, 1.0], [2.0]], Y, {}, ValueError, "logits: expected numbers, as many in every row"),
+        ([[0.0, 10**400]], Y, {}, ValueError, "logits: expected numbers in the range of doubles"),
         (
             np.zeros(3, F),
             np.zeros(3, int),
@@ -305,19 +308,22 @@ Y = np.zeros(2, int)
             r"logits: .* at least one row .* got shape \(0, 3\)",
         ),
         (np.zeros((3, 0), F), np.zeros(3, int), {}, ValueError, r"logits: expected .* one class, got shape \(3, 0\)"),
-        (np.zeros((3, 2), F).T, Y, {}, ValueError, "logits: expected a C-contiguous array"),
         (Z, np.zeros(3, int), {}, ValueError, r"labels: expected shape \(2,\) .* got \(3,\)"),
         (Z, np.zeros(2), {}, TypeError, "labels: expected dtype float32 as logits has, got float64"),
         (Z, np.zeros(2, bool), {}, TypeError, "labels: expected an array of integers, .* got dtype bool"),
         (Z, np.zeros((2, 2), F), {}, ValueError, r"labels: expected shape \(2, 3\) as logits has, got \(2, 2\)"),
-        (Z, [0, 1], {}, TypeError, "labels: expected an array of integers, .* got list"),
+        (Z, "01", {}, TypeError, "labels: expected an array of integers, .* got str"),
+        (Z, [True, False], {}, TypeError, "labels: expected an array of integers, .* got dtype bool"),
+        (Z, [0, 3], {}, ValueError, r"labels\[1\]: expected a class in \[0, 3\)"),
         (Z, np.ma.array([0, 1]), {}, TypeError, "labels: expected an array of integers, .* MaskedArray"),
         (Z, np.array([0, 3]), {}, ValueError, r"labels\[1\]: expected a class in \[0, 3\) or ignore_index -100, got 3"),
         (Z, np.array([-1, 0]), {}, ValueError, r"labels\[0\]: expected a class in \[0, 3\) .* got -1"),
         (Z, np.array([0, 2**64 - 100], np.uint64), {}, ValueError, r"labels\[1\]: .* got 18446744073709551516"),
         (Z, Y, {"weight": np.ones(2, F)}, ValueError, r"weight: expected shape \(3,\) .* got \(2,\)"),
         (Z, Y, {"weight": np.ones(3)}, TypeError, "weight: expected float32 for these logits, got float64"),
-        (Z, Y, {"weight": [1, 1, 1]}, TypeError, "weight: expected a NumPy array, got list"),
+        (Z, Y, {"weight": [1, 1]}, ValueError, r"weight: expected shape \(3,\) as logits has classes, got \(2,\)"),
+        (Z, Y, {"weight": [1, 1, 1e39]}, ValueError, "weight: expected numbers in the range of float32"),
+        (Z, Y, {"out": [0.0]}, TypeError, "out: expected a NumPy array, got list"),
         (Z, Y, {"weight": np.array([1, -1, 1], F)}, ValueError, r"weight\[1\]: expected a finite number >= 0"),
         (Z, Y, {"weight": np.array([1, 1, np.nan], F)}, ValueError, r"weight\[2\]: expected a finite number >= 0"),
         (Z, Y, {"ignore_index": 1.0}, TypeError, "ignore_index: expected an integer, got float"),
@@ -337,6 +343,50 @@ Y = np.zeros(2, int)
 def test_errors(logits, labels, options, error, message, isa):
     with fs.runtime.use_isa(isa), pytest.raises(error, match=message):
         fs.softmax_cross_entropy(logits, labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error"),
+    [
+        (np.eye(5, dtype=np.int64)[[0, 1, 2, 3, 4, 0, 1, 2]], ValueError),  # one-hot
+        (np.eye(5, dtype=np.uint8)[[0, 1, 2, 3, 4, 0, 1, 2]].tolist(), ValueError),
+        (np.zeros(8), TypeError),
+        (np.zeros(8, F), ValueError),
+        (np.zeros((8, 5)), TypeError),
+        (np.zeros((8, 4), F), ValueError),
+        (np.zeros((8, 1), int), ValueError),
+        (np.zeros(5, int), ValueError),
+        (np.zeros((8, 5), bool), TypeError),
+        (np.zeros((8, 5), complex), TypeError),
+        (np.array(0), ValueError),
+        (None, TypeError),
+    ],
+)
+def test_what_labels_look_like(labels, error):
+    """Whatever is wrong with them, one sentence says what would be right."""
+    with pytest.raises(error, match=r"^labels: expected") as caught:
+        fs.softmax_cross_entropy(np.zeros((8, 5), F), labels)
+    right = "class numbers, integers of shape (8,), or probabilities, float32 of shape (8, 5)"
+    assert str(caught.value).endswith(right)
+
+
+def test_lists_of_numbers():
+    """They take the dtype of the arrays beside them, float64 where there is none."""
+    logits, labels = [[0.5, -1.0, 2.0], [0.0, 0.25, 1]], [2, 1]
+    z, y = np.array(logits), np.array(labels)
+    loss, dlogits = fs.softmax_cross_entropy(logits, labels, weight=[1, 2, 0.5])
+    expected, gradient = fs.softmax_cross_entropy(z, y, weight=np.array([1, 2, 0.5]))
+    assert loss == expected
+    assert_same_bits(dlogits, gradient)
+    targets = [[0.1, 0.2, 0.7], [0, 1, 0]]
+    for dtype in (F, np.float64, np.float16):
+        z = np.array(logits, dtype)
+        loss, dlogits = fs.softmax_cross_entropy(z, targets)
+        expected, gradient = fs.softmax_cross_entropy(z, np.array(targets, dtype))
+        assert loss == expected
+        assert_same_bits(dlogits, gradient)
+    assert_same_bits(fs.softmax([[0, 0]]), np.full((1, 2), 0.5))
+    assert_same_bits(fs.softmax((np.float32(1), np.float32(1))), np.full(2, 0.5))
 
 
 @pytest.mark.parametrize("isa", ["numpy", fs.runtime.available_isas()[-1]])

@@ -169,7 +169,7 @@ X = np.ones(8, F)
         ({"offset": MOST}, ValueError, r"offset: expected offset and elements below 2\^64"),
         ({"x": [1.0]}, TypeError, "x: expected a NumPy array, got list"),
         ({"x": np.ones(8, int)}, TypeError, "x: expected float32, .* got dtype int64"),
-        ({"x": np.ones((4, 4), F).T[:2]}, ValueError, "x: expected a C-contiguous array"),
+        ({"out": np.ones(16, F)[::2]}, ValueError, "out: expected a C-contiguous array"),
         ({"residual": np.ones(8)}, TypeError, "residual: expected dtype float32 as x has, got float64"),
         ({"residual": X[:4]}, ValueError, r"residual: expected shape \(8,\) as x has, got \(4,\)"),
         ({"out": X[:4]}, ValueError, r"out: expected shape \(8,\) as x has, got \(4,\)"),
@@ -200,8 +200,8 @@ def test_stochastic_depth_errors():
         fs.stochastic_depth([1.0], 0.5, seed=0)
     with pytest.raises(TypeError, match=r"x: expected float32, .* got dtype int64"):
         fs.stochastic_depth(np.ones((2, 2), int), 0.5, seed=0)
-    with pytest.raises(ValueError, match="x: expected a C-contiguous array"):
-        fs.stochastic_depth(np.ones((2, 3), F).T, 0.5, seed=0)
+    with pytest.raises(ValueError, match="out: expected a C-contiguous array"):
+        fs.stochastic_depth(np.ones((3, 2), F), 0.5, seed=0, out=np.ones((2, 3), F).T)
     memory = np.ones(15, F)
     with pytest.raises(ValueError, match="out: overlaps x"):
         fs.stochastic_depth(memory[:12].reshape(4, 3), 0.5, seed=0, out=memory[3:].reshape(4, 3))

@@ -1,5 +1,6 @@
 """Losses of an element each, and the exp and log under all of them."""
 
+import itertools
 import os
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import torch
 
 import fusedstep as fs
 from fusedstep import _core
+from fusedstep.reference.codec import narrowed
 from fusedstep.reference.explog import exponential, log_1p, logarithm
 from fusedstep.reference.power import integer_power
 from helpers import LENGTHS, assert_same_bits, misaligned
@@ -113,7 +115,9 @@ X = np.zeros(3, F)
         (fs.mean_squared_error, X, X[:2], {}, ValueError, r"targets: expected shape \(3,\) as predictions has"),
         (fs.mean_squared_error, X[:0], X[:0], {}, ValueError, "predictions: expected at least one element"),
         (fs.mean_squared_error, X, X, {"out": X[:2]}, ValueError, "out: expected shape"),
-        (fs.sigmoid_binary_cross_entropy, X, [1], {}, TypeError, "targets: expected a NumPy array, got list"),
+        (fs.sigmoid_binary_cross_entropy, X, [1], {}, ValueError, r"targets: expected shape \(3,\) as logits has"),
+        (fs.sigmoid_binary_cross_entropy, X, [True] * 3, {}, TypeError, "targets: expected a list of numbers"),
+        (fs.mean_squared_error, X, 1.0, {}, TypeError, "targets: expected a NumPy array, got float"),
         (fs.sigmoid_binary_cross_entropy, X, X, {"pos_weight": -1}, ValueError, "pos_weight: expected a finite number"),
         (
             fs.sigmoid_binary_cross_entropy,
@@ -130,6 +134,118 @@ X = np.zeros(3, F)
 def test_errors(function, x, t, options, error, message):
     with pytest.raises(error, match=message):
         function(x, t, **options)
+
+
+def test_lists_of_numbers():
+    for function in (fs.mean_squared_error, fs.sigmoid_binary_cross_entropy):
+        x, t = [0.5, -1, 2.0], [1, 0, 1]
+        expected, gradient = function(np.array(x), np.array(t, float))
+        for pair in ((x, t), (np.array(x), t), (x, np.array(t, float))):
+            loss, dx = function(*pair)
+            assert loss == expected
+            assert_same_bits(dx, gradient)
+        for dtype in (F, np.float16):
+            _, gradient = function(np.array(x, dtype), np.array(t, dtype))
+            assert_same_bits(function(x, np.array(t, dtype))[1], gradient)
+            assert_same_bits(function(np.array(x, dtype), t)[1], gradient)
+    words = np.array([0x3F80, 0x4000], np.uint16).view(fs.bfloat16)
+    loss, dx = fs.mean_squared_error(words, [1.0, 4.0])
+    assert loss == 2
+    assert dx.view(np.uint16).tolist() == [0, 0xC000]
+
+
+@pytest.mark.parametrize("isa", ["numpy", fs.runtime.available_isas()[-1]])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses_of_a_number_without_axes(isa, reduction):
+    for dtype in (F, np.float64, np.float16):
+        with fs.runtime.use_isa(isa):
+            loss, gradient = fs.mean_squared_error(np.array(3, dtype), np.array(1, dtype), reduction=reduction)
+        assert loss == 4
+        assert gradient.shape == ()
+        assert gradient == 4
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("isa", ["numpy", fs.runtime.available_isas()[-1]])
+@pytest.mark.parametrize("dtype", [F, np.float64, np.float16, fs.bfloat16])
+def test_numbers_at_the_ends_warn_of_nothing(isa, dtype):
+    """Infinities of both signs, NaN of both kinds and the largest numbers, where every floating error is raised."""
+    with np.errstate(all="ignore"):
+        ends = np.array([np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-45, 65504, 0])
+        x = narrowed(ends.astype(F), np.dtype(dtype)) if dtype != np.float64 else ends * np.array(1e250)
+    words = {2: np.uint16, 4: np.uint32, 8: np.uint64}[x.itemsize]
+    quiet = {np.float16: 0x0200, F: 0x400000, np.float64: 1 << 51}.get(dtype, 0x40)
+    x.view(words)[2] ^= words(quiet | 1)  # signals
+    t = x[::-1].copy()
+    with fs.runtime.use_isa(isa), np.errstate(all="raise"):
+        z, wanted = x.reshape(2, 4), np.zeros((2, 4), x.dtype)
+        for reduction in ("mean", "sum", "none"):
+            fs.mean_squared_error(x, t, reduction=reduction, out=np.zeros_like(x))
+            fs.sigmoid_binary_cross_entropy(z, wanted, reduction=reduction, out=np.zeros_like(z))
+            for smoothing in (0.0, 0.1):
+                fs.softmax_cross_entropy(z, np.array([0, 3]), label_smoothing=smoothing, reduction=reduction)
+        fs.softmax(x)
+        fs.log_softmax(x)
+        fs.dropout(x, 0.5, seed=0, residual=t)
+        mean, var = np.zeros(4, F), np.ones(4, F)
+        t = t.reshape(2, 4)
+        _, saved = fs.batch_norm(z, None, None, mean, var, training=True, activation="relu", residual=t)
+        fs.batch_norm_backward(t, saved)
+        fs.batch_norm(z, None, None, np.zeros(4, F), np.ones(4, F), training=False)
+
+
+def _stopping(function, after, error):
+    """The function, which raises instead from some call on."""
+    left = iter(range(after))
+
+    def stopping(*arguments, **options):
+        if next(left, None) is None:
+            raise error
+        return function(*arguments, **options)
+
+    return stopping
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_reference_that_is_interrupted_has_written_nothing(monkeypatch, error, reduction):
+    """Wherever it stops: at every call of a function of the reference."""
+    from fusedstep.reference import batch_norm, layers
+
+    x, t = np.linspace(-1, 1, 12, dtype=F).reshape(3, 4), np.linspace(0, 1, 12, dtype=F).reshape(3, 4)
+    out, mean, var = np.full((3, 4), 7, F), np.zeros(4, F), np.ones(4, F)
+    _, saved = fs.batch_norm(x, None, None, None, None, training=True, activation="relu", residual=t)
+    names = ["exponential", "logarithm", "log_1p", "lane_sum", "term_sum", "narrowed", "widened", "element_words"]
+    names += ["total", "store", "packed", "per_channel", "view", "moments", "masked", "channel_sums"]
+    calls = [
+        lambda: fs.softmax(x, out=out),
+        lambda: fs.softmax_cross_entropy(x, np.array([0, 1, 2]), reduction=reduction, out=out),
+        lambda: fs.softmax_cross_entropy(x, fs.softmax(t), reduction=reduction, out=out),
+        lambda: fs.sigmoid_binary_cross_entropy(x, t, reduction=reduction, out=out),
+        lambda: fs.mean_squared_error(x, t, reduction=reduction, out=out),
+        lambda: fs.dropout(x, 0.5, seed=1, out=out),
+        lambda: fs.batch_norm(x, None, None, mean, var, training=True, activation="relu", out=out),
+        lambda: fs.batch_norm_backward(x, saved, out=out, residual_out=other),
+    ]
+    other = np.full((3, 4), 7, F)
+    stopped = 0
+    for call, module, name in itertools.product(calls, (layers, batch_norm), names):
+        if not hasattr(module, name):
+            continue
+        for after in range(8):
+            stopping = _stopping(getattr(module, name), after, error)
+            with fs.runtime.use_isa("numpy"), monkeypatch.context() as patch:
+                patch.setattr(module, name, stopping)
+                try:
+                    call()
+                except error:
+                    stopped += 1
+                    assert (out == 7).all(), name
+                    assert (other == 7).all(), name
+                    assert (mean == 0).all(), name
+                    assert (var == 1).all(), name
+            out[...], other[...], mean[...], var[...] = 7, 7, 0, 1
+    assert stopped > 50
 
 
 def test_an_output_that_overlaps_the_targets():

@@ -17,23 +17,39 @@ std::int64_t count(const py::detail::PyArray_Proxy* a) {
   return size;
 }
 
-// ml_dtypes' bfloat16, or our mark on 16-bit words. Neither is imported for this: an array of it is there only if it
-// has been.
+const py::detail::PyArrayDescr2_Proxy* description(py::handle descr) {
+  return py::detail::array_descriptor2_proxy(descr.ptr());
+}
+
+// A name in the dict of a module that has been imported, or is being imported; null where there is none.
+py::handle module_entry(const char* module, const char* name) {
+  PyObject* modules = PyImport_GetModuleDict();
+  PyObject* found = PyDict_CheckExact(modules) ? PyDict_GetItemString(modules, module) : nullptr;
+  return found != nullptr && PyModule_Check(found) ? PyDict_GetItemString(PyModule_GetDict(found), name) : nullptr;
+}
+
+// ml_dtypes' bfloat16, or our mark: exactly {"fusedstep": "bfloat16"}, on 16-bit words. ml_dtypes is not imported for
+// this: an array of it is there only if it has been. No code of others runs.
 bool is_bfloat16(py::handle descr) {
-  static py::handle last;  // looking it up takes longer than a small step
-  if (descr.is(last)) return true;
-  const py::object metadata = descr.attr("metadata");
-  if (!metadata.is_none()) {
-    if (!metadata.contains("fusedstep")) return false;
-  } else {
-    const py::object modules = py::module_::import("sys").attr("modules");
-    if (!modules.contains("ml_dtypes") || !descr.equal(py::dtype::from_args(modules["ml_dtypes"].attr("bfloat16")))) {
-      return false;
-    }
+  const auto* d = description(descr);
+  if (d->elsize != 2 || d->byteorder != '=') return false;
+  if (d->type_num == py::detail::npy_api::NPY_USHORT_) {
+    static const py::handle key = PyUnicode_InternFromString("fusedstep");
+    if (d->metadata == nullptr || !PyDict_Check(d->metadata) || PyDict_Size(d->metadata) != 1) return false;
+    PyObject* mark = PyDict_GetItemWithError(d->metadata, key.ptr());
+    PyErr_Clear();
+    return mark != nullptr && PyUnicode_CheckExact(mark) && PyUnicode_CompareWithASCIIString(mark, "bfloat16") == 0;
   }
-  last = descr;
-  last.inc_ref();
-  return true;
+  // Types that NumPy was told of later.
+  if (d->type_num < 256) return false;
+  static py::handle type;
+  if (!type) {
+    const py::handle found = module_entry("ml_dtypes", "bfloat16");
+    if (!found || !PyType_Check(found.ptr()) || found.ptr() != d->typeobj) return false;
+    type = found;
+    type.inc_ref();
+  }
+  return type.ptr() == d->typeobj;
 }
 
 constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_F_CONTIGUOUS_;
@@ -81,9 +97,32 @@ void value_error(const Label& label, const std::string& message) {
 
 bool is_array(py::handle object) { return PyObject_TypeCheck(object.ptr(), ndarray_type()) != 0; }
 
-bool is_masked(py::handle object) { return Py_TYPE(object.ptr()) != ndarray_type() && py::hasattr(object, "mask"); }
+bool is_masked(py::handle object) {
+  // The type is asked, for what a property does nobody knows.
+  static const py::handle mask = PyUnicode_InternFromString("mask");
+  return Py_TYPE(object.ptr()) != ndarray_type() && _PyType_Lookup(Py_TYPE(object.ptr()), mask.ptr()) != nullptr;
+}
 
-std::string shape_text(py::handle array) { return py::str(array.attr("shape")); }
+py::object plain(py::handle object) {
+  if (!is_array(object) || Py_TYPE(object.ptr()) == ndarray_type()) return py::reinterpret_borrow<py::object>(object);
+  auto view = py::reinterpret_steal<py::object>(py::detail::npy_api::get().PyArray_FromAny_(
+      object.ptr(), nullptr, 0, 0, py::detail::npy_api::NPY_ARRAY_ENSUREARRAY_, nullptr));
+  if (!view) throw py::error_already_set();
+  return view;
+}
+
+namespace {
+
+std::string tuple_text(const py::ssize_t* numbers, int count) {
+  std::string text = "(";
+  for (int i = 0; i < count; ++i) text += (i > 0 ? ", " : "") + std::to_string(numbers[i]);
+  return text + (count == 1 ? ",)" : ")");
+}
+
+}  // namespace
+
+std::string shape_text(py::handle array) { return tuple_text(proxy(array)->dimensions, proxy(array)->nd); }
+std::string strides_text(py::handle array) { return tuple_text(proxy(array)->strides, proxy(array)->nd); }
 std::string dtype_text(py::handle array) {
   const auto* a = proxy(array);
   return is_bfloat16(a->descr) ? "bfloat16" : std::string(py::str(py::handle(a->descr)));
@@ -172,7 +211,7 @@ void require_dense(py::handle array, const Label& label) {
   for (const auto& [stride, length] : axes) {
     if (stride != expected) {
       value_error(label, "expected one dense block of memory, got shape " + shape_text(array) + " with strides " +
-                             std::string(py::str(array.attr("strides"))));
+                             strides_text(array));
     }
     expected *= length;
   }
@@ -185,7 +224,8 @@ void require_writable(py::handle array, const Label& label) {
 }
 
 void require_same_dtype(py::handle array, const Label& label, py::handle other, const Label& other_label) {
-  if (proxy(array)->descr == proxy(other)->descr || dtype_text(array) == dtype_text(other)) return;
+  const py::handle a = proxy(array)->descr, b = proxy(other)->descr;
+  if (a.is(b) || (is_bfloat16(a) == is_bfloat16(b) && (is_bfloat16(a) || a.equal(b)))) return;
   type_error(label,
              "expected dtype " + dtype_text(other) + " as " + other_label.text() + " has, got " + dtype_text(array));
 }
@@ -228,6 +268,28 @@ void require_rows(py::handle rows, py::handle values, py::handle param, const La
 
 int axes_of(py::handle array) { return proxy(array)->nd; }
 
+std::vector<std::int64_t> shape_of(py::handle array) {
+  const auto* a = proxy(array);
+  return {a->dimensions, a->dimensions + a->nd};
+}
+
+std::vector<std::int64_t> strides_of(py::handle array) {
+  const auto* a = proxy(array);
+  return {a->strides, a->strides + a->nd};
+}
+
+py::handle descr_of(py::handle array) { return proxy(array)->descr; }
+char kind_of(py::handle array) {
+  return is_bfloat16(proxy(array)->descr) ? 'f' : description(proxy(array)->descr)->kind;
+}
+
+py::object in_c_order(py::handle array) {
+  if (is_contiguous(array)) return py::reinterpret_borrow<py::object>(array);
+  auto copy = py::reinterpret_steal<py::object>(py::detail::npy_api::get().PyArray_NewCopy_(array.ptr(), 0));
+  if (!copy) throw py::error_already_set();
+  return copy;
+}
+
 bool is_contiguous(py::handle array) {
   return (proxy(array)->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_) != 0;
 }
@@ -243,12 +305,12 @@ py::tuple reduced_shape(py::handle array, Shape shape) {
 py::object array_like(py::handle array, const char* how) {
   static const py::handle numpy = py::module_::import("numpy").release();
   // Of a plain view: a subclass may answer in NumPy's place.
-  return numpy.attr(how)(numpy.attr("asarray")(array), py::arg("subok") = false);
+  return numpy.attr(how)(plain(array), py::arg("subok") = false);
 }
 
 py::object array_like(py::handle array, const char* how, py::handle dtype) {
   static const py::handle numpy = py::module_::import("numpy").release();
-  return numpy.attr(how)(numpy.attr("asarray")(array), dtype, py::arg("subok") = false);
+  return numpy.attr(how)(plain(array), dtype, py::arg("subok") = false);
 }
 
 const char* dtype_name(Dtype dtype) {
@@ -262,17 +324,32 @@ py::object numpy_dtype(Dtype dtype) {
 }
 
 void copy_values(py::handle from, py::handle to) {
-  to[py::ellipsis()] = py::module_::import("fusedstep.reference.codec").attr("widened")(from);
+  plain(to)[py::ellipsis()] = py::module_::import("fusedstep.reference.codec").attr("widened")(plain(from));
 }
 
 bool overlap(const Array& a, const Array& b) {
   return a.bytes > 0 && b.bytes > 0 && a.data < b.data + b.bytes && b.data < a.data + a.bytes;
 }
 
+bool share_memory(py::handle a, py::handle b) {
+  const auto span = [](py::handle array) {
+    const auto size = count(proxy(array));
+    return Array{proxy(array)->data, size, size * description(proxy(array)->descr)->elsize, Dtype::unsigned8};
+  };
+  if (is_contiguous(a) && is_contiguous(b)) return overlap(span(a), span(b));
+  try {
+    // So much work is enough for all but riddles.
+    return py::module_::import("numpy").attr("shares_memory")(plain(a), plain(b), 10000).cast<bool>();
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_RuntimeError)) throw;
+    return true;
+  }
+}
+
 void require_contiguous(py::handle array, const Label& label) {
   if (is_contiguous(array)) return;
-  value_error(label, "expected a C-contiguous array, got shape " + shape_text(array) + " with strides " +
-                         std::string(py::str(array.attr("strides"))));
+  value_error(label,
+              "expected a C-contiguous array, got shape " + shape_text(array) + " with strides " + strides_text(array));
 }
 
 Array inspect_contiguous_float32(py::handle object, const Label& label, bool written) {

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <vector>
 
 #include "kernels/table.h"
 
@@ -21,6 +22,10 @@ struct Label {
   PyObject* groups = nullptr;
   std::string text() const;
 };
+// What an error shows of an argument: its repr, unless that is long or fails.
+std::string shown(py::handle object);
+// Whether an object is this string.
+bool is_text(py::handle object, const char* text);
 
 struct Array {
   char* data;
@@ -32,16 +37,16 @@ struct Array {
 [[noreturn]] void type_error(const Label& label, const std::string& message);
 [[noreturn]] void value_error(const Label& label, const std::string& message);
 
+// What an array is and where it lies is read from NumPy's own structure: attributes are code of whoever made the
+// subclass, and may lie, or move other arrays. Nothing below runs such code.
 bool is_array(py::handle object);
 bool is_masked(py::handle object);
+// The array, or a view of it without its subclass; other objects as they are.
+py::object plain(py::handle object);
 std::string shape_text(py::handle array);
+std::string strides_text(py::handle array);
 std::string dtype_text(py::handle array);
 std::string kind_text(py::handle object);
-// Its repr, where it has one, cut to what is read.
-std::string shown(py::handle object);
-// Whether it is this string; strings that no encoding has are others.
-bool is_text(py::handle object, const char* text);
-
 // An aligned float32 or float64 array in the processor's byte order. TypeError, ValueError.
 Array inspect(py::handle object, const Label& label);
 // The same, or of 16 bits.
@@ -60,6 +65,13 @@ bool same_layout(py::handle a, py::handle b);
 void require_rows(py::handle rows, py::handle values, py::handle param, const Label& label);
 
 int axes_of(py::handle array);
+std::vector<std::int64_t> shape_of(py::handle array);
+std::vector<std::int64_t> strides_of(py::handle array);
+py::handle descr_of(py::handle array);
+// NumPy's letter; 'f' for bfloat16 too.
+char kind_of(py::handle array);
+// A plain array, or a copy of it in C order.
+py::object in_c_order(py::handle array);
 bool is_contiguous(py::handle array);
 // The shape with one column, or with one row.
 py::tuple reduced_shape(py::handle array, Shape shape);
@@ -74,6 +86,8 @@ py::object numpy_dtype(Dtype dtype);
 void copy_values(py::handle from, py::handle to);
 
 bool overlap(const Array& a, const Array& b);
+// The same of arrays of any strides.
+bool share_memory(py::handle a, py::handle b);
 
 void require_contiguous(py::handle array, const Label& label);
 Array inspect_contiguous_float32(py::handle object, const Label& label, bool written);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -17,15 +18,35 @@ namespace fusedstep::bind {
 namespace {
 
 using Doubles = py::array_t<double>;
+// A number a channel.
+using Channels = std::vector<double>;
+
+// What the reference sees of memory that is ours, while it is called.
+Doubles seen(Channels& values) { return Doubles(py::ssize_t(values.size()), values.data(), py::none()); }
+
+// The lengths of axes, and the strides of those that have more than one entry.
+struct Geometry {
+  std::vector<std::int64_t> shape, strides;
+  bool operator==(const Geometry&) const = default;
+};
+
+Geometry geometry_of(py::handle array) {
+  Geometry geometry = {shape_of(array), strides_of(array)};
+  for (std::size_t k = 0; k < geometry.shape.size(); ++k) {
+    if (geometry.shape[k] == 1) geometry.strides[k] = 0;
+  }
+  return geometry;
+}
 
 // The array that is normalized, seen as (n, c, l).
 struct Frame {
-  py::object array;
+  py::object given;  // the caller's
+  py::object array;  // what it is in NumPy
   int channel_axis;
   Array memory;
   Layout layout;
   std::int64_t n, c, l;
-  int axes;
+  Geometry geometry;  // at the time of the forward pass
 
   std::int64_t count() const { return n * l; }
   bool empty() const { return n * l == 0; }
@@ -39,40 +60,55 @@ struct Named {
 std::string text(py::handle value) { return shown(value); }
 std::string text(double value) { return py::repr(py::float_(value)); }
 
-Frame frame_of(py::object x, py::handle channel_axis_given) {
-  const Array memory = inspect_stored(x, {"x"});
+// An array of another library is looked at anew; that runs code of others, and comes before any pointer is taken.
+py::object viewed(const py::object& given, const char* name) {
+  if (is_array(given) || !(py::hasattr(given, "__array__") || py::hasattr(given, "__dlpack__"))) return given;
+  static const py::handle arrays = py::module_::import("fusedstep._arrays").release();
+  return arrays.attr("as_array")(given, name);
+}
+
+py::ssize_t axis_number(py::handle given) {
+  if (PyBool_Check(given.ptr()) || !PyIndex_Check(given.ptr())) {
+    type_error({"channel_axis"}, "expected an integer, got " + kind_text(given));
+  }
+  const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(given.ptr()));
+  const py::ssize_t number = index ? PyLong_AsSsize_t(index.ptr()) : -1;
+  if (number == -1 && PyErr_Occurred() != nullptr) {
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();
+    PyErr_Clear();
+    if (index) value_error({"channel_axis"}, "expected an axis of x, got " + text(given));
+    type_error({"channel_axis"}, "expected an integer, got " + kind_text(given));
+  }
+  return number;
+}
+
+Frame frame_of(const py::object& given, py::ssize_t axis_given) {
+  const py::object seen = viewed(given, "x");
+  const Array memory = inspect_stored(seen, {"x"});
+  const py::object x = plain(seen);
   const int axes = axes_of(x);
   if (axes < 2)
     value_error({"x"},
                 "expected a batch and a channel axis, such as (N, C) or (N, C, H, W), got shape " + shape_text(x));
   require_dense(x, {"x"});
-  if (PyBool_Check(channel_axis_given.ptr()) || !PyIndex_Check(channel_axis_given.ptr())) {
-    type_error({"channel_axis"}, "expected an integer, got " + kind_text(channel_axis_given));
-  }
-  const py::ssize_t given = PyNumber_AsSsize_t(channel_axis_given.ptr(), nullptr);
-  if (given == -1 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    type_error({"channel_axis"}, "expected an integer, got " + text(channel_axis_given));
-  }
-  if (given < -axes || given >= axes) {
+  if (axis_given < -axes || axis_given >= axes) {
     value_error({"channel_axis"},
-                "expected an axis of x, which has " + std::to_string(axes) + ", got " + text(channel_axis_given));
+                "expected an axis of x, which has " + std::to_string(axes) + ", got " + std::to_string(axis_given));
   }
-  const int axis = int(given < 0 ? given + axes : given);
+  const int axis = int(axis_given < 0 ? axis_given + axes : axis_given);
   ChannelView view = channel_view(x, axis);
   if (view.c == 0) value_error({"x"}, "expected at least one channel, got shape " + shape_text(x));
   // One channel is one run of values.
   if (view.c == 1) view = {view.n * view.l > 0, 1, view.n * view.l};
-  return {x, axis, memory, view.l == 1 && view.c > 1 ? kRows : kPlanes, view.n, view.c, view.l, axes};
+  return {given, x, axis, memory, view.l == 1 && view.c > 1 ? kRows : kPlanes, view.n, view.c, view.l, geometry_of(x)};
 }
 
 void require_like(py::handle array, const Label& label, const Frame& frame, const Label& frame_label) {
   require_same_dtype(array, label, frame.array, frame_label);
   require_same_shape(array, label, frame.array, frame_label);
   if (!same_layout(array, frame.array)) {
-    value_error(label, "expected the memory order of " + frame_label.text() + ", strides " +
-                           std::string(py::str(frame.array.attr("strides"))) + ", got " +
-                           std::string(py::str(array.attr("strides"))));
+    value_error(label, "expected the memory order of " + frame_label.text() + ", strides " + strides_text(frame.array) +
+                           ", got " + strides_text(array));
   }
 }
 
@@ -122,9 +158,9 @@ void set_entry(const Array& array, std::int64_t c, double value) {
   }
 }
 
-Doubles widen(const Array& array, std::int64_t c) {
-  Doubles values(c);
-  for (std::int64_t k = 0; k < c; ++k) values.mutable_data()[k] = entry(array, k);
+Channels widen(const Array& array, std::int64_t c) {
+  Channels values(static_cast<std::size_t>(c));
+  for (std::int64_t k = 0; k < c; ++k) values[std::size_t(k)] = entry(array, k);
   return values;
 }
 
@@ -148,11 +184,17 @@ struct Saved {
   bool overwritten;  // x held the output
   bool training;
   bool residual;
-  double count;            // values a channel, of all workers
-  Doubles mean, inv_std;   // as used
-  Doubles scale;           // inv_std * weight
-  py::object mask;         // uint16, or None without activation
+  double count;                           // values a channel, of all workers
+  Channels mean, inv_std;                 // as used
+  Channels scale;                         // inv_std * weight
+  std::unique_ptr<std::uint16_t[]> mask;  // null without activation
+  std::int64_t mask_words;
   bool double_parameters;  // what dweight and dbias are
+
+  py::object mask_array() const {
+    if (mask == nullptr) return py::none();
+    return py::array_t<std::uint16_t>(mask_words, mask.get(), py::none());
+  }
 };
 
 bool takes_relu(py::handle activation) {
@@ -185,11 +227,6 @@ double unit_momentum(py::handle given) {
 
 std::int64_t words(const Frame& frame) {
   return frame.layout == kRows ? mask_words(frame.n * frame.c) : frame.n * frame.c * mask_words(frame.l);
-}
-
-py::object fresh_mask(const Frame& frame) {
-  // bits_at reads a word further.
-  return py::array_t<std::uint16_t>(words(frame) + 1);
 }
 
 py::object reference(const char* function, const py::dict& arguments) {
@@ -233,25 +270,39 @@ bool update_running(const Running& running, std::int64_t channels, double count,
   return true;
 }
 
+// Parameters, without their subclass once they have been inspected.
+py::object plain_if(const py::object& object) {
+  return is_array(object) && !is_masked(object) ? plain(object) : object;
+}
+
+// What is given beside arrays. It is read before them, for what is no number of Python's own may be code of others.
+struct Choices {
+  double eps;
+  py::ssize_t channel_axis;
+  bool relu;
+
+  Choices(py::handle eps_given, py::handle channel_axis_given, py::handle activation)
+      : eps(positive_eps(eps_given)), channel_axis(axis_number(channel_axis_given)), relu(takes_relu(activation)) {}
+};
+
 // The inputs of a forward pass that normalizes, whatever the statistics are of.
 struct Forward {
   Frame frame;
-  py::object weight, bias, residual, out, mask;
-  Doubles weights, biases;
+  py::object weight, bias, residual, out;
+  Channels weights, biases;
   std::vector<Named> read, written;
   double eps;
   bool in_place = false;
 
-  Forward(py::object x, py::handle channel_axis, py::object weight_given, py::object bias_given, py::handle eps_given,
-          py::handle activation, py::object residual_given, py::object out_given, bool may_be_in_place)
-      : frame(frame_of(x, channel_axis)),
-        weight(weight_given),
-        bias(bias_given),
+  Forward(const py::object& x, const Choices& choices, py::object weight_given, py::object bias_given,
+          py::object residual_given, py::object out_given, bool may_be_in_place)
+      : frame(frame_of(x, choices.channel_axis)),
+        weight(plain_if(weight_given)),
+        bias(plain_if(bias_given)),
         residual(residual_given),
         out(out_given),
-        mask(py::none()),
-        eps(positive_eps(eps_given)) {
-    relu_ = takes_relu(activation);
+        eps(choices.eps),
+        relu_(choices.relu) {
     read.push_back({frame.memory, {"x"}});
     if (!weight.is_none()) read.push_back({inspect_channels(weight, {"weight"}, frame, false), {"weight"}});
     if (!bias.is_none()) read.push_back({inspect_channels(bias, {"bias"}, frame, false), {"bias"}});
@@ -264,17 +315,40 @@ struct Forward {
     written.push_back({memory, {"out"}});
   }
 
-  // After all checks.
-  void allocate() {
+  // After all checks: memory for all that comes out, so that nothing fails once the first of it is written.
+  py::object start(double count, bool training) {
     for (const Named& named : read) {
       if (named.label.role == std::string("weight")) weights = widen(named.array, frame.c);
       if (named.label.role == std::string("bias")) biases = widen(named.array, frame.c);
     }
     if (out.is_none()) out = array_like(frame.array, "empty_like");
-    if (relu_) mask = fresh_mask(frame);
+    bool doubles = frame.memory.dtype == Dtype::float64;
+    if (!weight.is_none()) doubles = inspect(weight, {"weight"}).dtype == Dtype::float64;
+    const auto channels = static_cast<std::size_t>(frame.c);
+    Saved made = {frame,
+                  in_place ? 0 : fingerprint(frame.memory),
+                  in_place,
+                  training,
+                  !residual.is_none(),
+                  count,
+                  Channels(channels),
+                  Channels(channels),
+                  Channels(channels),
+                  nullptr,
+                  0,
+                  doubles};
+    if (relu_) {
+      made.mask_words = words(frame) + 1;  // bits_at reads a word further
+      made.mask.reset(new std::uint16_t[std::size_t(made.mask_words)]);
+      made.mask[std::size_t(made.mask_words - 1)] = 0;
+    }
+    py::object object = py::cast(std::move(made));
+    saved = object.cast<Saved*>();
+    m2.resize(channels);
+    return object;
   }
 
-  BatchNormArgs args(Doubles& mean, Doubles& inv_std, Doubles& m2, bool folded) const {
+  BatchNormArgs args(bool folded) {
     BatchNormArgs a = {};
     a.n = frame.n;
     a.c = frame.c;
@@ -282,45 +356,36 @@ struct Forward {
     a.x = frame.memory.data;
     if (!residual.is_none()) a.residual = inspect_stored(residual, {"residual"}).data;
     a.y = inspect_stored(out, {"out"}).data;
-    if (relu_) a.mask = py::array_t<std::uint16_t>(mask).mutable_data();
+    a.mask = saved->mask.get();
     if (!weight.is_none()) a.weight = weights.data();
     if (!bias.is_none()) a.bias = biases.data();
-    a.mean = mean.mutable_data();
-    a.inv_std = inv_std.mutable_data();
-    a.m2 = m2.mutable_data();
+    a.mean = saved->mean.data();
+    a.inv_std = saved->inv_std.data();
+    a.m2 = m2.data();
     a.eps = eps;
     a.folded = folded;
     return a;
   }
 
-  Saved saved(Doubles mean, Doubles inv_std, double count, bool training) const {
-    Doubles scale(frame.c);
-    for (std::int64_t c = 0; c < frame.c; ++c) {
-      scale.mutable_data()[c] = inv_std.data()[c] * (weight.is_none() ? 1.0 : weights.data()[c]);
-    }
-    bool doubles = frame.memory.dtype == Dtype::float64;
-    if (!weight.is_none()) doubles = inspect(weight, {"weight"}).dtype == Dtype::float64;
-    return {frame,
-            in_place ? 0 : fingerprint(frame.memory),
-            in_place,
-            training,
-            !residual.is_none(),
-            count,
-            mean,
-            inv_std,
-            scale,
-            mask,
-            doubles};
+  void normalize_by_reference(bool folded) {
+    reference("normalize",
+              py::dict(py::arg("x") = frame.array, py::arg("channel_axis") = frame.channel_axis,
+                       py::arg("weight") = weight, py::arg("bias") = bias, py::arg("residual") = plain_if(residual),
+                       py::arg("mean") = seen(saved->mean), py::arg("inv_std") = seen(saved->inv_std),
+                       py::arg("y") = plain(out), py::arg("mask") = saved->mask_array(), py::arg("folded") = folded));
   }
 
-  py::dict for_reference(const Doubles& mean, const Doubles& inv_std) const {
-    return py::dict(py::arg("x") = frame.array, py::arg("channel_axis") = frame.channel_axis,
-                    py::arg("weight") = weight, py::arg("bias") = bias, py::arg("residual") = residual,
-                    py::arg("mean") = mean, py::arg("inv_std") = inv_std, py::arg("y") = out, py::arg("mask") = mask);
+  void finish() {
+    for (std::size_t c = 0; c < saved->scale.size(); ++c) {
+      saved->scale[c] = saved->inv_std[c] * (weight.is_none() ? 1.0 : weights[c]);
+    }
   }
+
+  Saved* saved = nullptr;
+  Channels m2;
 
  private:
-  bool relu_ = false;
+  bool relu_;
 };
 
 runtime::BatchNormPlan plan_of(const KernelTable& table, const Frame& frame) {
@@ -339,7 +404,8 @@ py::tuple batch_norm(py::object x, py::object weight, py::object bias, py::objec
   const bool training = flag(training_given, "training"), unbiased = flag(unbiased_given, "unbiased");
   const bool skip_nonfinite = flag(skip_given, "skip_nonfinite");
   const double momentum = unit_momentum(momentum_given);
-  Forward forward(x, channel_axis, weight, bias, eps_given, activation, residual, out, !training);
+  const Choices choices(eps_given, channel_axis, activation);
+  Forward forward(x, choices, weight, bias, residual, out, !training);
   const Frame& frame = forward.frame;
   require_values(frame);
   const Running running =
@@ -348,36 +414,44 @@ py::tuple batch_norm(py::object x, py::object weight, py::object bias, py::objec
     throw py::value_error("running_mean, running_var: expected arrays with training=False, got None");
   }
   if (training && frame.count() < 2) {
-    value_error({"x"}, "expected more than one value per channel in training, got shape " + shape_text(x));
+    value_error({"x"}, "expected more than one value per channel in training, got shape " + shape_text(frame.array));
+  }
+  if (!training) {
+    for (std::int64_t c = 0; c < frame.c; ++c) {
+      const double var = entry(*running.var, c);
+      if (var < 0.0) value_error({"running_var", c}, "expected a number >= 0, got " + text(var));
+    }
   }
   refuse_overlaps(forward.written, forward.read);
 
-  forward.allocate();
-  Doubles mean(frame.c), inv_std(frame.c), m2(frame.c);
+  const py::object saved = forward.start(double(frame.count()), training);
+  const py::object whether[2] = {py::bool_(false), py::bool_(true)};
+  py::tuple results[2] = {py::make_tuple(forward.out, saved, whether[0]),
+                          py::make_tuple(forward.out, saved, whether[1])};
   if (!training) {
     for (std::int64_t c = 0; c < frame.c; ++c) {
-      mean.mutable_data()[c] = entry(*running.mean, c);
-      inv_std.mutable_data()[c] = 1.0 / std::sqrt(entry(*running.var, c) + forward.eps);
+      forward.saved->mean[std::size_t(c)] = entry(*running.mean, c);
+      forward.saved->inv_std[std::size_t(c)] = 1.0 / std::sqrt(entry(*running.var, c) + forward.eps);
     }
   }
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
     if (training) {
-      reference("batch_statistics", py::dict(py::arg("x") = frame.array, py::arg("channel_axis") = frame.channel_axis,
-                                             py::arg("eps") = forward.eps, py::arg("mean") = mean,
-                                             py::arg("inv_std") = inv_std, py::arg("m2") = m2));
+      reference("batch_statistics",
+                py::dict(py::arg("x") = frame.array, py::arg("channel_axis") = frame.channel_axis,
+                         py::arg("eps") = forward.eps, py::arg("mean") = seen(forward.saved->mean),
+                         py::arg("inv_std") = seen(forward.saved->inv_std), py::arg("m2") = seen(forward.m2)));
     }
-    py::dict arguments = forward.for_reference(mean, inv_std);
-    arguments["folded"] = !training;
-    reference("normalize", arguments);
+    forward.normalize_by_reference(!training);
   } else {
-    const BatchNormArgs args = forward.args(mean, inv_std, m2, !training);
+    const BatchNormArgs args = forward.args(!training);
     const py::gil_scoped_release released;
     runtime::batch_norm(plan_of(*table, frame), args, training);
   }
-  const bool taken = training && update_running(running, frame.c, double(frame.count()), mean.data(), m2.data(),
-                                                momentum, unbiased, skip_nonfinite);
-  return py::make_tuple(forward.out, forward.saved(mean, inv_std, double(frame.count()), training), taken);
+  forward.finish();
+  const bool taken = training && update_running(running, frame.c, double(frame.count()), forward.saved->mean.data(),
+                                                forward.m2.data(), momentum, unbiased, skip_nonfinite);
+  return results[taken];
 }
 
 Array inspect_statistics(py::handle object, const Label& label, std::int64_t channels) {
@@ -403,7 +477,8 @@ py::tuple batch_norm_apply(py::object x, py::handle count_given, py::object mean
                            py::object weight, py::object bias, py::handle eps, py::handle channel_axis,
                            py::handle activation, py::object residual, py::object out) {
   const double count = require_count(count_given, {"stats.count"});
-  Forward forward(x, channel_axis, weight, bias, eps, activation, residual, out, false);
+  const Choices choices(eps, channel_axis, activation);
+  Forward forward(x, choices, weight, bias, residual, out, false);
   const Frame& frame = forward.frame;
   const Array mean_of_all = inspect_statistics(mean_given, {"stats.mean"}, frame.c);
   const Array m2_of_all = inspect_statistics(m2_given, {"stats.m2"}, frame.c);
@@ -416,28 +491,28 @@ py::tuple batch_norm_apply(py::object x, py::handle count_given, py::object mean
   forward.read.push_back({m2_of_all, {"stats.m2"}});
   refuse_overlaps(forward.written, forward.read);
 
-  forward.allocate();
-  Doubles mean = widen(mean_of_all, frame.c), inv_std(frame.c), m2(frame.c);
+  const py::object saved = forward.start(count, true);
+  py::tuple result = py::make_tuple(forward.out, saved);
   for (std::int64_t c = 0; c < frame.c; ++c) {
-    inv_std.mutable_data()[c] = 1.0 / std::sqrt(entry(m2_of_all, c) / count + forward.eps);
+    forward.saved->mean[std::size_t(c)] = entry(mean_of_all, c);
+    forward.saved->inv_std[std::size_t(c)] = 1.0 / std::sqrt(entry(m2_of_all, c) / count + forward.eps);
   }
+  forward.finish();
   const KernelTable* table = runtime::active_table();
-  if (frame.empty()) return py::make_tuple(forward.out, forward.saved(mean, inv_std, count, true));
+  if (frame.empty()) return result;
   if (table == nullptr) {
-    py::dict arguments = forward.for_reference(mean, inv_std);
-    arguments["folded"] = false;
-    reference("normalize", arguments);
+    forward.normalize_by_reference(false);
   } else {
-    const BatchNormArgs args = forward.args(mean, inv_std, m2, false);
+    const BatchNormArgs args = forward.args(false);
     const py::gil_scoped_release released;
     runtime::batch_norm(plan_of(*table, frame), args, false);
   }
-  return py::make_tuple(forward.out, forward.saved(mean, inv_std, count, true));
+  return result;
 }
 
 // Gives (count, mean, m2, mean_low, m2_low).
 py::tuple batch_norm_stats(py::object x, py::handle channel_axis) {
-  const Frame frame = frame_of(x, channel_axis);
+  const Frame frame = frame_of(x, axis_number(channel_axis));
   Doubles values[4] = {Doubles(frame.c), Doubles(frame.c), Doubles(frame.c), Doubles(frame.c)};
   Doubles& mean = values[0];
   const KernelTable* table = runtime::active_table();
@@ -490,40 +565,22 @@ bool batch_norm_update(py::object running_mean, py::object running_var, py::hand
                         reinterpret_cast<const double*>(m2_of_all.data), momentum, unbiased, skip_nonfinite);
 }
 
-// A gradient that fits what was saved.
-Array inspect_gradient(py::object dy, const Saved& saved) {
-  const Array memory = inspect_like(dy, {"dy"}, saved.frame, {"saved.x"});
-  if (saved.overwritten) throw py::value_error("saved: x was overwritten by the forward pass, out=x");
-  const auto now = inspect_stored(saved.frame.array, {"saved.x"});
-  if (now.data != saved.frame.memory.data || now.size != saved.frame.memory.size ||
-      now.dtype != saved.frame.memory.dtype || axes_of(saved.frame.array) != saved.frame.axes ||
-      fingerprint(now) != saved.fingerprint) {
-    throw py::value_error("saved: x has been changed since the forward pass");
-  }
-  return memory;
-}
-
 struct Backward {
   const Saved& saved;
+  Frame frame;  // with x as it lies now
   Array dy_memory;
   py::object dy, dx, dresidual;
   std::vector<Named> read, written;
 
   Backward(py::object dy_given, const Saved& saved_given, py::object out, py::object residual_out)
-      : saved(saved_given),
-        dy_memory(inspect_gradient(dy_given, saved)),
-        dy(dy_given),
-        dx(out),
-        dresidual(residual_out) {
-    read = {{saved.frame.memory, {"saved.x"}}, {dy_memory, {"dy"}}};
-    if (!saved.mask.is_none()) {
-      const py::array_t<std::uint16_t> mask(saved.mask);
-      const auto bytes = std::int64_t(mask.nbytes());
-      read.push_back({{reinterpret_cast<char*>(const_cast<std::uint16_t*>(mask.data())), bytes, bytes, Dtype::float32},
-                      {"saved.mask"}});
-    }
+      : saved(saved_given), frame(saved.frame), dy(dy_given), dx(out), dresidual(residual_out) {
+    find_x();
+    dy_memory = inspect_like(dy, {"dy"}, frame, {"saved.x"});
+    if (saved.overwritten) throw py::value_error("saved: x was overwritten by the forward pass, out=x");
+    if (fingerprint(frame.memory) != saved.fingerprint) refuse_x();
+    read = {{frame.memory, {"saved.x"}}, {dy_memory, {"dy"}}};
     if (!dx.is_none()) {
-      written.push_back({inspect_like(dx, {"out"}, saved.frame, {"saved.x"}), {"out"}});
+      written.push_back({inspect_like(dx, {"out"}, frame, {"saved.x"}), {"out"}});
       require_writable(dx, {"out"});
     }
     if (!dresidual.is_none()) {
@@ -531,33 +588,59 @@ struct Backward {
         value_error({"residual_out"},
                     "expected None: the residual's gradient is dy itself unless an activation follows it");
       }
-      written.push_back({inspect_like(dresidual, {"residual_out"}, saved.frame, {"saved.x"}), {"residual_out"}});
+      written.push_back({inspect_like(dresidual, {"residual_out"}, frame, {"saved.x"}), {"residual_out"}});
       require_writable(dresidual, {"residual_out"});
     }
     refuse_overlaps(written, read);
   }
 
-  bool masked_residual() const { return saved.residual && !saved.mask.is_none(); }
+  [[noreturn]] static void refuse_x() { throw py::value_error("saved: x has been changed since the forward pass"); }
 
-  void allocate() {
-    if (dx.is_none()) dx = array_like(saved.frame.array, "empty_like");
-    if (dresidual.is_none() && masked_residual()) dresidual = array_like(saved.frame.array, "empty_like");
+  // Its owner may have moved it, or made another array of it.
+  void find_x() {
+    const py::object now = viewed(frame.given, "saved.x");
+    const Array memory = inspect_stored(now, {"saved.x"});
+    frame.array = plain(now);
+    if (memory.dtype != frame.memory.dtype || geometry_of(frame.array) != frame.geometry) refuse_x();
+    frame.memory = memory;
   }
 
-  BatchNormGradientArgs args(Doubles& sum_dy, Doubles& sum_dy_d) const {
+  bool masked_residual() const { return saved.residual && saved.mask != nullptr; }
+
+  // After all checks: memory for (dx, dweight, dbias), and dresidual where there was a residual.
+  py::tuple start() {
+    if (dx.is_none()) dx = array_like(frame.array, "empty_like");
+    if (dresidual.is_none() && masked_residual()) dresidual = array_like(frame.array, "empty_like");
+    const Dtype dtype = saved.double_parameters ? Dtype::float64 : Dtype::float32;
+    py::object arrays[2];
+    for (int k = 0; k < 2; ++k) {
+      arrays[k] = py::array(py::dtype(dtype_name(dtype)), py::ssize_t(frame.c));
+      gradients_[k] = inspect(arrays[k], {"gradient"});
+    }
+    if (!saved.residual) return py::make_tuple(dx, arrays[0], arrays[1]);
+    return py::make_tuple(dx, arrays[0], arrays[1], masked_residual() ? dresidual : dy);
+  }
+
+  void finish(const Channels& sum_dy, const Channels& sum_dy_d) const {
+    for (std::int64_t c = 0; c < frame.c; ++c) {
+      set_entry(gradients_[0], c, saved.inv_std[std::size_t(c)] * sum_dy_d[std::size_t(c)]);
+      set_entry(gradients_[1], c, sum_dy[std::size_t(c)]);
+    }
+  }
+
+  BatchNormGradientArgs args(Channels& sum_dy, Channels& sum_dy_d) const {
     BatchNormGradientArgs a = {};
-    const Frame& frame = saved.frame;
     a.n = frame.n;
     a.c = frame.c;
     a.l = frame.l;
     a.x = frame.memory.data;
     a.dy = dy_memory.data;
-    if (!saved.mask.is_none()) a.mask = py::array_t<std::uint16_t>(saved.mask).data();
+    a.mask = saved.mask.get();
     a.scale = saved.scale.data();
     a.mean = saved.mean.data();
     a.inv_std = saved.inv_std.data();
-    a.sum_dy = sum_dy.mutable_data();
-    a.sum_dy_d = sum_dy_d.mutable_data();
+    a.sum_dy = sum_dy.data();
+    a.sum_dy_d = sum_dy_d.data();
     if (!dx.is_none()) a.dx = inspect_stored(dx, {"out"}).data;
     if (!dresidual.is_none()) a.dresidual = inspect_stored(dresidual, {"residual_out"}).data;
     a.count = saved.count;
@@ -565,47 +648,27 @@ struct Backward {
     return a;
   }
 
-  void sums_by_reference(const Doubles& sum_dy, const Doubles& sum_dy_d) const {
-    reference("gradient_sums",
-              py::dict(py::arg("dy") = dy, py::arg("x") = saved.frame.array,
-                       py::arg("channel_axis") = saved.frame.channel_axis, py::arg("mask") = saved.mask,
-                       py::arg("mean") = saved.mean, py::arg("sum_dy") = sum_dy, py::arg("sum_dy_d") = sum_dy_d));
+  void sums_by_reference(Channels& sum_dy, Channels& sum_dy_d) const {
+    Channels mean = saved.mean;
+    reference("gradient_sums", py::dict(py::arg("dy") = plain(dy), py::arg("x") = frame.array,
+                                        py::arg("channel_axis") = frame.channel_axis,
+                                        py::arg("mask") = saved.mask_array(), py::arg("mean") = seen(mean),
+                                        py::arg("sum_dy") = seen(sum_dy), py::arg("sum_dy_d") = seen(sum_dy_d)));
   }
-  void gradient_by_reference(const Doubles& sum_dy, const Doubles& sum_dy_d) const {
+  void gradient_by_reference(Channels& sum_dy, Channels& sum_dy_d) const {
+    Channels scale = saved.scale, mean = saved.mean, inv_std = saved.inv_std;
     reference("gradient",
-              py::dict(py::arg("dy") = dy, py::arg("x") = saved.frame.array,
-                       py::arg("channel_axis") = saved.frame.channel_axis, py::arg("mask") = saved.mask,
-                       py::arg("scale") = saved.scale, py::arg("mean") = saved.mean, py::arg("inv_std") = saved.inv_std,
-                       py::arg("sum_dy") = sum_dy, py::arg("sum_dy_d") = sum_dy_d, py::arg("count") = saved.count,
-                       py::arg("training") = saved.training, py::arg("dx") = dx, py::arg("dresidual") = dresidual));
+              py::dict(py::arg("dy") = plain(dy), py::arg("x") = frame.array,
+                       py::arg("channel_axis") = frame.channel_axis, py::arg("mask") = saved.mask_array(),
+                       py::arg("scale") = seen(scale), py::arg("mean") = seen(mean), py::arg("inv_std") = seen(inv_std),
+                       py::arg("sum_dy") = seen(sum_dy), py::arg("sum_dy_d") = seen(sum_dy_d),
+                       py::arg("count") = saved.count, py::arg("training") = saved.training, py::arg("dx") = plain(dx),
+                       py::arg("dresidual") = plain_if(dresidual)));
   }
 
-  // (dx, dweight, dbias), and dresidual where there was a residual.
-  py::tuple result(const Doubles& sum_dy, const Doubles& sum_dy_d) const {
-    py::object gradients[2];
-    for (int k = 0; k < 2; ++k) {
-      const auto values = [&](std::int64_t c) {
-        return k == 0 ? saved.inv_std.data()[c] * sum_dy_d.data()[c] : sum_dy.data()[c];
-      };
-      if (saved.double_parameters) {
-        Doubles array(saved.frame.c);
-        for (std::int64_t c = 0; c < saved.frame.c; ++c) array.mutable_data()[c] = values(c);
-        gradients[k] = array;
-      } else {
-        py::array_t<float> array(saved.frame.c);
-        for (std::int64_t c = 0; c < saved.frame.c; ++c) array.mutable_data()[c] = float(values(c));
-        gradients[k] = array;
-      }
-    }
-    if (!saved.residual) return py::make_tuple(dx, gradients[0], gradients[1]);
-    return py::make_tuple(dx, gradients[0], gradients[1], masked_residual() ? dresidual : dy);
-  }
+ private:
+  Array gradients_[2] = {};  // dweight, dbias
 };
-
-void clear(Doubles& a, Doubles& b) {
-  std::fill_n(a.mutable_data(), a.size(), 0.0);
-  std::fill_n(b.mutable_data(), b.size(), 0.0);
-}
 
 py::tuple batch_norm_backward(py::object dy, const Saved& saved, py::object out, py::object residual_out) {
   Backward backward(dy, saved, out, residual_out);
@@ -614,37 +677,39 @@ py::tuple batch_norm_backward(py::object dy, const Saved& saved, py::object out,
         "saved: has the statistics of other workers too; expected batch_norm_backward_sums, merge_grad_sums and "
         "batch_norm_backward_apply");
   }
-  backward.allocate();
-  Doubles sum_dy(saved.frame.c), sum_dy_d(saved.frame.c);
+  py::tuple result = backward.start();
+  Channels sum_dy(saved.mean.size()), sum_dy_d(saved.mean.size());
   const KernelTable* table = runtime::active_table();
-  if (saved.frame.empty()) {
-    clear(sum_dy, sum_dy_d);
+  if (backward.frame.empty()) {
+    // The sums are 0.
   } else if (table == nullptr) {
     backward.sums_by_reference(sum_dy, sum_dy_d);
     backward.gradient_by_reference(sum_dy, sum_dy_d);
   } else {
     const BatchNormGradientArgs args = backward.args(sum_dy, sum_dy_d);
     const py::gil_scoped_release released;
-    runtime::batch_norm_backward(plan_of(*table, saved.frame), args);
+    runtime::batch_norm_backward(plan_of(*table, backward.frame), args);
   }
-  return backward.result(sum_dy, sum_dy_d);
+  backward.finish(sum_dy, sum_dy_d);
+  return result;
 }
 
 // Gives (sum dy, sum dy (x - mean)) of this worker's values.
 py::tuple batch_norm_backward_sums(py::object dy, const Saved& saved) {
   const Backward backward(dy, saved, py::none(), py::none());
-  Doubles sum_dy(saved.frame.c), sum_dy_d(saved.frame.c);
+  Channels sum_dy(saved.mean.size()), sum_dy_d(saved.mean.size());
   const KernelTable* table = runtime::active_table();
-  if (saved.frame.empty()) {
-    clear(sum_dy, sum_dy_d);
+  if (backward.frame.empty()) {
+    // The sums are 0.
   } else if (table == nullptr) {
     backward.sums_by_reference(sum_dy, sum_dy_d);
   } else {
     const BatchNormGradientArgs args = backward.args(sum_dy, sum_dy_d);
     const py::gil_scoped_release released;
-    runtime::batch_norm_gradient_sums(plan_of(*table, saved.frame), args);
+    runtime::batch_norm_gradient_sums(plan_of(*table, backward.frame), args);
   }
-  return py::make_tuple(sum_dy, sum_dy_d);
+  return py::make_tuple(Doubles(py::ssize_t(sum_dy.size()), sum_dy.data()),
+                        Doubles(py::ssize_t(sum_dy_d.size()), sum_dy_d.data()));
 }
 
 // With the sums of all workers.
@@ -654,33 +719,60 @@ py::tuple batch_norm_backward_apply(py::object dy, const Saved& saved, py::objec
   const Array sums[2] = {inspect_statistics(sum_dy_given, {"sums.dy"}, saved.frame.c),
                          inspect_statistics(sum_dy_d_given, {"sums.dy_d"}, saved.frame.c)};
   refuse_overlaps(backward.written, {{sums[0], {"sums.dy"}}, {sums[1], {"sums.dy_d"}}});
-  backward.allocate();
-  Doubles sum_dy = widen(sums[0], saved.frame.c), sum_dy_d = widen(sums[1], saved.frame.c);
+  py::tuple result = backward.start();
+  Channels sum_dy = widen(sums[0], saved.frame.c), sum_dy_d = widen(sums[1], saved.frame.c);
   const KernelTable* table = runtime::active_table();
-  if (saved.frame.empty()) return backward.result(sum_dy, sum_dy_d);
-  if (table == nullptr) {
+  if (backward.frame.empty()) {
+    // There is no dx.
+  } else if (table == nullptr) {
     backward.gradient_by_reference(sum_dy, sum_dy_d);
   } else {
     const BatchNormGradientArgs args = backward.args(sum_dy, sum_dy_d);
     const py::gil_scoped_release released;
-    runtime::batch_norm_gradient(plan_of(*table, saved.frame), args);
+    runtime::batch_norm_gradient(plan_of(*table, backward.frame), args);
   }
-  return backward.result(sum_dy, sum_dy_d);
+  backward.finish(sum_dy, sum_dy_d);
+  return result;
+}
+
+// A view of what an object holds, for as long as it lives; not to be written, for the backward pass needs it.
+template <class T>
+py::object read_only(const py::object& owner, const T* data, std::size_t count) {
+  py::array_t<T> array(py::ssize_t(count), data, owner);
+  py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  return array;
 }
 
 }  // namespace
 
 void register_batch_norm(py::module_& m) {
   py::class_<Saved>(m, "BatchNormSaved",
-                    "What `batch_norm_backward` needs of the forward pass. `x` is the caller's array, not a copy.")
+                    "What `batch_norm_backward` needs of the forward pass. `x` is the caller's array, not a copy.",
+                    py::is_final(), whole_from_birth())
       .def_property_readonly(
-          "x", [](const Saved& s) { return s.frame.array; }, "The array that was normalized.")
+          "x", [](const Saved& s) { return s.frame.given; }, "The array that was normalized, as it was given.")
       .def_property_readonly(
-          "mean", [](const Saved& s) { return s.mean; }, "(C,) float64, the mean that was used.")
+          "mean",
+          [](const py::object& self) {
+            const auto& s = self.cast<const Saved&>();
+            return read_only(self, s.mean.data(), s.mean.size());
+          },
+          "(C,) float64, the mean that was used; read-only.")
       .def_property_readonly(
-          "inv_std", [](const Saved& s) { return s.inv_std; }, "(C,) float64, 1 / √(var + eps).")
+          "inv_std",
+          [](const py::object& self) {
+            const auto& s = self.cast<const Saved&>();
+            return read_only(self, s.inv_std.data(), s.inv_std.size());
+          },
+          "(C,) float64, 1 / √(var + eps); read-only.")
       .def_property_readonly(
-          "mask", [](const Saved& s) { return s.mask; }, "Bits of what relu let pass, or None.")
+          "mask",
+          [](const py::object& self) -> py::object {
+            const auto& s = self.cast<const Saved&>();
+            if (s.mask == nullptr) return py::none();
+            return read_only(self, s.mask.get(), std::size_t(s.mask_words));
+          },
+          "Bits of what relu let pass, and a word of zeros; read-only. None without activation.")
       .def_property_readonly(
           "count", [](const Saved& s) { return std::int64_t(s.count); }, "Values per channel behind the statistics.")
       .def_property_readonly(

@@ -15,6 +15,16 @@ bool is_numpy_bool(py::handle value) {
   return Py_TYPE(value.ptr()) == reinterpret_cast<PyTypeObject*>(numpy_bool.ptr());
 }
 
+// What is no real number, though NumPy makes one of it: text, a complex number, an array with axes or of truth values.
+bool only_converts(py::handle value) {
+  static const py::handle complex = py::object(py::module_::import("numpy").attr("complexfloating")).release();
+  if (PyUnicode_Check(value.ptr()) || PyBytes_Check(value.ptr())) return true;
+  if (PyObject_TypeCheck(value.ptr(), reinterpret_cast<PyTypeObject*>(complex.ptr())) != 0) return true;
+  if (!is_array(value)) return false;
+  const char kind = kind_of(value);
+  return axes_of(value) > 0 || !(kind == 'i' || kind == 'u' || kind == 'f');
+}
+
 const char* expected_of(const Field& field, double value) {
   const bool finite = std::isfinite(value);
   switch (field.domain) {
@@ -48,10 +58,6 @@ void check_domain(const Field& field, double value, py::handle given) {
                                 (field.optional ? ", or None" : "") + ", got " + shown(given));
 }
 
-bool is_text(py::handle given, const char* text) {
-  return PyUnicode_Check(given.ptr()) && PyUnicode_CompareWithASCIIString(given.ptr(), text) == 0;
-}
-
 double choice(const Field& field, py::handle given) {
   std::string known;
   for (int k = 0; field.choices[k] != nullptr; ++k) {
@@ -64,6 +70,20 @@ double choice(const Field& field, py::handle given) {
 }
 
 constexpr double kNone = NAN;
+
+// The reference computes with the arrays, and a subclass may redefine arithmetic.
+void strip(std::vector<Item>& items) {
+  const auto strip_one = [](py::object& array) {
+    if (array) array = plain(array);
+  };
+  for (Item& item : items) {
+    for (py::object* array : {&item.param, &item.grad, &item.rows, &item.ema, &item.master}) strip_one(*array);
+    for (int s = 0; s < kMaxStates; ++s) {
+      strip_one(item.state[s]);
+      strip_one(item.scales[s]);
+    }
+  }
+}
 
 void fetch_shapes(const Item& item) {
   const auto fetch = [](const py::object& array) {
@@ -108,8 +128,9 @@ bool flag(py::handle value, const char* name) {
 
 double number(py::handle value, const char* name) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
-  if (PyBool_Check(value.ptr()) || is_numpy_bool(value))
+  if (PyBool_Check(value.ptr()) || is_numpy_bool(value) || only_converts(value)) {
     type_error({name}, "expected a number, got " + kind_text(value));
+  }
   const double number = PyFloat_AsDouble(value.ptr());
   if (number == -1.0 && PyErr_Occurred() != nullptr) {
     if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
@@ -397,8 +418,8 @@ void Engine::inspect_grad(Item& item, runtime::StepTensor& tensor) {
   require_grad_dtype(item, grad, tensor);
   require_same_shape(item.grad, label, item.param, param_label(item));
   if (!same_layout(item.grad, item.param)) {
-    py::object copy = array_like(item.param, "empty_like", item.grad.attr("dtype"));
-    copy[py::ellipsis()] = item.grad;
+    py::object copy = array_like(item.param, "empty_like", descr_of(item.grad));
+    copy[py::ellipsis()] = plain(item.grad);
     grad = inspect_stored(copy, label);
     item.grad = std::move(copy);
   }
@@ -422,7 +443,7 @@ void Engine::inspect_rows(const Item& item, const Settings& settings, runtime::S
   require_rows(item.rows, item.grad, item.param, label);
   tensor.args.grad = grad.data;
   tensor.rows = reinterpret_cast<const std::int64_t*>(py::detail::array_proxy(item.rows.ptr())->data);
-  tensor.row_count = std::int64_t(py::len(item.rows));
+  tensor.row_count = shape_of(item.rows)[0];
   tensor.row_size = tensor.row_count == 0 ? 0 : grad.size / tensor.row_count;
 }
 
@@ -767,6 +788,7 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
     inspect_item(items[k], groups[std::size_t(items[k].group)], grad_scale);
   }
   refuse_overlaps();
+  if (table_ == nullptr) strip(items);
 
   outcome_.skipped = outcome_.has_norm = outcome_.measured = false;
   outcome_.clip_coefficient = 1.0;

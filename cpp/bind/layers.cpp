@@ -17,38 +17,54 @@ py::object call_reference(const char* function, const py::dict& arguments) {
   return py::module_::import("fusedstep.reference.layers").attr(function)(**arguments);
 }
 
-// A dense array in C order of any stored dtype.
-Array inspect_contiguous(py::handle object, const Label& label) {
-  const Array array = inspect_stored(object, label);
-  require_contiguous(object, label);
-  return array;
+// What a call reads: as it was given but for its subclass, and in C order, copied where it lies otherwise.
+struct Input {
+  py::object given, array;
+  Array memory;
+  bool copied() const { return !given.is(array); }
+};
+
+Input read(py::handle object, const Label& label) {
+  Input input = {plain(object), {}, inspect_stored(object, label)};
+  input.array = in_c_order(input.given);
+  if (input.copied()) input.memory = inspect_stored(input.array, label);
+  return input;
 }
 
-// What is beside `other`: its dtype, its shape, C order.
-Array inspect_like(py::handle object, const Label& label, py::handle other, const Label& other_label) {
-  const Array array = inspect_stored(object, label);
-  require_same_dtype(object, label, other, other_label);
-  require_same_shape(object, label, other, other_label);
-  require_contiguous(object, label);
-  return array;
+// What is beside `other`: its dtype and its shape.
+Input read_like(py::handle object, const Label& label, const Input& other, const Label& other_label) {
+  inspect_stored(object, label);
+  require_same_dtype(object, label, other.given, other_label);
+  require_same_shape(object, label, other.given, other_label);
+  return read(object, label);
 }
 
-// A result: the caller's array, which may be the `first` of the inputs and must overlap no other; or a new one.
-Array make_result(py::object& out, py::handle like, const char* name, const Array& input,
-                  const std::vector<std::pair<const char*, Array>>& others) {
+// A result: the caller's array, in C order; or a new one.
+struct Result {
+  py::object out, array;  // what is returned, and what it is without its subclass
+  Array memory;
+};
+
+Result make_result(const py::object& out, const Input& like, const char* name) {
   if (out.is_none()) {
-    out = array_like(like, "empty_like");
-    return inspect_stored(out, {"out"});
+    const py::object made = array_like(like.array, "empty_like");
+    return {made, made, inspect_stored(made, {"out"})};
   }
-  const Array result = inspect_like(out, {"out"}, like, {name});
+  const Result result = {out, plain(out), inspect_stored(out, {"out"})};
+  require_same_dtype(out, {"out"}, like.given, {name});
+  require_same_shape(out, {"out"}, like.given, {name});
+  require_contiguous(out, {"out"});
   require_writable(out, {"out"});
-  if (result.data != input.data && overlap(result, input)) {
-    value_error({"out"}, std::string("overlaps ") + name + " (it may be the same array)");
-  }
-  for (const auto& [other, array] : others) {
-    if (overlap(result, array)) value_error({"out"}, std::string("overlaps ") + other);
-  }
   return result;
+}
+
+bool in_place(const Result& result, const Input& input) {
+  return !input.copied() && result.memory.data == input.memory.data;
+}
+
+void refuse_overlap(const Result& result, const Input& input, const char* name, bool may_be_in_place) {
+  if ((may_be_in_place && in_place(result, input)) || !share_memory(result.array, input.given)) return;
+  value_error({"out"}, std::string("overlaps ") + name + (may_be_in_place ? " (it may be the same array)" : ""));
 }
 
 enum class Reduction { none, mean, sum };
@@ -73,7 +89,7 @@ py::int_ integer(py::handle given, const char* name) {
   if (!PyBool_Check(given.ptr())) {
     PyObject* index = PyNumber_Index(given.ptr());
     if (index != nullptr) return py::reinterpret_steal<py::int_>(index);
-    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();
     PyErr_Clear();
   }
   type_error({name}, "expected an integer, got " + kind_text(given));
@@ -89,26 +105,30 @@ std::uint64_t word64(py::handle given, const char* name) {
   return word;
 }
 
-std::int64_t rows_of(py::handle logits) {
-  const auto shape = py::reinterpret_borrow<py::tuple>(logits.attr("shape"));
-  std::int64_t rows = 1;
-  for (std::size_t k = 0; k + 1 < shape.size(); ++k) rows *= shape[k].cast<std::int64_t>();
-  return rows;
+// Rows of classes, the last axis.
+struct Rows {
+  std::vector<std::int64_t> shape;  // without the classes
+  std::int64_t rows = 1, classes = 0;
+};
+
+Rows rows_of(const Input& logits) {
+  Rows seen = {shape_of(logits.given)};
+  seen.classes = seen.shape.back();
+  seen.shape.pop_back();
+  for (const std::int64_t length : seen.shape) seen.rows *= length;
+  return seen;
 }
 
-std::int64_t classes_of(py::handle logits, const char* least) {
-  const auto shape = py::reinterpret_borrow<py::tuple>(logits.attr("shape"));
-  const std::int64_t classes = shape.size() < 2 ? 0 : shape[shape.size() - 1].cast<std::int64_t>();
-  if (classes < 1 || rows_of(logits) < 1) {
-    value_error({"logits"},
-                std::string("expected two axes or more, (…, C), with ") + least + ", got shape " + shape_text(logits));
-  }
-  return classes;
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  py::tuple lengths{shape.size()};
+  for (std::size_t k = 0; k < shape.size(); ++k) lengths[k] = shape[k];
+  return py::str(lengths);
 }
 
-bool has_kind(py::handle array, const char* kinds) {
-  return is_array(array) && !is_masked(array) &&
-         std::string(kinds).find(array.attr("dtype").attr("kind").cast<char>()) != std::string::npos;
+// What labels may be, behind what is wrong with these.
+std::string labels_text(const Rows& seen, const Input& logits) {
+  return "; labels are class numbers, integers of shape " + shape_text(seen.shape) + ", or probabilities, " +
+         dtype_text(logits.given) + " of shape " + bind::shape_text(logits.given);
 }
 
 struct Labels {
@@ -117,13 +137,12 @@ struct Labels {
 };
 
 // The class of every row, checked. Copied: what has been checked is what is used, whoever else writes to them.
-Labels read_labels(const py::object& labels, py::handle logits, std::int64_t classes, std::int64_t ignore) {
-  const py::object expected = logits.attr("shape")[py::slice(0, -1, 1)], given = labels.attr("shape");
-  if (!given.equal(expected)) {
-    value_error({"labels"},
-                "expected shape " + std::string(py::str(expected)) + " as logits has rows, got " + shape_text(labels));
+Labels read_labels(const py::object& labels, const Input& logits, const Rows& seen, std::int64_t ignore) {
+  if (shape_of(labels) != seen.shape) {
+    value_error({"labels"}, "expected shape " + shape_text(seen.shape) + " as logits has rows, got " +
+                                bind::shape_text(labels) + labels_text(seen, logits));
   }
-  const bool is_unsigned = labels.attr("dtype").attr("kind").cast<char>() == 'u';
+  const bool is_unsigned = kind_of(labels) == 'u';
   const auto converted = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>(labels);
   const auto rows = std::int64_t(converted.size());
   Labels read = {std::vector<std::int64_t>(std::size_t(rows)), rows};
@@ -132,38 +151,38 @@ Labels read_labels(const py::object& labels, py::handle logits, std::int64_t cla
   bool bad = false;
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::int64_t label = converted.data()[row];
-    bad |= (std::uint64_t(label) >= std::uint64_t(classes)) & (label != passed);
+    bad |= (std::uint64_t(label) >= std::uint64_t(seen.classes)) & (label != passed);
     read.counted -= label == ignore;
     read.classes[std::size_t(row)] = label;
   }
   if (!bad) return read;
   std::int64_t row = 0;
-  while (std::uint64_t(read.classes[std::size_t(row)]) < std::uint64_t(classes) ||
+  while (std::uint64_t(read.classes[std::size_t(row)]) < std::uint64_t(seen.classes) ||
          read.classes[std::size_t(row)] == passed) {
     ++row;
   }
-  const py::object index = py::module_::import("numpy")
-                               .attr("unravel_index")(row, given)
-                               .attr("__getitem__")(py::slice(0, py::ssize_t(axes_of(labels)), 1));
   std::string place;
-  for (const py::handle k : index) place += (place.empty() ? "" : ", ") + std::string(py::str(k));
-  throw py::value_error("labels[" + place + "]: expected a class in [0, " + std::to_string(classes) +
+  std::int64_t rest = row;
+  for (std::size_t k = seen.shape.size(); k-- > 0; rest /= seen.shape[k]) {
+    place = std::to_string(rest % seen.shape[k]) + (place.empty() ? "" : ", ") + place;
+  }
+  const std::int64_t label = read.classes[std::size_t(row)];
+  throw py::value_error("labels[" + place + "]: expected a class in [0, " + std::to_string(seen.classes) +
                         ") or ignore_index " + std::to_string(ignore) + ", got " +
-                        std::string(py::str(labels.attr("reshape")(-1)[py::int_(row)])));
+                        (is_unsigned ? std::to_string(std::uint64_t(label)) : std::to_string(label)));
 }
 
 // The weights of the classes, checked and in double.
-std::vector<double> read_weight(py::handle weight, std::int64_t classes, Dtype dtype) {
-  const Array array = inspect(weight, {"weight"});
+std::vector<double> read_weight(const Input& weight, std::int64_t classes, Dtype dtype) {
+  const Array& array = weight.memory;
   if (array.dtype != dtype) {
     type_error({"weight"},
-               std::string("expected ") + dtype_name(dtype) + " for these logits, got " + dtype_text(weight));
+               std::string("expected ") + dtype_name(dtype) + " for these logits, got " + dtype_text(weight.given));
   }
-  if (axes_of(weight) != 1 || array.size != classes) {
-    value_error({"weight"},
-                "expected shape (" + std::to_string(classes) + ",) as logits has classes, got " + shape_text(weight));
+  if (axes_of(weight.given) != 1 || array.size != classes) {
+    value_error({"weight"}, "expected shape (" + std::to_string(classes) + ",) as logits has classes, got " +
+                                bind::shape_text(weight.given));
   }
-  require_contiguous(weight, {"weight"});
   std::vector<double> values(static_cast<std::size_t>(classes));
   for (std::size_t k = 0; k < values.size(); ++k) {
     values[k] = dtype == Dtype::float64 ? reinterpret_cast<const double*>(array.data)[k]
@@ -176,37 +195,57 @@ std::vector<double> read_weight(py::handle weight, std::int64_t classes, Dtype d
   return values;
 }
 
-// Losses of the rows as the reduction wants them.
-py::object reduced(const std::vector<double>& losses, Reduction reduction, double divisor, py::handle shape,
-                   Dtype dtype) {
-  if (reduction == Reduction::none) {
-    const py::object values = py::module_::import("numpy").attr("empty")(shape, numpy_dtype(maths_dtype(dtype)));
-    char* to = inspect(values, {"losses"}).data;
+// Losses as the reduction wants them. Everything that may fail comes before the first result is written.
+class Reduced {
+ public:
+  Reduced(Reduction reduction, double divisor, const std::vector<std::int64_t>& shape, Dtype dtype)
+      : reduction_(reduction), divisor_(divisor), dtype_(maths_dtype(dtype)) {
+    if (reduction_ != Reduction::none) return;
+    py::array made(py::dtype(dtype_name(dtype_)), shape);
+    data_ = static_cast<char*>(made.mutable_data());
+    values_ = std::move(made);
+  }
+
+  // Where they go one by one, null where they are added up.
+  char* data() const { return data_; }
+  py::object array() const { return values_; }
+
+  py::object of_sum(double sum) const {
+    if (reduction_ == Reduction::none) return values_;
+    return py::float_(reduction_ == Reduction::mean ? sum / divisor_ : sum);
+  }
+  py::object of_rows(const std::vector<double>& losses) const {
+    if (reduction_ != Reduction::none) return of_sum(sum_of(losses));
     for (std::size_t row = 0; row < losses.size(); ++row) {
-      if (maths_dtype(dtype) == Dtype::float64) {
-        reinterpret_cast<double*>(to)[row] = losses[row];
+      if (dtype_ == Dtype::float64) {
+        reinterpret_cast<double*>(data_)[row] = losses[row];
       } else {
-        reinterpret_cast<float*>(to)[row] = float(losses[row]);
+        reinterpret_cast<float*>(data_)[row] = float(losses[row]);
       }
     }
-    return values;
+    return values_;
   }
-  double sum;
-  if (const KernelTable* table = runtime::active_table()) {
-    sum = table->sum(losses.data(), std::int64_t(losses.size()));
-  } else {
-    sum = py::module_::import("fusedstep.reference.sums")
-              .attr("lane_sum")(py::array_t<double>(py::ssize_t(losses.size()), losses.data()))
-              .cast<double>();
+
+ private:
+  static double sum_of(const std::vector<double>& losses) {
+    if (const KernelTable* table = runtime::active_table()) {
+      return table->sum(losses.data(), std::int64_t(losses.size()));
+    }
+    const py::array_t<double> array(py::ssize_t(losses.size()), losses.data());
+    return call_reference("total", py::dict(py::arg("losses") = array)).cast<double>();
   }
-  return py::float_(reduction == Reduction::mean ? sum / divisor : sum);
-}
+
+  Reduction reduction_;
+  double divisor_;
+  Dtype dtype_;
+  py::object values_ = py::none();
+  char* data_ = nullptr;
+};
 
 // Gives (loss, dlogits).
-py::tuple cross_entropy(py::object logits, py::object labels, py::object weight, py::object ignore_index,
+py::tuple cross_entropy(py::object logits, py::object labels_given, py::object weight_given, py::object ignore_index,
                         py::object label_smoothing, py::object reduction_name, py::object out) {
-  const Array input = inspect_contiguous(logits, {"logits"});
-  const std::int64_t classes = classes_of(logits, "at least one row and one class"), rows = rows_of(logits);
+  // Numbers come first, for they may be objects of others, whose code may move arrays.
   const Reduction reduction = reduction_of(reduction_name);
   const double smoothing = number_in(label_smoothing, "label_smoothing", 0.0, 1.0, "in [0, 1]");
   const py::int_ ignored = integer(ignore_index, "ignore_index");
@@ -214,125 +253,149 @@ py::tuple cross_entropy(py::object logits, py::object labels, py::object weight,
   const std::int64_t ignore = PyLong_AsLongLongAndOverflow(ignored.ptr(), &overflow);
   if (overflow != 0) value_error({"ignore_index"}, "expected an integer of 64 bits, got " + shown(ignored));
 
-  CrossEntropyArgs args = {};
-  const bool plain = is_array(labels) && !is_masked(labels), words = plain && dtype_text(labels) == "bfloat16";
-  const bool with_labels = has_kind(labels, "iu") && !words;
-  Labels wanted = {{}, rows};
-  std::vector<std::pair<const char*, Array>> others;
-  if (with_labels) {
-    wanted = read_labels(labels, logits, classes, ignore);
-  } else if (plain && (has_kind(labels, "f") || words)) {
-    const Array targets = inspect_like(labels, {"labels"}, logits, {"logits"});
-    others.push_back({"labels", targets});
-    args.targets = targets.data;
-  } else {
+  const Input input = read(logits, {"logits"});
+  const Rows seen = axes_of(input.given) < 2 ? Rows{} : rows_of(input);
+  if (seen.classes < 1 || seen.rows < 1) {
+    value_error({"logits"}, "expected two axes or more, (…, C), with at least one row and one class, got shape " +
+                                bind::shape_text(input.given));
+  }
+  const bool is_plain = is_array(labels_given) && !is_masked(labels_given);
+  const py::object labels = is_plain ? plain(labels_given) : labels_given;
+  const char kind = is_plain ? kind_of(labels) : 'O';
+  const bool with_labels = kind == 'i' || kind == 'u';
+  if (!with_labels && kind != 'f') {
     type_error({"labels"}, "expected an array of integers, or probabilities like logits, got " +
-                               (plain ? "dtype " + dtype_text(labels) : kind_text(labels)));
+                               (is_plain ? "dtype " + dtype_text(labels) : kind_text(labels)) +
+                               labels_text(seen, input));
+  }
+  Labels wanted = {{}, seen.rows};
+  Input targets, weight;
+  if (with_labels) {
+    wanted = read_labels(labels, input, seen, ignore);
+  } else {
+    if (dtype_text(labels) != dtype_text(input.given)) {
+      type_error({"labels"}, "expected dtype " + dtype_text(input.given) + " as logits has, got " + dtype_text(labels) +
+                                 labels_text(seen, input));
+    }
+    if (shape_of(labels) != shape_of(input.given)) {
+      value_error({"labels"}, "expected shape " + bind::shape_text(input.given) + " as logits has, got " +
+                                  bind::shape_text(labels) + labels_text(seen, input));
+    }
+    targets = read(labels, {"labels"});
   }
   std::vector<double> weights;
-  if (!weight.is_none()) {
-    weights = read_weight(weight, classes, maths_dtype(input.dtype));
-    const Array array = inspect(weight, {"weight"});
-    others.push_back({"weight", array});
-    args.weight = array.data;
+  if (!weight_given.is_none()) {
+    inspect(weight_given, {"weight"});
+    weight = read(weight_given, {"weight"});
+    weights = read_weight(weight, seen.classes, maths_dtype(input.memory.dtype));
   }
-  if (with_labels && !out.is_none() && is_array(out) &&
-      py::module_::import("numpy").attr("may_share_memory")(out, labels).cast<bool>()) {
-    value_error({"out"}, "overlaps labels");
-  }
-  const Array result = make_result(out, logits, "logits", input, others);
+  const Result result = make_result(out, input, "logits");
+  refuse_overlap(result, input, "logits", true);
+  if (share_memory(result.array, labels)) value_error({"out"}, "overlaps labels");
+  if (weight.array) refuse_overlap(result, weight, "weight", false);
 
   double divisor = double(wanted.counted);
   if (with_labels && !weights.empty()) {
     divisor = 0.0;
     for (const std::int64_t label : wanted.classes) divisor += label == ignore ? 0.0 : weights[std::size_t(label)];
   }
+  const Reduced reduced(reduction, divisor, seen.shape, input.memory.dtype);
   if (reduction == Reduction::mean && divisor == 0.0) {
-    out.attr("fill")(0);
-    return py::make_tuple(0.0, out);
+    py::tuple nothing = py::make_tuple(0.0, result.out);
+    std::memset(result.memory.data, 0, std::size_t(result.memory.bytes));
+    return nothing;
   }
-  args.rows = rows;
-  args.classes = classes;
-  args.logits = input.data;
+  CrossEntropyArgs args = {};
+  args.rows = seen.rows;
+  args.classes = seen.classes;
+  args.logits = input.memory.data;
   args.labels = with_labels ? wanted.classes.data() : nullptr;
+  args.targets = with_labels ? nullptr : targets.memory.data;
+  args.weight = weight.array ? weight.memory.data : nullptr;
   args.ignore = ignore;
   args.peak = 1.0 - smoothing;
-  args.rest = smoothing / double(classes);
-  args.dlogits = result.data;
+  args.rest = smoothing / double(seen.classes);
+  args.dlogits = result.memory.data;
   args.scale = reduction == Reduction::mean ? 1.0 / divisor : 1.0;
   const Goal goal = with_labels && smoothing == 0.0  ? Goal::labels
                     : with_labels && weights.empty() ? Goal::smooth_labels
                                                      : Goal::targets;
-  std::vector<double> losses(static_cast<std::size_t>(rows));
+  std::vector<double> losses(static_cast<std::size_t>(seen.rows));
   args.losses = losses.data();
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
-    const py::object rowwise = py::make_tuple(rows, classes);
+    const py::object rowwise = py::make_tuple(seen.rows, seen.classes);
     const auto rows_of_array = [&](const py::object& array) { return array.attr("reshape")(rowwise); };
-    const auto given = call_reference(
+    const py::object classes =
+        with_labels ? py::object(py::array_t<std::int64_t>(seen.rows, wanted.classes.data())) : py::none();
+    const py::tuple computed = call_reference(
         "cross_entropy",
-        py::dict(py::arg("logits") = rows_of_array(logits),
-                 py::arg("labels") =
-                     with_labels ? py::object(py::array_t<std::int64_t>(rows, wanted.classes.data())) : py::none(),
-                 py::arg("ignore") = ignore, py::arg("targets") = with_labels ? py::none() : rows_of_array(labels),
-                 py::arg("weight") = weight, py::arg("goal") = int(goal), py::arg("peak") = args.peak,
-                 py::arg("rest") = args.rest, py::arg("scale") = args.scale, py::arg("dlogits") = rows_of_array(out)));
-    const auto array = given.cast<py::array_t<double>>();
+        py::dict(py::arg("logits") = rows_of_array(input.array), py::arg("labels") = classes,
+                 py::arg("ignore") = ignore,
+                 py::arg("targets") = with_labels ? py::none() : rows_of_array(targets.array),
+                 py::arg("weight") = weight.array ? weight.array : py::none(), py::arg("goal") = int(goal),
+                 py::arg("peak") = args.peak, py::arg("rest") = args.rest, py::arg("scale") = args.scale));
+    const auto array = computed[0].cast<py::array_t<double>>();
     std::memcpy(losses.data(), array.data(), losses.size() * sizeof(double));
-  } else {
-    const py::gil_scoped_release released;
-    runtime::cross_entropy(*table, input.dtype, goal, args);
+    py::tuple both = py::make_tuple(reduced.of_rows(losses), result.out);
+    call_reference("store", py::dict(py::arg("out") = rows_of_array(result.array), py::arg("values") = computed[1]));
+    return both;
   }
-  const py::object shape = logits.attr("shape")[py::slice(0, -1, 1)];
-  return py::make_tuple(reduced(losses, reduction, divisor, shape, input.dtype), out);
+  {
+    const py::gil_scoped_release released;
+    runtime::cross_entropy(*table, input.memory.dtype, goal, args);
+  }
+  return py::make_tuple(reduced.of_rows(losses), result.out);
 }
 
 py::object softmax(py::object logits, py::object out, bool log) {
-  const Array input = inspect_contiguous(logits, {"logits"});
-  if (axes_of(logits) < 1) value_error({"logits"}, "expected at least one axis, got a number");
-  const Array result = make_result(out, logits, "logits", input, {});
-  const auto shape = py::reinterpret_borrow<py::tuple>(logits.attr("shape"));
-  const auto classes = shape[shape.size() - 1].cast<std::int64_t>();
-  if (input.size == 0) return out;
+  const Input input = read(logits, {"logits"});
+  if (axes_of(input.given) < 1) value_error({"logits"}, "expected at least one axis, got a number");
+  const Result result = make_result(out, input, "logits");
+  refuse_overlap(result, input, "logits", true);
+  const Rows seen = rows_of(input);
+  if (input.memory.size == 0) return result.out;
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
-    call_reference("softmax", py::dict(py::arg("logits") = logits, py::arg("out") = out, py::arg("log") = log));
+    call_reference("softmax",
+                   py::dict(py::arg("logits") = input.array, py::arg("out") = result.array, py::arg("log") = log));
   } else {
     const py::gil_scoped_release released;
-    runtime::softmax(*table, input.dtype, log, {input.size / classes, classes, input.data, result.data, false});
+    runtime::softmax(*table, input.memory.dtype, log,
+                     {seen.rows, seen.classes, input.memory.data, result.memory.data, false});
   }
-  return out;
+  return result.out;
 }
 
 // Gives (loss, gradient).
 py::tuple elementwise(ElementwiseLoss loss, const char* name, py::object x, py::object targets, double weight,
                       py::object reduction_name, py::object out) {
-  const Array input = inspect_contiguous(x, {name});
-  if (input.size == 0) value_error({name}, "expected at least one element, got shape " + shape_text(x));
-  const Array wanted = inspect_like(targets, {"targets"}, x, {name});
   const Reduction reduction = reduction_of(reduction_name);
-  const Array result = make_result(out, x, name, input, {{"targets", wanted}});
-  const double n = double(input.size), scale = reduction == Reduction::mean ? 1.0 / n : 1.0;
-  py::object losses = py::none();
-  char* loss_data = nullptr;
-  if (reduction == Reduction::none) {
-    losses = array_like(x, "empty_like", numpy_dtype(maths_dtype(input.dtype)));
-    loss_data = inspect(losses, {"losses"}).data;
+  const Input input = read(x, {name});
+  if (input.memory.size == 0) {
+    value_error({name}, "expected at least one element, got shape " + bind::shape_text(input.given));
   }
+  const Input wanted = read_like(targets, {"targets"}, input, {name});
+  const Result result = make_result(out, input, name);
+  refuse_overlap(result, input, name, true);
+  refuse_overlap(result, wanted, "targets", false);
+  const double n = double(input.memory.size), scale = reduction == Reduction::mean ? 1.0 / n : 1.0;
+  const Reduced reduced(reduction, n, shape_of(input.given), input.memory.dtype);
   double sum;
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
-    sum = call_reference(loss == ElementwiseLoss::binary ? "binary_cross_entropy" : "squared_error",
-                         py::dict(py::arg("x") = x, py::arg("targets") = targets, py::arg("weight") = weight,
-                                  py::arg("scale") = scale, py::arg("losses") = losses, py::arg("dx") = out))
+    sum = call_reference(
+              loss == ElementwiseLoss::binary ? "binary_cross_entropy" : "squared_error",
+              py::dict(py::arg("x") = input.array, py::arg("targets") = wanted.array, py::arg("weight") = weight,
+                       py::arg("scale") = scale, py::arg("losses") = reduced.array(), py::arg("dx") = result.array))
               .cast<double>();
   } else {
     const py::gil_scoped_release released;
-    sum = runtime::elementwise_loss(*table, input.dtype, loss,
-                                    {input.data, wanted.data, result.data, loss_data, weight, scale}, input.size);
+    sum = runtime::elementwise_loss(
+        *table, input.memory.dtype, loss,
+        {input.memory.data, wanted.memory.data, result.memory.data, reduced.data(), weight, scale}, input.memory.size);
   }
-  if (reduction != Reduction::none) losses = py::float_(reduction == Reduction::mean ? sum / n : sum);
-  return py::make_tuple(losses, out);
+  return py::make_tuple(reduced.of_sum(sum), result.out);
 }
 
 py::tuple binary_cross_entropy(py::object logits, py::object targets, py::object pos_weight, py::object reduction,
@@ -351,50 +414,49 @@ py::tuple squared_error(py::object predictions, py::object targets, py::object r
 }
 
 // y = residual + dropout(x): of elements, or of whole samples, which the first axis counts.
-py::object dropout(py::object x, py::object p, py::object seed, py::object offset, py::object residual, py::object out,
-                   const char* name, bool samples) {
-  const Array input = inspect_contiguous(x, {name});
-  if (samples && axes_of(x) < 1) value_error({name}, "expected at least one axis, got a number");
+py::object dropout(py::object x, py::object p, py::object seed, py::object offset, py::object residual_given,
+                   py::object out, const char* name, bool samples) {
   const double rate = number(p, "p");
   const double words = std::nearbyint(rate * 0x1p32);
   if (!(rate >= 0.0 && words < 0x1p32)) {
     value_error({"p"}, "expected a number in [0, 1), to 32 bits, got " + shown(p));
   }
   DropoutArgs args = {};
-  const std::int64_t choices = samples ? std::int64_t(py::len(x)) : input.size;
-  args.unit = samples && choices > 0 ? input.size / choices : 1;
   args.key = word64(seed, "seed");
   args.offset = word64(offset, "offset");
+  args.threshold = std::uint32_t(words);
+  args.scale = 1.0 / (1.0 - words * 0x1p-32);
+
+  const Input input = read(x, {name});
+  if (samples && axes_of(input.given) < 1) value_error({name}, "expected at least one axis, got a number");
+  const std::int64_t choices = samples ? shape_of(input.given)[0] : input.memory.size;
+  args.unit = samples && choices > 0 ? input.memory.size / choices : 1;
   if (args.offset + std::uint64_t(choices) < args.offset) {
     value_error({"offset"}, std::string("expected offset and ") + (samples ? "samples" : "elements") +
                                 " below 2^64, got " + shown(offset));
   }
-  std::vector<std::pair<const char*, Array>> others;
-  if (!residual.is_none()) {
-    const Array array = inspect_like(residual, {"residual"}, x, {name});
-    args.residual = array.data;
-    // The sum may stand in its place, as in that of x.
-    if (out.is_none() || !is_array(out) || inspect_stored(out, {"out"}).data != array.data) {
-      others.push_back({"residual", array});
-    }
-  }
-  const Array result = make_result(out, x, name, input, others);
-  args.x = input.data;
-  args.y = result.data;
-  args.threshold = std::uint32_t(words);
-  args.scale = 1.0 / (1.0 - words * 0x1p-32);
-  if (input.size == 0) return out;
+  Input residual;
+  if (!residual_given.is_none()) residual = read_like(residual_given, {"residual"}, input, {name});
+  const Result result = make_result(out, input, name);
+  refuse_overlap(result, input, name, true);
+  // The sum may stand in its place, as in that of x.
+  if (residual.array) refuse_overlap(result, residual, "residual", true);
+  args.x = input.memory.data;
+  args.y = result.memory.data;
+  args.residual = residual.array ? residual.memory.data : nullptr;
+  if (input.memory.size == 0) return result.out;
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
-    call_reference("dropout",
-                   py::dict(py::arg("x") = x, py::arg("residual") = residual, py::arg("y") = out,
-                            py::arg("key") = args.key, py::arg("offset") = args.offset, py::arg("unit") = args.unit,
-                            py::arg("threshold") = args.threshold, py::arg("scale") = args.scale));
+    call_reference(
+        "dropout",
+        py::dict(py::arg("x") = input.array, py::arg("residual") = residual.array ? residual.array : py::none(),
+                 py::arg("y") = result.array, py::arg("key") = args.key, py::arg("offset") = args.offset,
+                 py::arg("unit") = args.unit, py::arg("threshold") = args.threshold, py::arg("scale") = args.scale));
   } else {
     const py::gil_scoped_release released;
-    runtime::dropout(*table, input.dtype, args, input.size);
+    runtime::dropout(*table, input.memory.dtype, args, input.memory.size);
   }
-  return out;
+  return result.out;
 }
 
 // out[k] = source[rows[k]] for arrays of any plain dtype.

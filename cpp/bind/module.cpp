@@ -2,6 +2,24 @@
 
 #include "runtime/threads.h"
 
+namespace fusedstep::bind {
+namespace {
+
+PyObject* new_and_init(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+  PyObject* self = pybind11::detail::make_new_instance(type);
+  // pybind11 leaves an object alone that is initialized again.
+  if (self != nullptr && type->tp_init(self, args, kwargs) != 0) Py_CLEAR(self);
+  return self;
+}
+
+}  // namespace
+
+pybind11::custom_type_setup whole_from_birth() {
+  return pybind11::custom_type_setup([](PyHeapTypeObject* type) { type->ht_type.tp_new = new_and_init; });
+}
+
+}  // namespace fusedstep::bind
+
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The native half of fusedstep.";
   fusedstep::runtime::watch_forks();

@@ -1,4 +1,6 @@
 // The native half of an optimizer and of the functions of fusedstep.functional: from Python's structures to items.
+#include <pybind11/native_enum.h>
+
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -781,14 +783,15 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
 }  // namespace
 
 void register_optimizer(py::module_& m) {
-  py::enum_<Structure>(m, "Structure")
+  py::native_enum<Structure>(m, "Structure", "enum.Enum", "How the parameters were given.")
       .value("array", Structure::array)
       .value("list", Structure::list)
       .value("dict", Structure::dict)
-      .value("groups", Structure::groups);
+      .value("groups", Structure::groups)
+      .finalize();
   m.attr("StepReport") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(report_type()));
   m.attr("TensorReport") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(tensor_report_type()));
-  py::class_<Optimizer>(m, "Optimizer")
+  py::class_<Optimizer>(m, "Optimizer", py::is_final(), whole_from_birth())
       .def(py::init<const std::string&, Structure, std::int64_t>())
       .def("step", &Optimizer::step)
       .def("check", &Optimizer::check)

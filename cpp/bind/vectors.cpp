@@ -25,7 +25,7 @@ void check_pair(py::handle x, py::handle y, bool written) {
 double dot(py::handle x, py::handle y) {
   check_pair(x, y, false);
   const KernelTable* table = runtime::active_table();
-  if (table == nullptr) return reference().attr("dot")(x, y).cast<double>();
+  if (table == nullptr) return reference().attr("dot")(plain(x), plain(y)).cast<double>();
   const Array a = inspect(x, {"x"}), b = inspect(y, {"y"});
   const py::gil_scoped_release released;
   return runtime::dot(*table, a.dtype, a.data, b.data, a.size);
@@ -37,7 +37,7 @@ void axpy(double a, py::handle x, py::handle y) {
   if (overlap(from, to) && from.data != to.data) value_error({"x"}, "overlaps y in memory");
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
-    reference().attr("axpy")(a, x, y);
+    reference().attr("axpy")(a, plain(x), plain(y));
     return;
   }
   const py::gil_scoped_release released;
@@ -53,7 +53,8 @@ void narrow(py::handle values, py::handle out) {
   require_writable(out, {"out"});
   const KernelTable* table = runtime::active_table();
   if (table == nullptr) {
-    out[py::ellipsis()] = py::module_::import("fusedstep.reference.codec").attr("narrowed")(values, out.attr("dtype"));
+    plain(out)[py::ellipsis()] =
+        py::module_::import("fusedstep.reference.codec").attr("narrowed")(plain(values), descr_of(out));
     return;
   }
   const py::gil_scoped_release released;

@@ -1,5 +1,6 @@
 """Arrays of other libraries, seen as NumPy arrays without a copy; and numbers of bfloat16."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ def foreign_array(value: object, name: str) -> NDArray[Any]:
     # A torch parameter gives its memory only without its gradient; the detached alias is the same memory.
     source: Any = value.detach() if hasattr(value, "detach") else value
     kind = type(value).__qualname__
+    if hasattr(source, "untyped_storage"):
+        _check_storage(source, name)
     if str(getattr(source, "dtype", "")) == "torch.bfloat16":
         return _words_of(source, name).view(bfloat16_dtype())
     try:
@@ -44,6 +47,29 @@ def foreign_array(value: object, name: str) -> NDArray[Any]:
     raise TypeError(f"{name}: expected an array, got {kind}")
 
 
+def _check_storage(tensor: Any, name: str) -> None:
+    """A torch tensor keeps its shape when its storage shrinks."""
+    try:
+        held = tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):
+        return  # it has none, and will say so
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.numel() and (tensor.storage_offset() + last + 1) * tensor.element_size() > held:
+        raise ValueError(f"{name}: its storage is smaller than its shape: it was resized or freed")
+
+
+def viewed(value: Any, name: str) -> Any:
+    """`as_array` of arrays of other libraries; what is no array comes back, to be refused by name further on."""
+    if value is None or isinstance(value, np.ndarray):
+        return value
+    return as_array(value, name) if hasattr(value, "__array__") or hasattr(value, "__dlpack__") else value
+
+
+def wrote(*values: object) -> None:
+    """Tells autograd of the torch tensors among some objects that they were written."""
+    _core.wrote([value for value in values if value is not None])
+
+
 def _words_of(tensor: Any, name: str) -> NDArray[Any]:
     """The 16-bit words of a torch tensor that NumPy has no dtype for."""
     import torch
@@ -55,16 +81,25 @@ def bfloat16_dtype() -> np.dtype[Any]:
     """That of ml_dtypes where it is installed, for it computes and prints; else ours."""
     try:
         import ml_dtypes
-    except ModuleNotFoundError:
+    except ImportError:
         return bfloat16
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
+    # Another thread may be in the middle of its import.
+    kind = getattr(ml_dtypes, "bfloat16", None)
+    return bfloat16 if kind is None else np.dtype(kind)
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether it is ours, to the letter, or that of ml_dtypes; in native byte order."""
+    if dtype.metadata is not None and dtype.kind == "u":
+        return dtype == np.uint16 and dtype.metadata == {"fusedstep": "bfloat16"}
+    return dtype.isnative and dtype.type is getattr(sys.modules.get("ml_dtypes"), "bfloat16", None)
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """NumPy's name, but for bfloat16 however it is marked."""
-    marks: Any = dtype.metadata or {}
-    return "bfloat16" if marks.get("fusedstep") == "bfloat16" else dtype.name
+    if is_bfloat16(dtype):
+        return "bfloat16"
+    return dtype.str if dtype.name == "bfloat16" else dtype.name
 
 
 def unmasked(value: object, name: str) -> NDArray[Any]:

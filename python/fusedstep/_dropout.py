@@ -5,6 +5,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arrays import viewed, wrote
 
 Array = NDArray[Any]
 
@@ -24,12 +25,12 @@ def dropout(
     [offset, offset + elements) do not meet.
 
     Args:
-        x: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
+        x: Any shape and strides; float32, float64, float16 or bfloat16.
         p: The probability to drop, in [0, 1), rounded to a multiple of 2⁻³².
         seed: In [0, 2⁶⁴).
         offset: The number of the first element, in [0, 2⁶⁴); offset + elements likewise.
         residual: What is added, like x.
-        out: Where y goes: an array like x, or x or the residual itself; by default a new one.
+        out: Where y goes: a C-contiguous array like x, or x or the residual itself; by default a new one.
 
     Returns:
         y, in the shape and dtype of x. At test time dropout is left out: y is x.
@@ -51,18 +52,18 @@ def dropout(
         Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, "Dropout", 2014. Salmon, Moraes, Dror and Shaw,
         "Parallel random numbers: as easy as 1, 2, 3", 2011.
     """
-    return _core.dropout(x, p, seed, offset, residual, out, "x", False)
+    return _dropout(x, p, seed, offset, residual, out, "x")
 
 
 def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
     r"""The gradient of `dropout`: dx = dy / (1 − p) where x was kept, else 0; that of the residual is dy.
 
     Args:
-        dy: The gradient of y, C-contiguous; float32, float64, float16 or bfloat16.
+        dy: The gradient of y, of any strides; float32, float64, float16 or bfloat16.
         p: As in the forward pass, and so the following.
         seed: See `dropout`.
         offset: See `dropout`.
-        out: Where dx goes: an array like dy, or dy itself; by default a new one.
+        out: Where dx goes: a C-contiguous array like dy, or dy itself; by default a new one.
 
     Returns:
         dx, in the shape and dtype of dy.
@@ -76,7 +77,7 @@ def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Ar
         >>> fs.dropout_backward(np.ones(3, np.float32), 0.0, seed=0)
         array([1., 1., 1.], dtype=float32)
     """
-    return _core.dropout(dy, p, seed, offset, None, out, "dy", False)
+    return _dropout(dy, p, seed, offset, None, out, "dy")
 
 
 def drop_connect(weight: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
@@ -85,7 +86,7 @@ def drop_connect(weight: Array, p: float, *, seed: int, offset: int = 0, out: Ar
     The layer computes with the result; the gradient of `weight` is `dropout_backward` of the gradient of the result.
 
     Args:
-        weight: The weights, C-contiguous; float32, float64, float16 or bfloat16.
+        weight: The weights, of any strides; float32, float64, float16 or bfloat16.
         p: The probability to drop, in [0, 1).
         seed: See `dropout`.
         offset: See `dropout`.
@@ -106,7 +107,7 @@ def drop_connect(weight: Array, p: float, *, seed: int, offset: int = 0, out: Ar
     Reference:
         Wan, Zeiler, Zhang, LeCun and Fergus, "Regularization of neural networks using DropConnect", 2013.
     """
-    return _core.dropout(weight, p, seed, offset, None, out, "weight", False)
+    return _dropout(weight, p, seed, offset, None, out, "weight")
 
 
 def stochastic_depth(
@@ -122,12 +123,12 @@ def stochastic_depth(
     without the residual; that of the residual is dy.
 
     Args:
-        x: (N, …), what the branch gives, C-contiguous; float32, float64, float16 or bfloat16.
+        x: (N, …), what the branch gives, of any strides; float32, float64, float16 or bfloat16.
         p: The probability to drop a sample, in [0, 1).
         seed: See `dropout`.
         offset: See `dropout`; N words are used.
         residual: What is added, like x.
-        out: Where y goes: an array like x, or x or the residual itself; by default a new one.
+        out: Where y goes: a C-contiguous array like x, or x or the residual itself; by default a new one.
 
     Returns:
         y, in the shape and dtype of x.
@@ -145,4 +146,14 @@ def stochastic_depth(
     Reference:
         Huang, Sun, Liu, Sedra and Weinberger, "Deep networks with stochastic depth", 2016.
     """
-    return _core.dropout(x, p, seed, offset, residual, out, "x", True)
+    return _dropout(x, p, seed, offset, residual, out, "x", samples=True)
+
+
+def _dropout(
+    x: Any, p: float, seed: int, offset: int, residual: Any, out: Any, name: str, *, samples: bool = False
+) -> Array:
+    y: Array = _core.dropout(
+        viewed(x, name), p, seed, offset, viewed(residual, "residual"), viewed(out, "out"), name, samples
+    )
+    wrote(out)
+    return y

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arrays import bfloat16_dtype, dtype_name, viewed, wrote
+from fusedstep.reference.codec import narrowed, widened
 
+#: An array, of NumPy or another library; where it is only read, of any strides, or a list of numbers.
 Array = NDArray[Any]
 
 
@@ -31,16 +35,17 @@ def softmax_cross_entropy(
             1                                                                         "sum" and "none"
 
     Args:
-        logits: (…, C), two axes or more, rows of C classes, C-contiguous; float32, float64, float16 or bfloat16 (of 16
-            bits the arithmetic is float32, rounded once).
+        logits: (…, C), two axes or more, rows of C classes, of any strides (copied where they are not C-contiguous);
+            float32, float64, float16 or bfloat16 (of 16 bits the arithmetic is float32, rounded once). A list of
+            numbers is float64.
         labels: (…) integers in [0, C) or `ignore_index`; or (…, C) probabilities, in the dtype of the logits (taken as
-            they are: they need not sum to 1).
+            they are: they need not sum to 1). A list of numbers takes that dtype.
         weight: (C,) weights of the classes, finite and ≥ 0; float32, float64 for float64 logits.
         ignore_index: Rows of this label do not count: loss 0, gradient 0. Where no row counts, or none has weight, the
             mean is 0 and so is the gradient.
         label_smoothing: In [0, 1]: so much of each target is spread over all classes.
         reduction: "mean", "sum", or "none".
-        out: Where the gradient goes: an array like logits, or logits itself; by default a new one.
+        out: Where the gradient goes: a C-contiguous array like logits, or logits itself; by default a new one.
 
     Returns:
         The loss in nats, and the gradient with respect to the logits, in their shape and dtype. With "none" the loss is
@@ -65,7 +70,18 @@ def softmax_cross_entropy(
         Weights, `ignore_index` and smoothing mean what they mean in `torch.nn.functional.cross_entropy`, but that rows
         that are ignored count nowhere, and that a mean over nothing is 0, not NaN. The classes are the last axis.
     """
-    return _core.softmax_cross_entropy(logits, labels, weight, ignore_index, label_smoothing, reduction, out)
+    z, given, weights = _read(logits, "logits"), viewed(labels, "labels"), viewed(weight, "weight")
+    if isinstance(given, list | tuple):
+        given = _listed(given, "labels")
+        if given.dtype.kind == "f":
+            given = _rounded(given, "labels", _dtype_beside(z))
+    if isinstance(weights, list | tuple):
+        weights = _read(weights, "weight", np.float64 if _dtype_beside(z) == np.float64 else np.float32)
+    result: tuple[Any, Array] = _core.softmax_cross_entropy(
+        z, given, weights, ignore_index, label_smoothing, reduction, viewed(out, "out")
+    )
+    wrote(out)
+    return result
 
 
 def sigmoid_binary_cross_entropy(
@@ -81,11 +97,12 @@ def sigmoid_binary_cross_entropy(
     Neither overflows, nor loses digits where the sigmoid is near 0 or 1; an infinite logit that is right costs 0.
 
     Args:
-        logits: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
-        targets: The same shape and dtype; probabilities, usually 0 and 1 (taken as they are).
+        logits: Any shape and strides; float32, float64, float16 or bfloat16. A list of numbers takes the dtype of the
+            targets, float64 where they are a list too.
+        targets: The same shape and dtype, or a list of numbers; probabilities, usually 0 and 1 (taken as they are).
         pos_weight: What a positive weighs; ≥ 0, finite in the dtype of the arithmetic.
         reduction: "mean", "sum", or "none".
-        out: Where the gradient goes: an array like logits, or logits itself; by default a new one.
+        out: Where the gradient goes: a C-contiguous array like logits, or logits itself; by default a new one.
 
     Returns:
         The loss in nats and the gradient, as `softmax_cross_entropy`.
@@ -100,7 +117,10 @@ def sigmoid_binary_cross_entropy(
         >>> print(round(loss, 4), dlogits)
         0.6931 [ 0.25 -0.25]
     """
-    return _core.sigmoid_binary_cross_entropy(logits, targets, pos_weight, reduction, out)
+    z, t = _read_pair(logits, "logits", targets)
+    result: tuple[Any, Array] = _core.sigmoid_binary_cross_entropy(z, t, pos_weight, reduction, viewed(out, "out"))
+    wrote(out)
+    return result
 
 
 def mean_squared_error(
@@ -109,10 +129,11 @@ def mean_squared_error(
     r"""The mean of (prediction − target)², and its gradient 2 (prediction − target) / elements.
 
     Args:
-        predictions: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
-        targets: The same shape and dtype.
+        predictions: Any shape and strides; float32, float64, float16 or bfloat16. A list of numbers takes the dtype of
+            the targets, float64 where they are a list too.
+        targets: The same shape and dtype, or a list of numbers.
         reduction: "mean", "sum", or "none" (which do not divide).
-        out: Where the gradient goes: an array like predictions, or predictions itself; by default a new one.
+        out: Where the gradient goes: a C-contiguous array like predictions, or they themselves; by default a new one.
 
     Returns:
         The loss and the gradient, as `softmax_cross_entropy`.
@@ -126,15 +147,18 @@ def mean_squared_error(
         >>> fs.mean_squared_error(np.array([1, 3], np.float32), np.zeros(2, np.float32))
         (5.0, array([1., 3.], dtype=float32))
     """
-    return _core.mean_squared_error(predictions, targets, reduction, out)
+    x, t = _read_pair(predictions, "predictions", targets)
+    result: tuple[Any, Array] = _core.mean_squared_error(x, t, reduction, viewed(out, "out"))
+    wrote(out)
+    return result
 
 
 def softmax(logits: Array, *, out: Array | None = None) -> Array:
     r"""exp(zⱼ) / Σₖ exp(zₖ) over the last axis.
 
     Args:
-        logits: (…, C), C-contiguous; float32, float64, float16 or bfloat16.
-        out: Where the result goes: an array like logits, or logits itself; by default a new one.
+        logits: (…, C), of any strides; float32, float64, float16 or bfloat16; or a list of numbers, which is float64.
+        out: Where the result goes: a C-contiguous array like logits, or logits itself; by default a new one.
 
     Returns:
         Probabilities, in the shape and dtype of logits.
@@ -148,15 +172,17 @@ def softmax(logits: Array, *, out: Array | None = None) -> Array:
         >>> fs.softmax(np.array([0, 0, -np.inf], np.float32))
         array([0.5, 0.5, 0. ], dtype=float32)
     """
-    return _core.softmax(logits, out, False)
+    result: Array = _core.softmax(_read(logits, "logits"), viewed(out, "out"), False)
+    wrote(out)
+    return result
 
 
 def log_softmax(logits: Array, *, out: Array | None = None) -> Array:
     r"""zⱼ − log Σₖ exp(zₖ) over the last axis.
 
     Args:
-        logits: (…, C), C-contiguous; float32, float64, float16 or bfloat16.
-        out: Where the result goes: an array like logits, or logits itself; by default a new one.
+        logits: (…, C), of any strides; float32, float64, float16 or bfloat16; or a list of numbers, which is float64.
+        out: Where the result goes: a C-contiguous array like logits, or logits itself; by default a new one.
 
     Returns:
         Logarithms of probabilities, in the shape and dtype of logits.
@@ -170,4 +196,54 @@ def log_softmax(logits: Array, *, out: Array | None = None) -> Array:
         >>> fs.log_softmax(np.array([0, -1000], np.float32))
         array([    0., -1000.], dtype=float32)
     """
-    return _core.softmax(logits, out, True)
+    result: Array = _core.softmax(_read(logits, "logits"), viewed(out, "out"), True)
+    wrote(out)
+    return result
+
+
+def _read(value: Any, name: str, dtype: Any = np.float64) -> Any:
+    """What a loss reads: an array, or a list of numbers as one of a dtype."""
+    if not isinstance(value, list | tuple):
+        return viewed(value, name)
+    array = _listed(value, name)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name}: expected a list of numbers, got one of {dtype_name(array.dtype)}")
+    return _rounded(array, name, dtype)
+
+
+def _read_pair(x: Any, name: str, targets: Any) -> tuple[Any, Any]:
+    """Predictions and what is wanted of them; of a list, in the dtype of the other."""
+    z, t = viewed(x, name), viewed(targets, "targets")
+    if isinstance(z, list | tuple):
+        z = _read(z, name, _dtype_beside(t))
+    return z, _read(t, "targets", _dtype_beside(z)) if isinstance(t, list | tuple) else t
+
+
+def _dtype_beside(array: Any) -> Any:
+    """The dtype that numbers beside an array take: its own where it is one of floats."""
+    dtype = np.asarray(array).dtype if isinstance(array, np.ndarray) else np.dtype(np.float64)
+    return dtype if dtype_name(dtype) in ("float16", "float32", "bfloat16") else np.float64
+
+
+def _listed(value: Any, name: str) -> NDArray[Any]:
+    """A list of numbers as NumPy takes it."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: expected numbers, as many in every row") from error
+    if array.dtype == object and all(isinstance(entry, int | float) for entry in array.flat):
+        raise ValueError(f"{name}: expected numbers in the range of doubles")
+    return array
+
+
+def _rounded(array: NDArray[Any], name: str, dtype: Any) -> NDArray[Any]:
+    """Numbers in a dtype of floats."""
+    with np.errstate(all="ignore"):
+        if dtype_name(np.dtype(dtype)) == "bfloat16":
+            rounded = narrowed(array.astype(np.float32), bfloat16_dtype())
+        else:
+            rounded = array.astype(dtype)
+        lost = np.isfinite(array) & ~np.isfinite(widened(rounded))
+    if lost.any():
+        raise ValueError(f"{name}: expected numbers in the range of {dtype_name(rounded.dtype)}")
+    return rounded

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fusedstep import _core
 from fusedstep._arguments import shown
-from fusedstep._arrays import as_array
+from fusedstep._arrays import as_array, viewed, wrote
 from fusedstep._core import BatchNormSaved
 from fusedstep.reference import batch_norm as exact
 
@@ -51,12 +51,12 @@ class BatchStats:
 
     def __post_init__(self) -> None:
         if isinstance(self.count, bool) or not isinstance(self.count, int | np.integer) or self.count < 0:
-            raise ValueError(f"count: expected a whole number >= 0, got {self.count!r}")
+            raise ValueError(f"count: expected a whole number >= 0, got {shown(self.count)}")
         if self.count >= 2**53:
-            raise ValueError(f"count: expected less than 2**53, got {self.count}")
+            raise ValueError(f"count: expected less than 2**53, got {shown(self.count)}")
         for name in ("mean", "m2", "mean_low", "m2_low"):
             if getattr(self, name) is not None or not name.endswith("low"):
-                _check_channels(getattr(self, name), name, self.mean)
+                object.__setattr__(self, name, _channels(getattr(self, name), name, self.mean))
         if (self.m2 < 0).any():
             raise ValueError(f"m2: expected numbers >= 0, got {self.m2.min()}")
 
@@ -90,8 +90,8 @@ class BatchGradSums:
     dy_d: Doubles
 
     def __post_init__(self) -> None:
-        _check_channels(self.dy, "dy", self.dy)
-        _check_channels(self.dy_d, "dy_d", self.dy)
+        object.__setattr__(self, "dy", _channels(self.dy, "dy", self.dy))
+        object.__setattr__(self, "dy_d", _channels(self.dy_d, "dy_d", self.dy))
 
 
 def batch_norm(
@@ -148,8 +148,8 @@ def batch_norm(
     Raises:
         TypeError: A dtype other than those above.
         ValueError: A wrong shape or memory order; x is not dense; one value per channel in training; an empty batch; no
-            running statistics in evaluation; only one of the two; momentum or eps out of range; what is written
-            overlaps another argument. Nothing has been written.
+            running statistics in evaluation, or a negative variance; only one of the two; momentum or eps out of range;
+            what is written overlaps another argument. Nothing has been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -162,22 +162,23 @@ def batch_norm(
     Reference:
         Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
     """
-    y, saved, _ = _core.batch_norm(
-        _array(x, "x"),
-        _array(weight, "weight"),
-        _array(bias, "bias"),
-        _array(running_mean, "running_mean"),
-        _array(running_var, "running_var"),
+    y, saved, taken = _core.batch_norm(
+        x,
+        viewed(weight, "weight"),
+        viewed(bias, "bias"),
+        viewed(running_mean, "running_mean"),
+        viewed(running_var, "running_var"),
         training,
         momentum,
         eps,
         channel_axis,
         activation,
-        _array(residual, "residual"),
+        viewed(residual, "residual"),
         unbiased,
         skip_nonfinite,
-        _array(out, "out"),
+        viewed(out, "out"),
     )
+    wrote(out, *((running_mean, running_var) if taken else ()))
     return y, saved
 
 
@@ -197,7 +198,8 @@ def batch_norm_backward(
 
     Args:
         dy: Gradient of y, like x and in the same memory order.
-        saved: What `batch_norm` gave. It holds x itself; some of x's values are compared with what they were.
+        saved: What `batch_norm` gave. It holds x itself, which is looked at anew: its shape, strides and some of its
+            values must be what they were.
         out: Where to write dx, like x; a fresh array otherwise.
         residual_out: Where to write dresidual, if there was a residual and an activation.
 
@@ -208,7 +210,7 @@ def batch_norm_backward(
     Raises:
         TypeError: A dtype other than that of x.
         ValueError: A shape or memory order other than that of x; what is written overlaps another array; x has been
-            overwritten since. Nothing has been written.
+            overwritten, resized or reshaped since. Nothing has been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -221,9 +223,11 @@ def batch_norm_backward(
     Reference:
         Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.
     """
-    return _core.batch_norm_backward(
-        _array(dy, "dy"), _saved(saved), _array(out, "out"), _array(residual_out, "residual_out")
+    gradients = _core.batch_norm_backward(
+        viewed(dy, "dy"), _saved(saved), viewed(out, "out"), viewed(residual_out, "residual_out")
     )
+    wrote(out, residual_out)
+    return gradients
 
 
 def batch_norm_stats(x: Array, *, channel_axis: int = 1) -> BatchStats:
@@ -254,7 +258,7 @@ def batch_norm_stats(x: Array, *, channel_axis: int = 1) -> BatchStats:
     Reference:
         Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983.
     """
-    return BatchStats(*_core.batch_norm_stats(_array(x, "x"), channel_axis))
+    return BatchStats(*_core.batch_norm_stats(x, channel_axis))
 
 
 def merge_stats(stats: Sequence[BatchStats]) -> BatchStats:
@@ -355,19 +359,21 @@ def batch_norm_apply(
     """
     if not isinstance(stats, BatchStats):
         raise TypeError(f"stats: expected BatchStats, got {type(stats).__name__}")
-    return _core.batch_norm_apply(
-        _array(x, "x"),
+    y, saved = _core.batch_norm_apply(
+        x,
         stats.count,
         stats.mean,
         stats.m2,
-        _array(weight, "weight"),
-        _array(bias, "bias"),
+        viewed(weight, "weight"),
+        viewed(bias, "bias"),
         eps,
         channel_axis,
         activation,
-        _array(residual, "residual"),
-        _array(out, "out"),
+        viewed(residual, "residual"),
+        viewed(out, "out"),
     )
+    wrote(out)
+    return y, saved
 
 
 def update_running_stats(
@@ -407,9 +413,9 @@ def update_running_stats(
     """
     if not isinstance(stats, BatchStats):
         raise TypeError(f"stats: expected BatchStats, got {type(stats).__name__}")
-    return _core.batch_norm_update(
-        _array(running_mean, "running_mean"),
-        _array(running_var, "running_var"),
+    taken = _core.batch_norm_update(
+        viewed(running_mean, "running_mean"),
+        viewed(running_var, "running_var"),
         stats.count,
         stats.mean,
         stats.m2,
@@ -417,6 +423,9 @@ def update_running_stats(
         unbiased,
         skip_nonfinite,
     )
+    if taken:
+        wrote(running_mean, running_var)
+    return taken
 
 
 def batch_norm_backward_sums(dy: Array, saved: BatchNormSaved) -> BatchGradSums:
@@ -436,7 +445,7 @@ def batch_norm_backward_sums(dy: Array, saved: BatchNormSaved) -> BatchGradSums:
     Examples:
         See `batch_norm_apply`.
     """
-    return BatchGradSums(*_core.batch_norm_backward_sums(_array(dy, "dy"), _saved(saved)))
+    return BatchGradSums(*_core.batch_norm_backward_sums(viewed(dy, "dy"), _saved(saved)))
 
 
 def merge_grad_sums(sums: Sequence[BatchGradSums]) -> BatchGradSums:
@@ -497,9 +506,11 @@ def batch_norm_backward_apply(
     """
     if not isinstance(sums, BatchGradSums):
         raise TypeError(f"sums: expected BatchGradSums, got {type(sums).__name__}")
-    return _core.batch_norm_backward_apply(
-        _array(dy, "dy"), _saved(saved), sums.dy, sums.dy_d, _array(out, "out"), _array(residual_out, "residual_out")
+    gradients = _core.batch_norm_backward_apply(
+        viewed(dy, "dy"), _saved(saved), sums.dy, sums.dy_d, viewed(out, "out"), viewed(residual_out, "residual_out")
     )
+    wrote(out, residual_out)
+    return gradients
 
 
 class BatchNorm:
@@ -555,8 +566,10 @@ class BatchNorm:
         skip_nonfinite: bool = False,
         dtype: Any = np.float32,
     ) -> None:
-        if not _is_integer(num_features) or not 1 <= num_features < 2**53:
+        if not _is_integer(num_features) or num_features < 1:
             raise ValueError(f"num_features: expected a whole number >= 1, got {shown(num_features)}")
+        if num_features >= 2**53:
+            raise ValueError(f"num_features: expected less than 2**53, got {shown(num_features)}")
         if not _is_number(eps) or not 0 < eps <= sys.float_info.max:
             raise ValueError(f"eps: expected a finite number > 0, got {shown(eps)}")
         if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
@@ -598,31 +611,32 @@ class BatchNorm:
             ValueError: See `batch_norm`; x has another number of channels.
         """
         _check_flag(training, "training")
-        x = _array(x, "x")
-        shape = getattr(x, "shape", ())
-        if -len(shape) <= self.channel_axis < len(shape) and shape[self.channel_axis] != self._features:
-            raise ValueError(f"x: expected {self._features} channels in axis {self.channel_axis}, got shape {shape}")
+        shape, axis = _shape(x), self.channel_axis
+        if _is_integer(axis) and -len(shape) <= axis < len(shape) and shape[axis] != self._features:
+            raise ValueError(f"x: expected {self._features} channels in axis {axis}, got shape {shape}")
         momentum = self.momentum
         if not _is_integer(self.num_batches_tracked) or not 0 <= self.num_batches_tracked < 2**53 - 1:
             tracked = shown(self.num_batches_tracked)
             raise ValueError(f"num_batches_tracked: expected a whole number >= 0 and < 2**53 - 1, got {tracked}")
         y, self._saved, taken = _core.batch_norm(
             x,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
+            viewed(self.weight, "weight"),
+            viewed(self.bias, "bias"),
+            viewed(self.running_mean, "running_mean"),
+            viewed(self.running_var, "running_var"),
             training if self.running_mean is not None else True,
             1.0 / (self.num_batches_tracked + 1) if momentum is None else momentum,
             self.eps,
             self.channel_axis,
             self.activation,
-            _array(residual, "residual"),
+            viewed(residual, "residual"),
             self.unbiased,
             self.skip_nonfinite,
-            _array(out, "out"),
+            viewed(out, "out"),
         )
+        wrote(out)
         if taken and self.running_mean is not None:
+            wrote(self.running_mean, self.running_var)
             self.num_batches_tracked += 1
         return y
 
@@ -706,22 +720,23 @@ def _tracked(value: Any) -> int:
     return int(value)
 
 
-def _array(value: Any, name: str) -> Any:
-    """Arrays of other libraries, seen as NumPy's; what is none is refused by name further on."""
-    if (
-        value is None
-        or isinstance(value, np.ndarray)
-        or not (hasattr(value, "__array__") or hasattr(value, "__dlpack__"))
-    ):
-        return value
-    return as_array(value, name)
+def _shape(x: Any) -> tuple[int, ...]:
+    """Of an array; () for what is none."""
+    seen = viewed(x, "x")
+    return np.asarray(seen).shape if isinstance(seen, np.ndarray) else ()
 
 
-def _check_channels(array: Any, name: str, like: Any) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != np.float64:
-        raise TypeError(f"{name}: expected a float64 array, got {getattr(array, 'dtype', type(array).__name__)}")
-    if array.ndim != 1 or array.shape != like.shape:
+def _channels(given: Any, name: str, like: Any) -> Doubles:
+    """An array of a number a channel, without its subclass: that may have arithmetic of its own."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a float64 array, got {type(given).__name__}")
+    array = np.asarray(given) if isinstance(given, np.ndarray) else None
+    if array is None or array.dtype != np.float64:
+        got = type(given).__name__ if array is None else array.dtype
+        raise TypeError(f"{name}: expected a float64 array, got {got}")
+    if array.ndim != 1 or array.shape != np.asarray(like).shape:
         raise ValueError(f"{name}: expected shape (C,), got {array.shape}")
+    return array
 
 
 def _check_flag(value: Any, name: str) -> None:
@@ -737,7 +752,7 @@ def _dtype_name(dtype: Any) -> str:
     """NumPy's name of it; what it is where it is none."""
     try:
         return str(dtype) if dtype is None else np.dtype(dtype).name
-    except (TypeError, UnicodeError):
+    except (TypeError, ValueError):
         return shown(dtype)
 
 

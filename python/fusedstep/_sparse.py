@@ -15,7 +15,7 @@ def _plain(value: Any, name: str) -> Array:
     array = as_array(value, name)
     if isinstance(array, np.ma.MaskedArray):  # its mask would be lost
         raise TypeError(f"{name}: expected a plain NumPy array, got MaskedArray")
-    return array
+    return np.asarray(array)  # a subclass may have arithmetic of its own
 
 
 class RowSparse:

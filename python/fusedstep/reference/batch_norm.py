@@ -115,13 +115,18 @@ def gradient(
     with np.errstate(all="ignore"):
         values = widened(view(x, channel_axis))
         g = masked(widened(view(dy, channel_axis)), mask)
-        if dresidual is not None:
-            view(dresidual, channel_axis)[...] = narrowed(g, dresidual.dtype)
+        residual_gradient = g if dresidual is None else narrowed(g, dresidual.dtype)
         if training:
             offset = per_channel(sum_dy / count, values)
             slope = per_channel((inv_std * inv_std) * (sum_dy_d / count), values)
             g = (g - offset) - centred(values, mean) * slope
-        view(dx, channel_axis)[...] = narrowed(g * per_channel(scale, values), dx.dtype)
+        x_gradient = narrowed(g * per_channel(scale, values), dx.dtype)
+        results = [(view(dx, channel_axis), x_gradient)]
+        if dresidual is not None:
+            results.append((view(dresidual, channel_axis), residual_gradient))
+        # Nothing fails from here on.
+        for place, result in results:
+            place[...] = result
 
 
 def view(x: Array, channel_axis: int) -> Array:

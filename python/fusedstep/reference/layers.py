@@ -15,8 +15,16 @@ LABELS, SMOOTH_LABELS, TARGETS = range(3)
 
 
 def store(out: Array, values: Array) -> None:
-    """Rounds to the dtype of `out`, to the nearest."""
-    out[...] = narrowed(values, out.dtype) if out.itemsize < values.itemsize else values
+    """Rounds to the dtype of `out`, to the nearest. It is the last thing that a function does: nothing fails after."""
+    with np.errstate(all="ignore"):
+        rounded = narrowed(values, out.dtype) if out.itemsize < values.itemsize else values
+    out[...] = rounded
+
+
+def total(losses: NDArray[np.float64]) -> float:
+    """The sum of the losses of rows."""
+    with np.errstate(all="ignore"):
+        return float(lane_sum(losses))
 
 
 def row_exponentials(z: Array) -> tuple[Array, Array, Array, Array, Array]:
@@ -39,9 +47,9 @@ def row_exponentials(z: Array) -> tuple[Array, Array, Array, Array, Array]:
 
 def softmax(logits: Array, out: Array, log: bool) -> None:
     """softmax, or its logarithm, of the last axis."""
-    z = widened(logits)
-    real = z.dtype.type
     with np.errstate(all="ignore"):
+        z = widened(logits)
+        real = z.dtype.type
         d, e, ties, rest, log_total = row_exponentials(z)
         store(out, d - log_total.astype(real)[..., None] if log else e * (1.0 / (ties + rest)).astype(real)[..., None])
 
@@ -56,22 +64,21 @@ def cross_entropy(
     peak: float,
     rest: float,
     scale: float,
-    dlogits: Array,
-) -> NDArray[np.float64]:
-    """The losses Σ q_j (log Σ e^(z_k) − z_j) of rows, and their gradient (softmax(z) Σ q_j − q) · scale in `dlogits`.
+) -> tuple[NDArray[np.float64], Array]:
+    """The losses Σ q_j (log Σ e^(z_k) − z_j) of rows, and their gradient (softmax(z) Σ q_j − q) · scale.
 
     q_j is what is wanted of class j: `peak` at the label, or times a target, and `rest` everywhere, times its weight.
     """
-    z = widened(logits)
-    real = z.dtype.type
-    rows, classes = z.shape
-    every = np.arange(rows)
-    counts = np.ones(rows, bool) if labels is None else labels != ignore
-    label = np.zeros(rows, np.int64) if labels is None else np.where(counts, labels, 0)
-    peaks = np.zeros(rows) if labels is None else np.full(rows, peak)
-    if labels is not None and weight is not None:
-        peaks = peak * weight[label].astype(np.float64)
     with np.errstate(all="ignore"):
+        z = widened(logits)
+        real = z.dtype.type
+        rows, classes = z.shape
+        every = np.arange(rows)
+        counts = np.ones(rows, bool) if labels is None else labels != ignore
+        label = np.zeros(rows, np.int64) if labels is None else np.where(counts, labels, 0)
+        peaks = np.zeros(rows) if labels is None else np.full(rows, peak)
+        if labels is not None and weight is not None:
+            peaks = peak * weight[label].astype(np.float64)
         d, e, ties, others, log_total = row_exponentials(z)
         total = ties + others
         top = np.fmax.reduce(z, axis=-1, initial=-np.inf).astype(np.float64)
@@ -105,17 +112,16 @@ def cross_entropy(
     if labels is not None:
         gradient[every, label] = label_gradient
     gradient[~counts] = 0
-    store(dlogits, gradient)
-    return np.where(counts, losses, 0.0)
+    return np.where(counts, losses, 0.0), gradient
 
 
 def binary_cross_entropy(
     x: Array, targets: Array, weight: float, scale: float, losses: Array | None, dx: Array
 ) -> float:
     """(1 − t) softplus(x) + weight · t softplus(−x), and its gradient (1 − t) σ(x) − weight · t σ(−x)."""
-    z, t = widened(x), widened(targets)
-    real = z.dtype.type
     with np.errstate(all="ignore"):
+        z, t = widened(x), widened(targets)
+        real = z.dtype.type
         negative, size = z < 0, np.abs(z)
         e = exponential(-size)
         near = real(1.0) / (real(1.0) + e)
@@ -126,36 +132,35 @@ def binary_cross_entropy(
         loss = np.where(no == 0, real(0), no * np.where(negative, log, size + log))
         loss = loss + np.where(yes == 0, real(0), yes * np.where(negative, size + log, log))
         gradient = no * np.where(negative, far, near) - yes * np.where(negative, near, far)
-        store(dx, gradient * real(scale))
-    return _sum_or_store(loss, losses)
+        return _sum_and_store(loss, losses, gradient * real(scale), dx)
 
 
 def squared_error(x: Array, targets: Array, weight: float, scale: float, losses: Array | None, dx: Array) -> float:
     """(x − t)², and its gradient 2 (x − t)."""
-    z = widened(x)
     with np.errstate(all="ignore"):
+        z = widened(x)
         d = z - widened(targets)
-        store(dx, (d + d) * z.dtype.type(scale))
-        return _sum_or_store(d * d, losses)
+        return _sum_and_store(d * d, losses, (d + d) * z.dtype.type(scale), dx)
 
 
-def _sum_or_store(loss: Array, losses: Array | None) -> float:
-    """The sum, chunk after chunk, or every one."""
-    if losses is not None:
-        losses[...] = loss
-        return 0.0
+def _sum_and_store(loss: Array, losses: Array | None, gradient: Array, dx: Array) -> float:
+    """The sum of the losses, chunk after chunk, or every one; and their gradient."""
     flat = loss.reshape(-1)
     chunks = [float(lane_sum(flat[start : start + CHUNK])) for start in range(0, flat.size, CHUNK)]
-    return float(lane_sum(np.array(chunks)))
+    whole = float(lane_sum(np.array(chunks)))
+    if losses is not None:
+        losses[...] = loss
+    store(dx, gradient)
+    return whole
 
 
 def dropout(
     x: Array, residual: Array | None, y: Array, key: int, offset: int, unit: int, threshold: int, scale: float
 ) -> None:
     """y = residual + (x · scale where the word is at least the threshold, else 0): a word for every `unit` elements."""
-    z = widened(x)
-    words = np.repeat(element_words(key, offset, z.size // unit), unit)
-    kept = (words >= np.uint32(threshold)).reshape(z.shape)
+    words = np.repeat(element_words(key, offset, x.size // unit), unit)
+    kept = (words >= np.uint32(threshold)).reshape(x.shape)
     with np.errstate(all="ignore"):
+        z = widened(x)
         values = np.where(kept, z * z.dtype.type(scale), z.dtype.type(0))
         store(y, values if residual is None else widened(residual) + values)
