@@ -3,6 +3,8 @@
 Deliberately written from the papers and the authors' code, not from the library, line by line and without economy.
 Every rule is `rule(p0, grads, steps, **hypers)`: `p0` a list of float64 arrays, `grads(step, params)` the list of
 gradients at `params` with `step` counted from 1. It returns the parameters after `steps` steps and changes no argument.
+
+`lbfgs` is apart from these, for its steps ask for the loss and for gradients as often as they like.
 """
 
 import math
@@ -542,6 +544,72 @@ def prodigy(
             p[i] = p[i] - dlr * m[i] / (np.sqrt(v[i]) + d * eps)
         k = k + 1
     return p
+
+
+def lbfgs(
+    x0,
+    function,
+    steps,
+    *,
+    lr=1.0,
+    max_iter=20,
+    max_eval=None,
+    tolerance_grad=1e-7,
+    tolerance_change=1e-9,
+    history_size=100,
+):
+    """Places, evaluations and moves after each step, in long double; `function(x)` gives loss and gradient.
+
+    Its matrix products are loops of NumPy's own, since no BLAS has the type: the same on every processor of a kind.
+    """
+    # Nocedal and Wright, Numerical Optimization, equations 6.17 and 7.16: H itself, from the last pairs, where the
+    # library and torch only ever apply it. What a step is, where it ends and how long its moves are is as in
+    # torch.optim.LBFGS without a line search: it evaluates nothing after the last of max_iter moves.
+    wide = np.longdouble
+    if max_eval is None:
+        max_eval = max_iter * 5 // 4
+    x = np.array(x0, wide)
+    pairs, gamma = [], wide(1)
+    s = g_prev = None
+    evaluations = moves = 0
+    history = []
+    for _ in range(steps):
+        loss, g = function(x)
+        evaluations_before, evaluations = evaluations, evaluations + 1
+        for k in range(1, max_iter + 1):
+            if np.abs(g).max() <= tolerance_grad:
+                break
+            moves += 1
+            if moves > 1:
+                y = g - g_prev
+                if y @ s > 1e-10:
+                    pairs = [*pairs, (s, y)][-history_size:]
+                    gamma = (y @ s) / (y @ y)
+            h = gamma * np.eye(x.size, dtype=wide)
+            for s_i, y_i in pairs:
+                # (1 - rho s yT) H (1 - rho y sT) + rho s sT, multiplied out.
+                rho, hy = 1 / (y_i @ s_i), h @ y_i
+                h = (
+                    h
+                    - rho * (np.outer(s_i, hy) + np.outer(hy, s_i))
+                    + rho * (1 + rho * (y_i @ hy)) * np.outer(s_i, s_i)
+                )
+            d = -(h @ g)
+            t = min(wide(1), 1 / np.abs(g).sum()) * lr if moves == 1 else wide(lr)
+            s, g_prev, loss_prev = t * d, g, loss
+            if g @ d > -tolerance_change:
+                break
+            x = x + s
+            if k == max_iter:
+                break
+            loss, g = function(x)
+            evaluations += 1
+            if evaluations - evaluations_before >= max_eval:
+                break
+            if np.abs(s).max() <= tolerance_change or abs(loss - loss_prev) < tolerance_change:
+                break
+        history.append((x, evaluations, moves))
+    return history
 
 
 ORACLES = {
