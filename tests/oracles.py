@@ -546,6 +546,45 @@ def prodigy(
     return p
 
 
+def muon(
+    p0,
+    grads,
+    steps,
+    *,
+    lr=1e-3,
+    weight_decay=0.1,
+    momentum=0.95,
+    nesterov=True,
+    ns_coefficients=(3.4445, -4.775, 2.0315),
+    eps=1e-7,
+    ns_steps=5,
+    adjust_lr_fn=None,
+):
+    # Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks; weight decay and the two scales as in
+    # Liu et al. 2025, Muon is Scalable for LLM Training. The buffer is an average, as in torch, not the paper's sum.
+    # The products are in long double: of NumPy's own loops, not of a BLAS, whose sums are another processor's others.
+    a, b, c = ns_coefficients
+    p = _copies(p0)
+    buf = _zeros(p)
+    for t in range(1, steps + 1):
+        g = grads(t, p)
+        for i in range(len(p)):
+            rows, columns = p[i].shape
+            buf[i] = momentum * buf[i] + (1 - momentum) * g[i]
+            x = ((1 - momentum) * g[i] + momentum * buf[i] if nesterov else buf[i]).astype(np.longdouble)
+            x = x / max(np.sqrt(np.sum(x**2)), eps)
+            for _ in range(ns_steps):
+                # An odd polynomial of the singular values: on either side it is the same.
+                xtx = x.T @ x
+                x = a * x + b * (x @ xtx) + c * (x @ xtx @ xtx)
+            if adjust_lr_fn == "match_rms_adamw":
+                scale = 0.2 * math.sqrt(max(rows, columns))
+            else:
+                scale = math.sqrt(max(1.0, rows / columns))
+            p[i] = (1 - lr * weight_decay) * p[i] - lr * scale * x.astype(np.float64)
+    return p
+
+
 def lbfgs(
     x0,
     function,
@@ -620,6 +659,7 @@ ORACLES = {
     "nadam": nadam,
     "radam": radam,
     "adamax": adamax,
+    "muon": muon,
     "lion": lion,
     "lamb": lamb,
     "lars": lars,
