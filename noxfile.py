@@ -1,4 +1,4 @@
-"""The long runs, each in a virtual environment of its own: `nox`, or `nox -s NAME`. What follows `--` goes to pytest."""
+"""The long runs, each in a virtual environment of its own: `nox`, or `nox -s NAME`; what follows `--` is for pytest."""
 
 import shutil
 from itertools import chain
