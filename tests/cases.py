@@ -16,7 +16,7 @@ class Case:
     valid: list[dict[str, Any]]
     errors: list[tuple[dict[str, Any], type[Exception], str]]  # hyper-parameters, error, what its message says
     torch: str | None = None
-    tolerance: float = 1e-12  # relative difference from torch, or from the oracle, after 30 steps in float64
+    tolerance: float = 1e-12  # relative difference from torch after 30 steps in float64
     random: dict[str, Any] = field(default_factory=dict)  # name -> function of a generator
 
 

@@ -3,6 +3,8 @@
 Deliberately written from the papers and the authors' code, not from the library, line by line and without economy.
 Every rule is `rule(p0, grads, steps, **hypers)`: `p0` a list of float64 arrays, `grads(step, params)` the list of
 gradients at `params` with `step` counted from 1. It returns the parameters after `steps` steps and changes no argument.
+
+`lbfgs` is apart from these, for its steps ask for the loss and for gradients as often as they like.
 """
 
 import math
@@ -544,6 +546,111 @@ def prodigy(
     return p
 
 
+def muon(
+    p0,
+    grads,
+    steps,
+    *,
+    lr=1e-3,
+    weight_decay=0.1,
+    momentum=0.95,
+    nesterov=True,
+    ns_coefficients=(3.4445, -4.775, 2.0315),
+    eps=1e-7,
+    ns_steps=5,
+    adjust_lr_fn=None,
+):
+    # Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks; weight decay and the two scales as in
+    # Liu et al. 2025, Muon is Scalable for LLM Training. The buffer is an average, as in torch, not the paper's sum.
+    # The products are in long double: of NumPy's own loops, not of a BLAS, whose sums are another processor's others.
+    a, b, c = ns_coefficients
+    p = _copies(p0)
+    buf = _zeros(p)
+    for t in range(1, steps + 1):
+        g = grads(t, p)
+        for i in range(len(p)):
+            rows, columns = p[i].shape
+            buf[i] = momentum * buf[i] + (1 - momentum) * g[i]
+            x = ((1 - momentum) * g[i] + momentum * buf[i] if nesterov else buf[i]).astype(np.longdouble)
+            x = x / max(np.sqrt(np.sum(x**2)), eps)
+            for _ in range(ns_steps):
+                # An odd polynomial of the singular values: on either side it is the same.
+                xtx = x.T @ x
+                x = a * x + b * (x @ xtx) + c * (x @ xtx @ xtx)
+            if adjust_lr_fn == "match_rms_adamw":
+                scale = 0.2 * math.sqrt(max(rows, columns))
+            else:
+                scale = math.sqrt(max(1.0, rows / columns))
+            p[i] = (1 - lr * weight_decay) * p[i] - lr * scale * x.astype(np.float64)
+    return p
+
+
+def lbfgs(
+    x0,
+    function,
+    steps,
+    *,
+    lr=1.0,
+    max_iter=20,
+    max_eval=None,
+    tolerance_grad=1e-7,
+    tolerance_change=1e-9,
+    history_size=100,
+):
+    """Places, evaluations and moves after each step, in long double; `function(x)` gives loss and gradient.
+
+    Its matrix products are loops of NumPy's own, since no BLAS has the type: the same on every processor of a kind.
+    """
+    # Nocedal and Wright, Numerical Optimization, equations 6.17 and 7.16: H itself, from the last pairs, where the
+    # library and torch only ever apply it. What a step is, where it ends and how long its moves are is as in
+    # torch.optim.LBFGS without a line search: it evaluates nothing after the last of max_iter moves.
+    wide = np.longdouble
+    if max_eval is None:
+        max_eval = max_iter * 5 // 4
+    x = np.array(x0, wide)
+    pairs, gamma = [], wide(1)
+    s = g_prev = None
+    evaluations = moves = 0
+    history = []
+    for _ in range(steps):
+        loss, g = function(x)
+        evaluations_before, evaluations = evaluations, evaluations + 1
+        for k in range(1, max_iter + 1):
+            if np.abs(g).max() <= tolerance_grad:
+                break
+            moves += 1
+            if moves > 1:
+                y = g - g_prev
+                if y @ s > 1e-10:
+                    pairs = [*pairs, (s, y)][-history_size:]
+                    gamma = (y @ s) / (y @ y)
+            h = gamma * np.eye(x.size, dtype=wide)
+            for s_i, y_i in pairs:
+                # (1 - rho s yT) H (1 - rho y sT) + rho s sT, multiplied out.
+                rho, hy = 1 / (y_i @ s_i), h @ y_i
+                h = (
+                    h
+                    - rho * (np.outer(s_i, hy) + np.outer(hy, s_i))
+                    + rho * (1 + rho * (y_i @ hy)) * np.outer(s_i, s_i)
+                )
+            d = -(h @ g)
+            t = min(wide(1), 1 / np.abs(g).sum()) * lr if moves == 1 else wide(lr)
+            s, g_prev, loss_prev = t * d, g, loss
+            if g @ d > -tolerance_change:
+                break
+            x = x + s
+            if k == max_iter:
+                break
+            loss, g = function(x)
+            evaluations += 1
+            if evaluations - evaluations_before >= max_eval:
+                break
+            if np.abs(s).max() <= tolerance_change or abs(loss - loss_prev) < tolerance_change:
+                break
+        history.append((x, evaluations, moves))
+    return history
+
+
 ORACLES = {
     "momentum": momentum,
     "adagrad": adagrad,
@@ -552,6 +659,7 @@ ORACLES = {
     "nadam": nadam,
     "radam": radam,
     "adamax": adamax,
+    "muon": muon,
     "lion": lion,
     "lamb": lamb,
     "lars": lars,

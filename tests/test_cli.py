@@ -1,15 +1,20 @@
 """The commands, as users call them."""
 
+import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fusedstep as fs
+from fusedstep.bench import process as bench_process
 from fusedstep.bench.harness import Subject, Timing, measure, report
+from fusedstep.cli import bench as bench_command
 from fusedstep.cli import main
 from fusedstep.cli import train as train_command
 
@@ -174,6 +179,11 @@ class TestTrain:
         assert "interrupted after 0 epochs" in train_command.summary(record)
 
 
+TORCH = importlib.util.find_spec("torch") is not None
+#: What torch says that it runs, held to each set.
+CAPABILITIES = {"baseline": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512", "neon": "DEFAULT"}
+
+
 class TestBench:
     def test_list_and_unknown(self, capsys):
         assert "adamw-64Mi" in run(capsys, "bench", "--list")[1].split()
@@ -183,12 +193,83 @@ class TestBench:
 
     def test_json(self, capsys, tmp_path):
         target = tmp_path / "bench.json"
-        status, out, _ = run(capsys, "bench", "adamw-1Ki", "adamw-16Ki", "--rounds", "5", "--json", str(target))
+        isa = bench_process.sets()[0]
+        options = ["--isa", isa, "--threads", "1", "--rounds", "5", "--json", str(target)]
+        status, out, _ = run(capsys, "bench", "adamw-1Ki", "adamw-16Ki", *options)
         assert status == 0
         assert "adamw-16Ki" in out
         result = json.loads(target.read_text())
         assert [entry["subject"] for entry in result["subjects"]] == ["adamw-1Ki", "adamw-16Ki"]
-        assert set(result["subjects"][0]["ratio"]) == {"roof", "torch"}
+        assert set(result["subjects"][0]["ratio"]) == ({"roof", "torch"} if TORCH else {"roof"})
+        assert (result["isa"], result["threads"]) == (isa, 1)
+        assert result["processor"]
+        assert result["processor"] in out
+        assert f"set {isa}, 1 threads" in out
+        assert result["torch_isa"] == (CAPABILITIES[isa] if TORCH else None)
+        assert ("no torch" if not TORCH else f"set {CAPABILITIES[isa]}") in out
+
+    def test_every_set(self, capsys, monkeypatch):
+        """Each with its peers held to it, whatever the environment holds them to."""
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+        monkeypatch.setenv("FUSEDSTEP_ISA", "numpy")
+        status, out, err = run(capsys, "bench", "adamw-1Ki", "--sets", "--rounds", "5", "--json", "-")
+        assert status == 0
+        result = json.loads(out)
+        natives = fs.runtime.available_isas()[1:]
+        assert [entry["isa"] for entry in result["sets"]] == natives
+        for entry in result["sets"]:
+            assert entry["torch_isa"] == (CAPABILITIES[entry["isa"]] if TORCH else None)
+            assert [subject["subject"] for subject in entry["subjects"]] == ["adamw-1Ki"]
+        assert "side by side" in err
+
+    def test_a_wider_set_that_is_slower(self):
+        def result(isa, *medians):
+            subjects = [
+                {"subject": f"s{k}", "us": {"fusedstep": {"median": median}}} for k, median in enumerate(medians)
+            ]
+            return {"isa": isa, "subjects": subjects}
+
+        found = bench_command.slower([result("a", 10.0, 8.0, 5.0), result("b", 5.0, 8.1, 10.0), result("c", 5.1, 7, 5)])
+        assert found == [{"subject": "s2", "set": "b", "than": "a", "ratio": 0.5}]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--isa", "sse9"], "--isa: 'sse9' is not a native instruction set of this processor; valid: {natives}"),
+            (["--isa", ""], "--isa: '' is not a native instruction set of this processor; valid: {natives}"),
+            (["--isa", "numpy"], "--isa: the reference is not for timing; choose a native set: {natives}"),
+            (["--isa", "baseline", "--sets"], "--sets: it runs every set; leave --isa out"),
+            (["--threads", "5000"], "num_threads: expected 1 to 4096, got 5000"),
+        ],
+    )
+    def test_errors(self, capsys, options, message):
+        status, out, err = run(capsys, "bench", "adamw-1Ki", *options)
+        assert (status, out) == (2, "")
+        assert message.format(natives=", ".join(map(repr, fs.runtime.available_isas()[1:]))) in err
+
+    def test_a_subject_that_fails(self):
+        """An error that names it; the process goes on with the next, and one that has ended is an error too."""
+        with bench_process.measurers(bench_process.sets()[:1], 1, 5, 1.0) as (child,):
+            with pytest.raises(bench_process.MeasurementError, match=r"^nothing: KeyError\('nothing'\)$"):
+                child.measure("nothing")
+            assert child.measure("adamw-1Ki")["subject"] == "adamw-1Ki"
+            child._child.kill()
+            with pytest.raises(bench_process.MeasurementError, match="adamw-1Ki: the measuring process ended with -9"):
+                child.measure("adamw-1Ki")
+
+    def test_interrupt_ends_both_processes(self):
+        command = [sys.executable, "-m", "fusedstep", "bench", "adamw", "list", "--rounds", "5"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr.readline() == "adamw-1Ki\n"
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert out == ""
+        assert err.endswith("fusedstep bench: interrupted\n")
+        assert len(children) == 1
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(children[0]), 0)
 
     def test_results_are_compared_before_timing(self):
         calls = []

@@ -66,7 +66,9 @@ print(json.dumps(hashes))
 
 def emulated(cpu, *arguments):
     # OpenBLAS takes the emulated Nehalem for a processor with AVX.
-    environment = {**os.environ, "OPENBLAS_CORETYPE": "Nehalem" if cpu == "Nehalem" else "Haswell"}
+    # The widest set is what is asked for here, whatever the tests around it are held to.
+    environment = {name: value for name, value in os.environ.items() if name != "FUSEDSTEP_ISA"}
+    environment["OPENBLAS_CORETYPE"] = "Nehalem" if cpu == "Nehalem" else "Haswell"
     process = subprocess.run(
         [QEMU, "-cpu", cpu, sys.executable, *arguments],
         env=environment,

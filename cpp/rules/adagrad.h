@@ -21,7 +21,7 @@ struct Adagrad : RuleBase {
   static constexpr unsigned squares = 0b1;
   static constexpr bool sparse = true;
 
-  enum Variant { sum, mean };
+  enum Variant { of_sum, of_mean };
   static constexpr unsigned keeps[] = {0b1, 0b1};
   static int variant(const Hypers& h) { return int(h.accumulator); }
   static double initial(const Hypers& h, int) { return h.initial_accumulator_value; }
@@ -44,7 +44,7 @@ struct Adagrad : RuleBase {
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& total) {
     total = total + g * g;
-    if constexpr (V == mean) return c.lr * (g / (square_root(total * c.to_mean) + c.eps));
+    if constexpr (V == of_mean) return c.lr * (g / (square_root(total * c.to_mean) + c.eps));
     return c.lr * (g / (square_root(total) + c.eps));
   }
 };

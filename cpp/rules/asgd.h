@@ -35,11 +35,11 @@ struct Asgd : RuleBase {
     T eta, mu;
   };
   template <class T>
-  static Coefficients<T> coefficients(const Hypers& h, Moment now, double* scalars) {
-    const double eta = scalars[0], mu = scalars[1];
+  static Coefficients<T> coefficients(const Hypers& h, Moment now, double* kept) {
+    const double eta = kept[0], mu = kept[1];
     const double t = double(now.step);
-    scalars[0] = h.lr / real_power(1.0 + h.lambd * h.lr * t, h.alpha);
-    scalars[1] = t - h.t0 > 1.0 ? 1.0 / (t - h.t0) : 1.0;
+    kept[0] = h.lr / real_power(1.0 + h.lambd * h.lr * t, h.alpha);
+    kept[1] = t - h.t0 > 1.0 ? 1.0 / (t - h.t0) : 1.0;
     return {T(1.0 - h.lambd * eta), T(eta), T(mu)};
   }
 

@@ -37,12 +37,12 @@ struct NAdam : RuleBase {
     T keep;  // 1 - lr weight_decay, decoupled
   };
   template <class T>
-  static Coefficients<T> coefficients(const Hypers& h, Moment now, double* scalars) {
+  static Coefficients<T> coefficients(const Hypers& h, Moment now, double* kept) {
     const double t = double(now.step);
     const double mu = h.beta1 * (1.0 - 0.5 * real_power(0.96, t * h.momentum_decay));
     const double mu_next = h.beta1 * (1.0 - 0.5 * real_power(0.96, (t + 1.0) * h.momentum_decay));
-    const double product = scalars[0] * mu;
-    scalars[0] = product;
+    const double product = kept[0] * mu;
+    kept[0] = product;
     return {T(h.beta1),
             T(1.0 - h.beta1),
             T(h.beta2),

@@ -51,8 +51,8 @@ struct Prodigy : RuleBase {
     T keep;              // 1 - d lr weight_decay
   };
   template <class T>
-  static Coefficients<T> coefficients(const Hypers& h, Moment now, double* scalars) {
-    const double d = scalars[0], d_lr = d * rate(h, now);
+  static Coefficients<T> coefficients(const Hypers& h, Moment now, double* kept) {
+    const double d = kept[0], d_lr = d * rate(h, now);
     return {T(h.beta1),
             T(d * (1.0 - h.beta1)),
             T(h.beta2),
@@ -74,23 +74,23 @@ struct Prodigy : RuleBase {
     b1 = T(1);
   }
   // What a tensor's sums count for in the total.
-  static void weigh(const Hypers& h, Moment now, const double* scalars, double* total) {
-    total[0] = scalars[0] / h.d0 * (scalars[0] * rate(h, now)) * total[0];
+  static void weigh(const Hypers& h, Moment now, const double* kept, double* total) {
+    total[0] = kept[0] / h.d0 * (kept[0] * rate(h, now)) * total[0];
     if (h.lr == 0.0) total[1] = 0.0;
   }
-  static void share(const Hypers& h, const double* total, double* scalars) {
+  static void share(const Hypers& h, const double* total, double* kept) {
     if (!(total[1] > 0.0)) return;
-    scalars[2] = decay3(h) * scalars[2] + total[0];
-    const double d_hat = h.d_coef * scalars[2] / total[1];
-    double d = scalars[0];
+    kept[2] = decay3(h) * kept[2] + total[0];
+    const double d_hat = h.d_coef * kept[2] / total[1];
+    double d = kept[0];
     if (d == h.d0 && d_hat > d) d = d_hat;
-    if (d_hat > scalars[1]) scalars[1] = d_hat;
+    if (d_hat > kept[1]) kept[1] = d_hat;
     const double grown = d * h.growth_rate;
-    scalars[0] = grown < scalars[1] ? grown : scalars[1];
+    kept[0] = grown < kept[1] ? grown : kept[1];
   }
   template <class T>
-  static void settle(const Hypers& h, Coefficients<T>& c, const double*, const double* scalars) {
-    c.eps = T(scalars[0] * h.eps);
+  static void settle(const Hypers& h, Coefficients<T>& c, const double*, const double* kept) {
+    c.eps = T(kept[0] * h.eps);
   }
 
   template <int V, class T>

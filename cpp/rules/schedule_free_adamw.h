@@ -40,13 +40,13 @@ struct ScheduleFreeAdamW : RuleBase {
     T step_z;  // lr
   };
   template <class T>
-  static Coefficients<T> coefficients(const Hypers& h, Moment now, double* scalars) {
+  static Coefficients<T> coefficients(const Hypers& h, Moment now, double* kept) {
     const double t = double(now.step);
     const double lr = t < h.warmup_steps ? h.lr * (t / h.warmup_steps) : h.lr;
-    scalars[1] = lr > scalars[1] ? lr : scalars[1];
-    const double weight = real_power(t, h.r) * real_power(scalars[1], h.weight_lr_power);
-    scalars[0] = scalars[0] + weight;
-    const double c = scalars[0] > 0.0 ? weight / scalars[0] : 0.0;
+    kept[1] = lr > kept[1] ? lr : kept[1];
+    const double weight = real_power(t, h.r) * real_power(kept[1], h.weight_lr_power);
+    kept[0] = kept[0] + weight;
+    const double c = kept[0] > 0.0 ? weight / kept[0] : 0.0;
     return {T(h.beta2),
             T(1.0 - h.beta2),
             T(1.0 / square_root(1.0 - integer_power(h.beta2, now.step))),

@@ -1,5 +1,9 @@
 #include "runtime/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -28,13 +32,20 @@ struct Set {
   bool (*runs)();
 };
 
+#if defined(__x86_64__)
+// clang before 19 does not know the name in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // Worst first. The flags asked for are those that CMakeLists.txt compiles the set with; the compiler's query also asks
 // the operating system whether it saves the wide registers.
 const Set kSets[] = {
 #if defined(__x86_64__)
     {&baseline::table, [] { return true; }},
-    {&avx2::table,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+    {&avx2::table, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }},
     {&avx512::table,
      [] {
        return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&

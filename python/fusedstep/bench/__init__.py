@@ -1,1 +1,1 @@
-"""Side-by-side measurements: what they are (`subjects`) and how they are made (`harness`)."""
+"""Side-by-side measurements: what they are (`subjects`), how they are made (`harness`) and where (`process`)."""

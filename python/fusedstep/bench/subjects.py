@@ -51,15 +51,13 @@ def subjects() -> dict[str, Callable[[], Subject]]:
     return makers
 
 
-def select(patterns: list[str]) -> Iterator[Callable[[], Subject]]:
-    """The subjects whose names begin with one of the patterns; all without patterns."""
+def select(patterns: list[str]) -> list[str]:
+    """The names of subjects that begin with one of the patterns; all without patterns."""
     known = subjects()
     for pattern in patterns:
         if not any(name.startswith(pattern) for name in known):
             raise ValueError(f"no subject begins with {pattern!r}; there are: {', '.join(known)}")
-    for name, maker in known.items():
-        if not patterns or any(name.startswith(pattern) for pattern in patterns):
-            yield maker
+    return [name for name in known if not patterns or any(name.startswith(pattern) for pattern in patterns)]
 
 
 def adamw(n: int, goal: float) -> Subject:

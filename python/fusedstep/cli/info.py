@@ -55,7 +55,7 @@ def collect() -> dict[str, Any]:
     """The facts, ready for JSON."""
     return {
         "version": _core.version,
-        "processor": _processor(),
+        "processor": processor(),
         "machine": platform.machine(),
         "available_isas": runtime.available_isas(),
         "isa": runtime.isa(),
@@ -70,11 +70,12 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model's name, with the numbers that tell generations of one name apart."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or "unknown"
+        text = ""
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    name = facts.get("model name", platform.processor() or "unknown")
+    return f"{name}, family {facts['cpu family']}, model {facts['model']}" if "cpu family" in facts else name
