@@ -8,7 +8,7 @@ import numpy as np
 
 from fusedstep._arrays import as_array
 from fusedstep.curvature._products import Operator
-from fusedstep.curvature._space import Array, Gradient, check_callable, plain, positive, real
+from fusedstep.curvature._space import Array, Gradient, are_numbers, check_callable, plain, positive, real
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def measure_shift(before: Any, after: Any, *, channel_axis: int = 1) -> Shift:
 
 
 def _moments(value: Any, name: str, channel_axis: int) -> tuple[Array, Array]:
-    array = as_array(value, name)
+    array = np.asarray(value, np.float64) if are_numbers(value) else as_array(value, name)
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected floats, got {array.dtype}")
     if not -array.ndim <= channel_axis < array.ndim:
