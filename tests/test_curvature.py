@@ -495,7 +495,7 @@ class TestEscapeOfHigherOrder:
     )
     def test_a_flat_minimum_is_not_left(self, size, loss, dtype):
         value, grad = polynomial(loss)
-        with pytest.raises(curvature.NoNegativeCurvatureError, match="no negative curvature.*degenerate") as caught:
+        with pytest.raises(curvature.NoNegativeCurvatureError, match=r"no negative curvature.*degenerate") as caught:
             curvature.escape(value, grad, np.zeros(size, dtype))
         assert "nor does the loss fall" in str(caught.value)
 

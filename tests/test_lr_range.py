@@ -212,7 +212,7 @@ class TestRange:
                 optimizer.step([a.copy(), b.copy()])
                 return 1.0
 
-            def trace(frame, event, argument):
+            def trace(frame, event, argument, at=at):
                 nonlocal seen, inside
                 if frame.f_code.co_name != "run" or "_lr_range" not in frame.f_code.co_filename:
                     return None

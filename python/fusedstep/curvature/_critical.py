@@ -161,8 +161,8 @@ def classify(
         jump, length = _jump(operator, values, vectors, tolerance, rng)
         if jump > 0:
             reason = (
-                f"a kink: the gradient jumps by {jump:.3g} within {2 * length:.3g} of the point, and there are no second "
-                f"derivatives; differences of the gradient gave {reason}"
+                f"a kink: the gradient jumps by {jump:.3g} within {2 * length:.3g} of the point, and there are no "
+                f"second derivatives; differences of the gradient gave {reason}"
             )
     if norm > allowed:
         kind, reason = "not critical", f"the gradient's norm {norm:.3g} is above {allowed:.3g}; {reason}"

@@ -15,7 +15,7 @@ from fusedstep.curvature._space import Gradient, Product, Space, Vector, check_c
 
 
 class NoNegativeCurvatureError(ValueError):
-    """The loss curves down in no direction, beyond what the measurement can tell, and falls in none without curvature."""
+    """The loss curves down in no direction beyond what the measurement can tell, and falls in none without curvature."""
 
 
 @dataclass(frozen=True, slots=True)

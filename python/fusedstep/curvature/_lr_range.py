@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -227,7 +228,7 @@ class _Back:
                 while self._calls:
                     self._calls[0]()
                     del self._calls[0]
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 self._raised.append(error)
                 if self._calls and self._failed is self._calls[0]:
                     del self._calls[0]
@@ -242,15 +243,15 @@ class _Back:
             for key, entry in entries:
                 self.keep(entry, f"{name}[{key!r}]", whole=False)
             if isinstance(given, MutableMapping):
-                self._calls.append(lambda: _put_entries(given, entries))
+                self._calls.append(partial(_put_entries, given, entries))
         elif isinstance(given, (list, tuple)):
             for k, entry in enumerate(given):
                 self.keep(entry, f"{name}[{k}]", whole=False)
             if isinstance(given, list):
-                self._calls.append(lambda kept=list(given): _put_entries(given, list(enumerate(kept))))
+                self._calls.append(partial(_put_entries, given, list(enumerate(given))))
         elif hasattr(given, "load_state_dict"):
             state = {key: _copied(value) for key, value in given.state_dict().items()}
-            self._calls.append(lambda: given.load_state_dict(state))
+            self._calls.append(partial(given.load_state_dict, state))
         else:
             self._keep_array(given, f"{name}[0]" if whole else name)
 
@@ -259,7 +260,7 @@ class _Back:
         if not array.flags.writeable:
             raise ValueError(f"{name}: expected an array that can be put back, got a read-only one")
         value = array.copy()
-        self._calls.append(lambda: np.copyto(array, value))
+        self._calls.append(partial(np.copyto, array, value))
 
     def keep_optimizer(self, optimizer: Any) -> None:
         """Its state, and the hyper-parameters in its groups: the same objects, as they were."""
@@ -268,7 +269,7 @@ class _Back:
         kept = [{key: _kept(value) for key, value in group.items()} for group in groups]
         plateaus = {id(part): part for group in groups for part in _plateaus(group.get("lr"))}
         for plateau in plateaus.values():
-            self._calls.append(lambda plateau=plateau, was=plateau.state_dict(): plateau.load_state_dict(was))
+            self._calls.append(partial(plateau.load_state_dict, plateau.state_dict()))
         saved = {
             key: [{name: _kept(entry) for name, entry in group.items()} for group in value]
             if key == "param_groups"
@@ -282,7 +283,7 @@ class _Back:
                 group.update({key: _kept(value) for key, value in was.items()})
 
         # Hyper-parameters first: then the state replaces none.
-        self._calls += [hypers, lambda: optimizer.load_state_dict(saved)]
+        self._calls += [hypers, partial(optimizer.load_state_dict, saved)]
 
 
 def _kept(value: Any) -> Any:
