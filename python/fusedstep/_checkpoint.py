@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from fusedstep import _core
 from fusedstep._arrays import as_array, dtype_name
+from fusedstep._brief import brief, plural
 from fusedstep.optimizers import LBFGS, Optimizer
 from fusedstep.schedules._base import Schedule
 from fusedstep.schedules._saving import Table, assemble, can_save
@@ -84,6 +85,15 @@ class Checkpoint:
     optimizer: dict[str, Any] | None
     metadata: dict[str, Any]
     rng: np.random.Generator | None = None
+
+    def __repr__(self) -> str:
+        size = sum(array.size for array in self.params.values())
+        rule, step = (self.optimizer or {}).get("rule"), (self.optimizer or {}).get("step")
+        optimizer = "None" if self.optimizer is None else f"<{rule} after {plural(int(step or 0), 'step')}>"
+        return (
+            f"Checkpoint(params=<{plural(len(self.params), 'array')} of {plural(size, 'number')}>, "
+            f"optimizer={optimizer}, metadata={brief(self.metadata)}, rng={self.rng!r})"
+        )
 
 
 def save_checkpoint(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._brief import plural
 from fusedstep.doctor import plot_update_ratios
 
 
@@ -55,7 +56,7 @@ def summary(record: dict[str, Any]) -> str:
     """The result in a few lines."""
     lines = []
     if record["interrupted"]:
-        lines.append(f"interrupted after {len(record['epochs'])} epochs")
+        lines.append(f"interrupted after {plural(len(record['epochs']), 'epoch')}")
     if record["test_accuracy"] is not None:
         if not math.isfinite(record["epochs"][-1]["test_loss"]):
             lines.append("the loss is not finite: the learning rate is too large")
@@ -73,7 +74,7 @@ def summary(record: dict[str, Any]) -> str:
         single = record["snapshots"]["test_accuracies"]
         together = record["snapshots"]["ensemble_test_accuracy"]
         said = "not finite" if together is None else f"{together:.2%} together"
-        lines.append(f"{f'{len(single)} snapshots':<19}{said}, {min(single):.2%}–{max(single):.2%} alone")
+        lines.append(f"{plural(len(single), 'snapshot'):<19}{said}, {min(single):.2%}–{max(single):.2%} alone")
     kernels = record["kernels"]
     if kernels["compared_steps"]:
         native, reference = kernels["compared_us_per_step"], kernels["numpy_us_per_step"]
@@ -83,8 +84,8 @@ def summary(record: dict[str, Any]) -> str:
             f"{kernels['steps_with_equal_bits']} of them with the same bits)"
         )
     lines.append(
-        f"{len(record['steps'])} steps of {record['parameters']:,} parameters with {record['options']['optimizer']} "
-        f"in {record['seconds']:.1f} s on {record['threads']} threads"
+        f"{plural(len(record['steps']), 'step')} of {record['parameters']:,} parameters with "
+        f"{record['options']['optimizer']} in {record['seconds']:.1f} s on {plural(record['threads'], 'thread')}"
     )
     return "\n".join(lines)
 

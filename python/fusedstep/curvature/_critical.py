@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
 from fusedstep.curvature._space import Array, Gradient, Product, plain, positive, whole
@@ -46,6 +47,8 @@ class CriticalPoint:
     reason: str
     products: int
     gradients: int
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, without the directions, which are as large as the parameters."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._critical import CriticalPoint, classify
 from fusedstep.curvature._probe import Probe
 from fusedstep.curvature._products import Operator
@@ -15,7 +16,7 @@ from fusedstep.curvature._space import Gradient, Product, Space, Vector, check_c
 
 
 class NoNegativeCurvatureError(ValueError):
-    """The loss curves down in no direction beyond what the measurement can tell, and falls in none without curvature."""
+    """The loss curves down in no direction, as far as can be measured, nor falls in one without curvature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Escape:
     trials: tuple[tuple[float, float], ...]
     products: int
     gradients: int
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, without the parameters and the direction."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fusedstep._arrays import as_array
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._plots import saved_axes
 from fusedstep.curvature._space import Array, Vector, check_callable, plain, positive, real, whole
 from fusedstep.schedules._saving import plateaus as _plateaus
@@ -37,6 +38,8 @@ class LRRangeTest:
     lowest: float | None
     tenth: float | None
     stopped: Literal["end", "diverged", "not finite"]
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; None for a loss that is not finite."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusedstep._arrays import as_array
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._products import Operator
 from fusedstep.curvature._space import Array, Gradient, are_numbers, check_callable, plain, positive, real
 
@@ -32,6 +33,8 @@ class Smoothness:
     gradient_changes: Array
     betas: Array
     cosines: Array
+
+    __repr__ = brief_repr
 
     @property
     def beta(self) -> float:
@@ -112,6 +115,8 @@ class Shift:
     deviations: Array
     distances: Array
     spread: float
+
+    __repr__ = brief_repr
 
     @property
     def distance(self) -> float:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep._brief import brief_repr
+
 #: Lists per step that a record's `telemetry` may hold.
 TELEMETRY = (
     "lr",
@@ -48,6 +50,8 @@ class Run:
     batch_size: int | None = None
     batch_norm: bool | None = None
     chance_loss: float | None = None
+
+    __repr__ = brief_repr
 
     def add_step(self, loss: float, measured: Mapping[str, float]) -> None:
         """One more step; what was not measured before is NaN there."""

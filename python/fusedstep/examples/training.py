@@ -354,7 +354,9 @@ class Training:
             run = cls(options)
             run._load(loaded)
         except KeyError as error:
-            raise ValueError(f"--resume: {path} holds no run of fusedstep train (no {error.args[0]!r} in it)") from error
+            raise ValueError(
+                f"--resume: {path} holds no run of fusedstep train (no {error.args[0]!r} in it)"
+            ) from error
         except (AttributeError, TypeError) as error:
             raise ValueError(f"--resume: {path} holds no run of fusedstep train ({error})") from error
         if given.get("epochs", 0) > options.epochs:
@@ -364,7 +366,9 @@ class Training:
     def _extend(self, epochs: int, path: str | Path) -> None:
         """More epochs than it was started with; the rate is from here on that of a run of so many."""
         if self.snapshots is not None:
-            raise ValueError(f"--epochs: the run in {path} has {self.options.epochs}, over which its snapshots are spread")
+            raise ValueError(
+                f"--epochs: the run in {path} has {self.options.epochs}, over which its snapshots are spread"
+            )
         if self.finished and self.stopping is not None:
             raise ValueError(f"--epochs: the run in {path} has ended at its best weights (--early-stop), not its last")
         if self.finished and self.epoch < self.options.epochs:

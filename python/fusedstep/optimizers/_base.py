@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fusedstep import _core
 from fusedstep._arrays import as_array, dtype_name
+from fusedstep._brief import plural
 from fusedstep._core import StepReport, Structure
 from fusedstep.optimizers._states import load_state, stored_dtype
 from fusedstep.schedules._saving import Handover
@@ -383,7 +384,7 @@ class Optimizer:
         for group in self.param_groups:
             count = sum(param.size for param in group["params"])
             hypers = ", ".join(f"{name}={group[name]!r}" for name in self.defaults)
-            lines.append(f"    {len(group['params'])} arrays of {count:,} parameters: {hypers}")
+            lines.append(f"    {plural(len(group['params']), 'array')} of {plural(count, 'parameter')}: {hypers}")
         return "\n".join([*lines, ")"])
 
 

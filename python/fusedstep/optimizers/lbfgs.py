@@ -15,6 +15,7 @@ import numpy as np
 
 from fusedstep import _core
 from fusedstep._arrays import as_array
+from fusedstep._brief import plural
 from fusedstep.optimizers._base import Array, LearningRate, _structure_of, _whole_number
 from fusedstep.optimizers.sgd import SGD
 from fusedstep.schedules._saving import Handover
@@ -334,7 +335,7 @@ class LBFGS:
         for group in self._param_groups:
             count = sum(param.size for param in group["params"])
             hypers = ", ".join(f"{name}={group[name]!r}" for name in self.defaults)
-            lines.append(f"    {len(group['params'])} arrays of {count:,} parameters: {hypers}")
+            lines.append(f"    {plural(len(group['params']), 'array')} of {plural(count, 'parameter')}: {hypers}")
         return "\n".join([*lines, ")"])
 
 
