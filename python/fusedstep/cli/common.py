@@ -135,19 +135,22 @@ def check_writable(option: str, path: str, *, replaced: bool = False) -> None:
     try:
         if not path:
             raise OSError("no name")
-        kind = os.stat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
-        if not stat.S_ISREG(kind):
+        try:
+            kind = os.stat(path).st_mode
+        except FileNotFoundError:
+            kind = None
+        if kind is not None and not stat.S_ISREG(kind):
             if replaced or not (stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)):
                 raise OSError("no file")
             if stat.S_ISCHR(kind):
                 _try_device(path)
-        else:
-            if os.path.exists(path):
-                os.close(os.open(path, os.O_WRONLY))
-            if replaced or not os.path.exists(path):
-                with tempfile.TemporaryFile(dir=os.path.dirname(path) or ".") as trial:
-                    trial.write(b"\0" * 4096)
-                    trial.flush()
+            return
+        if kind is not None:
+            os.close(os.open(path, os.O_WRONLY))
+        if replaced or kind is None:
+            with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))) as trial:
+                trial.write(b"\0" * 4096)
+                trial.flush()
     except OSError as error:
         reason = f" ({error.strerror or error})"
         raise ValueError(f"{option}: cannot write {path!r}{reason}") from error

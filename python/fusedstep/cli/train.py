@@ -102,12 +102,12 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {options.plot!r}")
     check_different({f"--{name}": getattr(options, name) for name in ("json", "plot", "checkpoint")})
     check_different({f"--{name}": getattr(options, name) for name in ("json", "plot", "resume")})
-    if options.checkpoint is not None:
-        _check_suffix(options.checkpoint)
     for option in ("json", "plot", "checkpoint"):
         path = getattr(options, option)
         if path is not None and not (option == "json" and path == "-"):
             check_writable(f"--{option}", path, replaced=option == "checkpoint")
+    if options.checkpoint is not None:
+        _check_suffix(options.checkpoint)
     # A run that explodes says so in words of its own.
     with use_runtime(options), Interruption() as interruption, np.errstate(all="ignore"):
         training = start(options)
