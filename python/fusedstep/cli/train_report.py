@@ -72,9 +72,10 @@ def summary(record: dict[str, Any]) -> str:
         lines.append(f"averaged weights   {record['epochs'][-1]['average_test_accuracy']:.2%}")
     if record.get("snapshots"):
         single = record["snapshots"]["test_accuracies"]
-        together = record["snapshots"]["ensemble_test_accuracy"]
+        together, asked = record["snapshots"]["ensemble_test_accuracy"], record["options"]["snapshots"]
+        kept = plural(asked, "snapshot") if len(single) == asked else f"{len(single)} of {asked} snapshots"
         said = "not finite" if together is None else f"{together:.2%} together"
-        lines.append(f"{plural(len(single), 'snapshot'):<19}{said}, {min(single):.2%}–{max(single):.2%} alone")
+        lines.append(f"{kept:<19}{said}, {min(single):.2%}–{max(single):.2%} alone")
     kernels = record["kernels"]
     if kernels["compared_steps"]:
         native, reference = kernels["compared_us_per_step"], kernels["numpy_us_per_step"]
@@ -167,7 +168,9 @@ def _plot_accuracies(record: dict[str, Any], axes: Any) -> None:
 def _mark(record: dict[str, Any], panels: tuple[Any, ...], scale: int) -> None:
     """Where a snapshot was taken, which epoch was best, and where the run stopped or was interrupted."""
     stopping = record.get("early_stopping") or {}
-    marks = [(step / scale, "0.6", ":", "snapshot") for step in record.get("snapshot_steps", ())]
+    marks: list[tuple[float, str, Any, str]] = [
+        (step / scale, "0.6", ":", "snapshot") for step in record.get("snapshot_steps", ())
+    ]
     if stopping.get("best_epoch") is not None:
         marks.append((stopping["best_epoch"], "#009E73", (0, (1, 1)), f"best epoch: {stopping['best_epoch']}"))
     if stopping.get("stopped"):
