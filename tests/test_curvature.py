@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -287,6 +288,52 @@ class TestClassify:
         """|x| + y²: there is no second derivative, and no sign is made up."""
         point = curvature.classify(lambda w: np.array([np.sign(w[0]), 2 * w[1]]), np.zeros(2))
         assert point.kind == "degenerate"
+        assert "a kink: the gradient jumps by 2 " in point.reason
+
+    @pytest.mark.parametrize("dtype", [D, F])
+    @pytest.mark.parametrize(
+        ("grad", "jump"),
+        [
+            (np.sign, 2.0),
+            (lambda w: -np.sign(w), 2.0),
+            (lambda w: (w > 0).astype(w.dtype), 1.0),
+            (lambda w: np.where(w > 0, w + 1, 1e-3 * w).astype(w.dtype), 1.0),
+        ],
+        ids=["|x|", "-|x|", "relu", "a slope that begins"],
+    )
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_kinks_are_named(self, grad, jump, dtype, exact):
+        """One number in the middle of a bowl; exact products see nothing of the kink."""
+
+        def both(w):
+            g = 2 * w
+            g[1:2] = grad(w[1:2])
+            return g
+
+        hvp = (lambda w, v: np.array([2, 0, 2], dtype) * v) if exact else None
+        point = curvature.classify(both, np.zeros(3, dtype), hvp=hvp)
+        assert point.kind == "degenerate"
+        found = float(re.search(r"a kink: the gradient jumps by ([0-9.e-]+)", point.reason)[1])
+        assert found == pytest.approx(jump, rel=1e-2)
+
+    @pytest.mark.parametrize("dtype", [D, F])
+    def test_no_kink_where_the_gradient_is_smooth(self, dtype, rng):
+        """Flat, rounded, and steep ones."""
+        slope = rng.standard_normal(5).astype(dtype)
+        for grad in (
+            lambda w: w**3,
+            lambda w: 0 * w,
+            lambda w: np.tanh(w) ** 3,
+            lambda w: (1e4 * (w - 1e-3)) ** 3 * 0 + w * np.abs(w),
+        ):
+            assert "kink" not in curvature.classify(grad, np.zeros(5, dtype)).reason
+        assert "kink" not in curvature.classify(lambda w: slope + 0 * w, np.ones(5, dtype), grad_tol=100).reason
+
+    def test_a_zero_has_no_sign(self):
+        for hvp in (None, lambda w, v: -0.0 * v):
+            point = curvature.classify(lambda w: -0.0 * w, np.zeros(3), hvp=hvp)
+            assert "-0" not in point.reason
+            assert not np.signbit(point.eigenvalues).any()
 
     def test_json(self):
         content = json.loads(json.dumps(curvature.classify(notes_grad, np.zeros(2)).to_dict(), allow_nan=False))
@@ -383,6 +430,141 @@ class TestEscape:
             curvature.escape(lambda _: math.nan, notes_grad, np.zeros(2))
         with pytest.raises(TypeError, match=r"^loss\(params\): expected a number, got ndarray"):
             curvature.escape(lambda w: w, notes_grad, np.zeros(2))
+
+
+def polynomial(loss):
+    """A loss of torch and its gradient, as functions of NumPy arrays of any dtype."""
+    torch = pytest.importorskip("torch")
+
+    def value(w):
+        return float(loss(torch.tensor(w, dtype=torch.float64)))
+
+    def grad(w):
+        at = torch.tensor(w, dtype=torch.float64, requires_grad=True)
+        loss(at).backward()
+        return at.grad.numpy().astype(w.dtype)
+
+    return value, grad
+
+
+class TestEscapeOfHigherOrder:
+    """Where the second derivatives are zero, a term of higher order may lead down."""
+
+    @pytest.mark.parametrize("dtype", [D, F])
+    @pytest.mark.parametrize("offset", [0.0, 1.0, -3.0])
+    @pytest.mark.parametrize(
+        ("size", "loss"),
+        [
+            (2, lambda w: w[0] ** 3 - 3 * w[0] * w[1] ** 2),
+            (1, lambda w: -(w[0] ** 4)),
+            (1, lambda w: w[0] ** 3),
+            (1, lambda w: w[0] ** 5),
+            (2, lambda w: w[0] ** 2 - w[1] ** 4),
+            (2, lambda w: w[0] ** 4 + w[1] ** 4 - 6 * w[0] ** 2 * w[1] ** 2),
+            (3, lambda w: w[0] * w[1] * w[2]),
+            (3, lambda w: 5 * w[0] ** 2 + w[1] ** 3 - w[2] ** 4),
+            (2, lambda w: (w[1] - w[0] ** 2) ** 2 - w[0] ** 4 / 2),
+            (3, lambda w: (1 - w[0] * w[1] * w[2]) ** 2),
+            (300, lambda w: (w[:200] ** 2).sum() + (w[200:] ** 3).sum()),
+        ],
+        ids=["monkey", "-x4", "x3", "x5", "x2-y4", "between the axes", "xyz", "mixed", "bent", "three layers", "large"],
+    )
+    def test_leads_down(self, size, loss, offset, dtype):
+        value, grad = polynomial(lambda w: loss(w) + offset)
+        out = curvature.escape(value, grad, np.zeros(size, dtype))
+        assert out.loss_before == value(np.zeros(size))
+        assert out.loss_after == value(out.params) < out.loss_before
+        assert np.linalg.norm(out.direction) == pytest.approx(1, rel=1e-5)
+        np.testing.assert_allclose(out.params, out.step_length * out.direction, rtol=1e-5, atol=1e-30)
+        assert json.dumps(out.to_dict())
+
+    @pytest.mark.parametrize("dtype", [D, F])
+    @pytest.mark.parametrize(
+        ("size", "loss"),
+        [
+            (2, lambda w: w[0] ** 2 + w[1] ** 4),
+            (1, lambda w: w[0] ** 6),
+            (2, lambda w: (w[0] - w[1]) ** 2),
+            (2, lambda w: 0 * w[0] + 1),
+            (2, lambda w: (w[1] - w[0] ** 2) ** 2),
+            (1, lambda w: w[0] ** 4 - 4 * w[0] ** 6),
+            (2, lambda w: abs(w[0]) + w[1] ** 2),
+            (30, lambda w: (w**4).sum() + (w[:10] ** 2).sum() + 7),
+        ],
+        ids=["x2+y4", "x6", "valley", "constant", "bent valley", "behind a ridge", "kink", "many"],
+    )
+    def test_a_flat_minimum_is_not_left(self, size, loss, dtype):
+        value, grad = polynomial(loss)
+        with pytest.raises(curvature.NoNegativeCurvatureError, match=r"no negative curvature.*degenerate") as caught:
+            curvature.escape(value, grad, np.zeros(size, dtype))
+        assert "nor does the loss fall" in str(caught.value)
+
+    def test_away_from_the_origin(self, rng):
+        """A monkey saddle turned and moved, in a bowl of three more parameters, as a dict."""
+        basis, _ = np.linalg.qr(rng.standard_normal((5, 5)))
+        center = rng.standard_normal(5) * 10
+        value, grad = polynomial(
+            lambda w: (lambda z: z[0] ** 3 - 3 * z[0] * z[1] ** 2 + (z[2:] ** 2).sum())(
+                w.new_tensor(basis) @ (w - w.new_tensor(center))
+            )
+        )
+        out = curvature.escape(
+            lambda p: value(np.r_[p["a"], p["b"].ravel()]),
+            lambda p: (lambda g: {"a": g[:1], "b": g[1:].reshape(2, 2)})(grad(np.r_[p["a"], p["b"].ravel()])),
+            {"a": center[:1], "b": center[1:].reshape(2, 2)},
+        )
+        assert out.loss_after < -1e-6
+
+    def test_a_kink_that_leads_down(self):
+        out = curvature.escape(lambda w: -abs(float(w[0])), lambda w: -np.sign(w), np.zeros(1))
+        assert out.loss_after < 0
+
+    def test_a_slope_is_no_way_out_of_a_critical_point(self):
+        with pytest.raises(curvature.NoNegativeCurvatureError, match="not critical"):
+            curvature.escape(lambda w: float(w.sum()), np.ones_like, np.zeros(2))
+
+
+class TestNumbersAsPoints:
+    """A number is an array without axes, a list of numbers one array."""
+
+    @pytest.mark.parametrize("params", [[0.0, 0.0], (0, 0), [np.float64(0), 0]])
+    def test_a_list(self, params):
+        seen = []
+
+        def grad(w):
+            seen.append(w)
+            return [-2 * (1 - w[0] * w[1]) * w[1], -2 * (1 - w[0] * w[1]) * w[0]]
+
+        point = curvature.classify(grad, params)
+        assert point.kind == "saddle"
+        np.testing.assert_allclose(point.eigenvalues, [-2, 2], atol=1e-6)
+        assert all(isinstance(w, np.ndarray) and w.shape == (2,) and w.dtype == D for w in seen)
+        out = curvature.escape(notes_loss, grad, params)
+        assert out.loss_after < 0.5
+        np.testing.assert_allclose(curvature.hvp(grad, params, [1.0, 0.0]), [0, -2], atol=1e-6)
+
+    @pytest.mark.parametrize("params", [2.0, 2, np.float64(2), np.array(2.0)])
+    def test_a_number(self, params):
+        assert curvature.hvp(lambda x: x**3, params, 1.0) == pytest.approx(12)
+        assert curvature.classify(lambda x: x - 2, params).kind == "minimum"
+        assert curvature.newton_step(lambda x: x - 1, params).params == pytest.approx(1)
+
+    def test_lists_within(self):
+        def grad(p):
+            return {"a": [2 * x for x in p["a"]], "b": -p["b"], "c": p["c"]}
+
+        params = {"a": [1.0, 2.0], "b": 3.0, "c": np.zeros((2, 2))}
+        found = curvature.hessian(grad, params)
+        np.testing.assert_allclose(found.matrix, np.diag([2, 2, -1, 1, 1, 1, 1]), atol=1e-6)
+
+    def test_a_matrix(self):
+        assert (
+            curvature.hvp(lambda w: 2 * w, [[1.0, 2.0], [3.0, 4.0]], np.ones((2, 2))).tolist()
+            == [[pytest.approx(2)] * 2] * 2
+        )
+
+    def test_shift_of_lists(self):
+        assert curvature.measure_shift([[-1], [1]], [[1.0], [5.0]]).distances == pytest.approx([math.sqrt(10)])
 
 
 class TestNewton:
@@ -502,7 +684,12 @@ class TestBadInput:
         [
             ({"w": np.ones(2, np.int64)}, TypeError, r"params\['w'\]: expected float32 or float64, got int64"),
             ([np.ones(2, np.float16)], TypeError, r"params\[0\]: expected float32 or float64, got float16"),
-            (1.0, TypeError, "params: expected an array, got float"),
+            ("1.0", TypeError, "params: expected an array, got str"),
+            (True, TypeError, "params: expected an array, got bool"),
+            ([1.0, "2"], TypeError, r"params\[1\]: expected an array, got str"),
+            ([1.0, None], TypeError, r"params\[1\]: expected an array, got NoneType"),
+            (1j, TypeError, "params: expected an array, got complex"),
+            ([1.0, math.nan], ValueError, "params: expected finite numbers, got 1 of 2 that are not"),
             ([], ValueError, "params: expected at least one number, got none"),
             ([np.ones(0)], ValueError, "params: expected at least one number, got none"),
             (np.array([1.0, np.inf]), ValueError, "params: expected finite numbers, got 1 of 2 that are not"),

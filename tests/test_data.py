@@ -120,20 +120,20 @@ class TestResume:
 class TestMemory:
     def test_buffers_are_shared(self, rng):
         x = (rng.standard_normal((10, 4)), np.arange(10))
-        got = list(batches(x, 4, seed=0, epoch=0))
+        got = list(batches(x, 4, seed=0, epoch=0, reuse=True))
         for k in range(2):
             assert len({batch[k].ctypes.data for batch in got}) == 1
         # The last batch, of two rows, has replaced what the first one held.
         np.testing.assert_array_equal(got[0][1][:2], got[2][1])
 
     def test_buffers_of_two_iterations_are_not(self):
-        epoch = batches(np.arange(10), 4, seed=0, epoch=0)
+        epoch = batches(np.arange(10), 4, seed=0, epoch=0, reuse=True)
         for one, other in zip(epoch, epoch, strict=True):
             assert not np.may_share_memory(one, other)
             np.testing.assert_array_equal(one, other)
 
-    def test_new_ones_on_demand(self):
-        got = list(batches(np.arange(10), 4, seed=0, epoch=0, reuse=False))
+    def test_batches_can_be_kept(self):
+        got = list(batches(np.arange(10), 4, seed=0, epoch=0))
         np.testing.assert_array_equal(np.concatenate(got), order_of(0, 0, 10))
         assert not any(np.may_share_memory(a, b) for a, b in itertools.combinations(got, 2))
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -93,6 +95,156 @@ class TestRange:
             fs.lr_range_test(fails, params=[w], optimizer=optimizer)
         assert w.tolist() == [1, 1]
         assert optimizer.state_dict()["step"] == 0
+
+    @pytest.mark.parametrize("smoothing", [0.5, 0.9, 0.98])
+    @pytest.mark.parametrize("mean", [0.0, 1e-3, -1e-3])
+    def test_noise_around_a_loss_near_zero_is_no_divergence(self, mean, smoothing):
+        for seed in range(60):
+            noise = np.random.default_rng(seed)
+            step = lambda lr, noise=noise: mean + 0.3 * noise.standard_normal()  # noqa: E731
+            assert fs.lr_range_test(step, smoothing=smoothing).stopped == "end", seed
+
+    @pytest.mark.parametrize("offset", [0.0, 1.0, -1.0, -100.0])
+    @pytest.mark.parametrize("noise", [0.0, 0.05])
+    def test_divergence_is_seen_whatever_the_sign(self, offset, noise):
+        """A loss that explodes beyond a rate of 1 as λ⁴ does: seen within a factor of ten of the rate."""
+        random = np.random.default_rng(0)
+        step = lambda lr: offset + noise * random.standard_normal() + max(0.0, lr - 1) ** 4 * 100  # noqa: E731
+        found = fs.lr_range_test(step, (1e-5, 1e3, 200))
+        assert found.stopped == "diverged"
+        assert 1 < found.lrs[-1] < 10
+
+    @pytest.mark.parametrize("growth", [1.5, 10.0, 1e6])
+    def test_divergence_from_the_first_step_on(self, growth):
+        losses = iter(growth**k for k in range(100))
+        found = fs.lr_range_test(lambda lr: next(losses), smoothing=0.0)
+        assert found.stopped == "diverged"
+        assert len(found.losses) < 25
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_layers_are_put_back_with_their_counts(self, fails):
+        layer, net = fs.BatchNorm(3), torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+        x = np.random.default_rng(0).standard_normal((8, 3)).astype(F)
+        layer.forward(x, training=True)
+        before = {name: np.array(value) for name, value in layer.state_dict().items()}
+        torch_before = {name: value.clone() for name, value in net.state_dict().items()}
+
+        def step(lr):
+            layer.forward(x, training=True)
+            layer.weight[...] += 1
+            net(torch.from_numpy(x)).sum().backward()
+            with torch.no_grad():
+                net[0].weight.add_(1)
+            if fails:
+                raise KeyboardInterrupt
+            return 1.0
+
+        for params in ({"a": layer, "b": [net]}, [layer, net]):
+            if fails:
+                with pytest.raises(KeyboardInterrupt):
+                    fs.lr_range_test(step, [0.1, 0.2], params=params)
+            else:
+                fs.lr_range_test(step, [0.1, 0.2], params=params)
+            after = layer.state_dict()
+            assert layer.num_batches_tracked == 1
+            assert all(np.array(after[name]).tobytes() == value.tobytes() for name, value in before.items())
+            assert all(torch.equal(net.state_dict()[name], value) for name, value in torch_before.items())
+
+    def test_a_state_dict_of_torch_is_put_back(self):
+        net = torch.nn.BatchNorm1d(3)
+
+        def step(lr):
+            net(torch.randn(8, 3))
+            return 1.0
+
+        fs.lr_range_test(step, [0.1, 0.2], params=dict(net.state_dict()))
+        assert net.num_batches_tracked == 0
+        assert net.running_var.tolist() == [1, 1, 1]
+
+    def test_what_step_replaces_is_there_again(self):
+        params = {"w": np.ones(2), "b": [np.zeros(1), np.zeros(2)]}
+        w, b = params["w"], list(params["b"])
+
+        def step(lr):
+            params["w"] = params["w"] * 2
+            params["b"].pop()
+            params["b"].append(np.ones(2))
+            params["b"][0][...] = 3
+            return 1.0
+
+        fs.lr_range_test(step, [0.1, 0.2], params=params)
+        assert params["w"] is w
+        assert [x is y for x, y in zip(params["b"], b, strict=True)] == [True, True]
+        assert (w.tolist(), b[0].tolist()) == ([1, 1], [0])
+
+    def test_schedules_are_the_same_objects_in_the_same_state(self):
+        w, plateau = np.ones(2), fs.schedules.ReduceOnPlateau(0.5, patience=0)
+        own = lambda step: 0.25  # noqa: E731
+        optimizer = fs.SGD([{"params": [w], "lr": fs.schedules.warmup(plateau, 0)}, {"params": np.ones(1), "lr": own}])
+
+        def step(lr):
+            plateau.observe(1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.param_groups[0]["momentum"] = 0.9
+            optimizer.step([w.copy(), w[:1].copy()])
+            return 1.0
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fs.lr_range_test(step, [0.1, 0.2, 0.3], params=w, optimizer=optimizer)
+        first, second = optimizer.param_groups
+        assert first["lr"].schedule is plateau
+        assert second["lr"] is own
+        assert (plateau(0), plateau.best, first.get("momentum", 0.0)) == (0.5, None, 0.0)
+
+    @pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+    def test_an_interruption_of_the_putting_back_leaves_nothing_behind(self, kind):
+        """Raised at every line of it in turn: all is put back first."""
+        at = 0
+        while True:
+            a, b = np.ones(3), np.ones(2)
+            optimizer = fs.SGD([a, b], lr=0.5)
+            seen, inside = 0, False
+
+            def step(lr, a=a, b=b, optimizer=optimizer):
+                optimizer.param_groups[0]["lr"] = lr
+                optimizer.step([a.copy(), b.copy()])
+                return 1.0
+
+            def trace(frame, event, argument, at=at):
+                nonlocal seen, inside
+                if frame.f_code.co_name != "run" or "_lr_range" not in frame.f_code.co_filename:
+                    return None
+                inside = True
+
+                def line(frame, event, argument):
+                    nonlocal seen
+                    if event == "line":
+                        seen += 1
+                        if seen == at + 1:
+                            raise kind
+                    return line
+
+                return line
+
+            sys.settrace(trace)
+            try:
+                fs.lr_range_test(step, [0.1, 0.2], params=[a, b], optimizer=optimizer)
+                raised = False
+            except kind:
+                raised = True
+            finally:
+                sys.settrace(None)
+            assert inside
+            if not raised:
+                break
+            # The first lines come before anything that could be taken up again.
+            if at >= 3:
+                assert (a.tolist(), b.tolist()) == ([1, 1, 1], [1, 1]), at
+                assert (optimizer.param_groups[0]["lr"], optimizer.state_dict()["step"]) == (0.5, 0), at
+            at += 1
+        assert at > 8
 
     def test_of_torch(self):
         w = torch.ones(2, requires_grad=True)

@@ -224,3 +224,60 @@ def test_a_discarded_optimizer_is_freed():
     reference = weakref.ref(Trainer())
     gc.collect()
     assert reference() is None
+
+
+class TestRpropUnderSchedules:
+    """The step sizes begin with the rate, which a warm-up holds down at first."""
+
+    @pytest.mark.parametrize("isa", fs.runtime.available_isas())
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_through_a_warmup_the_steps_are_the_rate(self, isa, dtype):
+        rate = fs.schedules.warmup(0.5, 4)
+        with fs.runtime.use_isa(isa):
+            p = np.zeros((3, 7), dtype)
+            opt = fs.Rprop(p, lr=rate, step_sizes=(1e-6, 50.0))
+            moved = []
+            for _ in range(8):
+                before = p.copy()
+                opt.step(np.full_like(p, -1.0))
+                moved.append(float((p - before).max()))
+        # 0 is held at the smallest step size; from the end of the warm-up on it grows by 1.2 a step.
+        expected = [1e-6, 0.125, 0.25, 0.375, 0.5, 0.6, 0.72, 0.864]
+        np.testing.assert_allclose(moved, expected, rtol=1e-5)
+
+    def test_a_rate_that_falls_or_stays_changes_nothing(self):
+        g = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+        results = []
+        for lr in (0.1, fs.schedules.constant(0.1), fs.schedules.cosine(0.1, 20), fs.schedules.step_decay(0.1, 3)):
+            p = np.zeros(5, np.float32)
+            opt = fs.Rprop(p, lr=lr)
+            for row in g:
+                opt.step(row)
+            results.append(p.tobytes())
+        assert len(set(results)) == 1
+
+    def test_it_arrives_as_without(self):
+        """min ½‖p − 1‖²: a warm-up delays by no more than its own length."""
+        distances = []
+        for lr, steps in ((0.05, 40), (fs.schedules.warmup(0.05, 50), 90), (fs.schedules.one_cycle(0.05, 100), 70)):
+            p = np.zeros(4, np.float64)
+            opt = fs.Rprop(p, lr=lr, step_sizes=(0.0, 50.0))
+            for _ in range(steps):
+                opt.step(p - 1)
+            distances.append(np.abs(p - 1).max())
+        assert max(distances) < 1e-2, distances
+
+    def test_resumed_in_the_warmup_it_has_the_same_bits(self):
+        g = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
+        rate = fs.schedules.warmup(0.1, 8)
+        p = np.zeros(5, np.float32)
+        opt = fs.Rprop(p, lr=rate)
+        for k, row in enumerate(g):
+            if k == 5:
+                q, other = p.copy(), None
+                other = fs.Rprop(q, lr=rate)
+                other.load_state_dict(copy.deepcopy(opt.state_dict()))
+            opt.step(row)
+            if k >= 5:
+                other.step(row)
+        assert p.tobytes() == q.tobytes()

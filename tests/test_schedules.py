@@ -93,6 +93,7 @@ class TestAgainstTorch:
             (step_decay(0.3, 30), lambda s, o: s.StepLR(o, 30)),
             (step_decay(0.3, 7, 0.9), lambda s, o: s.StepLR(o, 7, 0.9)),
             (multi_step(0.3, [1, 30, 31, 400]), lambda s, o: s.MultiStepLR(o, [1, 30, 31, 400])),
+            (multi_step(0.3, [0, 30]), lambda s, o: s.MultiStepLR(o, [0, 30])),
             (exponential(0.3, 0.97), lambda s, o: s.ExponentialLR(o, 0.97)),
             (exponential(0.3, 1.01), lambda s, o: s.ExponentialLR(o, 1.01)),
             (polynomial(0.3, 400), lambda s, o: s.PolynomialLR(o, 400)),
@@ -168,6 +169,8 @@ class TestAgainstTorch:
             ReduceOnPlateau(0.3, *arguments),
         )
         metrics = np.cumsum(rng.standard_normal(STEPS))
+        # Relative to a negative best, PyTorch's margin is on the wrong side.
+        metrics = metrics if threshold_mode == "abs" else np.abs(metrics)
         metrics[[3, 40]] = np.nan
         metrics[[0, 50]] = math.inf if mode == "min" else -math.inf
         found = set()
@@ -178,6 +181,34 @@ class TestAgainstTorch:
             assert ours.bad_observations == theirs.num_bad_epochs
             found.add(ours(7))
         assert len(found) > 3
+
+
+class TestSignedMetrics:
+    @pytest.mark.parametrize("mode", ["min", "max"])
+    @pytest.mark.parametrize("value", [-5.0, -1e-9, 0.0, 5.0, -1e300])
+    def test_what_stays_is_no_improvement(self, mode, value):
+        lr = ReduceOnPlateau(1.0, mode, 0.5, patience=3)
+        for _ in range(5):
+            lr.observe(value)
+        assert (lr(0), lr.best) == (0.5, value)
+
+    @pytest.mark.parametrize("mode", ["min", "max"])
+    @pytest.mark.parametrize("best", [-5.0, 5.0])
+    def test_the_margin_is_a_part_of_the_size(self, mode, best):
+        """An improvement is beyond 10 % of |best|, towards the better side."""
+        sign = -1 if mode == "min" else 1
+        for change, improves in ((0.09, False), (0.11, True), (-0.01, False), (-0.11, False)):
+            lr = ReduceOnPlateau(1.0, mode, threshold=0.1)
+            lr.observe(best)
+            lr.observe(best + sign * change * abs(best))
+            assert (lr.bad_observations == 0) is improves, change
+
+    def test_a_negative_metric_that_gets_worse_does_not_move_the_best(self):
+        """Log-likelihoods that creep upwards by less than the threshold at each observation."""
+        lr = ReduceOnPlateau(1.0, "min", 0.5, patience=10, threshold=1e-2)
+        for k in range(12):
+            lr.observe(-5.0 + 0.04 * k)
+        assert (lr.best, lr(0)) == (-5.0, 0.5)
 
 
 class TestClosedForms:
@@ -250,6 +281,14 @@ class TestEdges:
             (warmup_stable_decay(0.3, 10, 0, 10, 0.1), {0: 0.3, 10: 0.1}),
             (warmup(constant(0.3), 4, 0.5), {0: 0.15, 4: 0.3, 10**9: 0.3}),
             (warmup(cosine(0.3, 4), 4), {0: 0, 4: 0, 5: 0}),
+            (warmup(cosine(0.3, 4), 0), {0: 0.3, 2: 0.15, 4: 0}),
+            (warmup(0.3, 0, 0.5), {0: 0.3, 1: 0.3}),
+            (warmup(0.3, 4), {0: 0, 1: 0.075, 4: 0.3, 9: 0.3}),
+            (warmup(np.float32(0.5), 2), {0: 0, 1: 0.25, 2: 0.5}),
+            (join([linear(0.0, 0, 0.3), cosine(0.3, 4)], [0]), {0: 0.3, 2: 0.15, 4: 0}),
+            (join([1, 0.5, 0.25], [0, 3]), {0: 0.5, 2: 0.5, 3: 0.25}),
+            (scale(0.5, 2.0), {0: 1, 7: 1}),
+            (linear(0.1, 0, 0.3), {0: 0.3, 1: 0.3}),
             (join([constant(1.0), linear(0.5, 4)], [3]), {0: 1, 2: 1, 3: 0.5, 7: 0, 10**9: 0}),
             (join([cosine(0.3, 4)], []), {0: 0.3, 4: 0}),
             (scale(linear(0.5, 4), 2.0), {0: 1, 4: 0}),
@@ -319,7 +358,7 @@ class TestErrors:
             (lambda: multi_step(0.1, []), ValueError, "milestones: expected at least one"),
             (lambda: multi_step(0.1, [3, 3]), ValueError, "milestones: expected rising numbers, got 3 after 3"),
             (lambda: multi_step(0.1, [4, 3]), ValueError, "milestones: expected rising numbers, got 3 after 4"),
-            (lambda: multi_step(0.1, [0, 3]), ValueError, r"milestones\[0\]: expected a whole number >= 1"),
+            (lambda: multi_step(0.1, [-1, 3]), ValueError, r"milestones\[0\]: expected a whole number >= 0"),
             (lambda: multi_step(0.1, [1, True]), TypeError, r"milestones\[1\]: expected a whole number, got bool"),
             (lambda: multi_step(0.1, 3), TypeError, "milestones: expected a list of whole numbers, got int"),
             (lambda: multi_step(0.1, "12"), TypeError, "milestones: expected a list of whole numbers, got str"),
@@ -362,8 +401,12 @@ class TestErrors:
             (lambda: warmup_stable_decay(0.1, 10, -1, 5), ValueError, "warmup_steps: "),
             (lambda: warmup_stable_decay(0.1, 10, 1, 0), ValueError, "decay_steps: "),
             (lambda: warmup_stable_decay(0.1, 10, 1, 5, decay="exp"), ValueError, "decay: "),
-            (lambda: warmup(constant(0.1), 0), ValueError, "steps: "),
-            (lambda: warmup(0.1, 5), TypeError, "schedule: expected a schedule, got 0.1"),
+            (lambda: warmup(constant(0.1), -1), ValueError, "steps: "),
+            (lambda: warmup(constant(0.1), True), TypeError, "steps: "),
+            (lambda: warmup(-0.1, 5), ValueError, "schedule: expected a finite number >= 0, got -0.1"),
+            (lambda: warmup(math.nan, 5), ValueError, "schedule: expected a finite number >= 0, got nan"),
+            (lambda: warmup(True, 5), TypeError, "schedule: expected a schedule, got True"),
+            (lambda: warmup("0.1", 5), TypeError, "schedule: expected a schedule, got '0.1'"),
             (lambda: warmup(cosine, 5), TypeError, "schedule: expected a schedule, got <class"),
             (lambda: warmup(constant(0.1), 5, 1.5), ValueError, "start_factor: expected at most 1"),
             (lambda: warmup(cosine(0.1, 99), 100), ValueError, "steps: .* no longer than the run of 99 steps, got 100"),
@@ -372,11 +415,14 @@ class TestErrors:
             (lambda: warmup(one_cycle(0.1, 9), 10), ValueError, "steps: .* no longer than the run"),
             (lambda: join([], []), ValueError, "schedules: expected at least one"),
             (lambda: join(constant(0.1), []), TypeError, "schedules: expected a list, got constant"),
-            (lambda: join([constant(0.1), 0.1], [5]), TypeError, r"schedules\[1\]: expected a schedule, got 0.1"),
+            (lambda: join([constant(0.1), None], [5]), TypeError, r"schedules\[1\]: expected a schedule, got None"),
+            (lambda: join([constant(0.1), -1.0], [5]), ValueError, r"schedules\[1\]: expected a finite number >= 0"),
+            (lambda: join([constant(0.1), 0.1], [-1]), ValueError, r"milestones\[0\]: expected a whole number >= 0"),
             (lambda: join([constant(0.1)], [5]), ValueError, "milestones: expected 0 for 1 schedules, got 1"),
             (lambda: join([constant(0.1)] * 3, [5, 5]), ValueError, "milestones: expected rising"),
             (lambda: scale(constant(0.1), -1.0), ValueError, "factor: "),
-            (lambda: scale(0.1, 1.0), TypeError, "schedule: "),
+            (lambda: scale(None, 1.0), TypeError, "schedule: "),
+            (lambda: scale(-0.1, 1.0), ValueError, "schedule: "),
             (lambda: ReduceOnPlateau(-0.1), ValueError, "lr: "),
             (lambda: ReduceOnPlateau(0.1, "least"), ValueError, "mode: expected one of 'min', 'max', got 'least'"),
             (lambda: ReduceOnPlateau(0.1, factor=1.0), ValueError, "factor: "),

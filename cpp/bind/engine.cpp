@@ -275,7 +275,12 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
         continue;
       }
       const py::object scheduled = given(taken);
-      read_field(field, scheduled, out++);
+      read_field(field, scheduled, out);
+      if (rule_.begins_with_lr && taken > 0) {
+        const py::object before = given(taken - 1);
+        settings.anew = *out > number(before, field.name);
+      }
+      ++out;
     } else {
       read_field(field, given, out++);
     }

@@ -24,6 +24,7 @@ struct WholeStep {
 struct Settings {
   double hypers[kMaxHypers] = {};
   int variant = 0;
+  bool anew = false;  // states that begin with the learning rate do so in this step
   double coupled_decay = 0.0;
   bool maximize = false;
   bool cautious = false;

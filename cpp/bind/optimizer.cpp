@@ -13,9 +13,27 @@
 namespace fusedstep::bind {
 namespace {
 
+// What is known, by name: a tuple of None for all that nothing asked for is hard to read.
+std::string known_fields(py::handle report, const PyStructSequence_Desc& description) {
+  std::string text;
+  for (int k = 0; k < description.n_in_sequence; ++k) {
+    const py::handle value = PyStructSequence_GET_ITEM(report.ptr(), k);
+    if (value.is_none()) continue;
+    if (!text.empty()) text += ", ";
+    text += std::string(description.fields[k].name) + "=";
+    const bool many = PyTuple_Check(value.ptr()) && std::string(description.fields[k].name) == "tensors";
+    text += many ? "<" + std::to_string(PyTuple_GET_SIZE(value.ptr())) + ">" : std::string(py::repr(value));
+  }
+  return std::string(description.name) + "(" + text + ")";
+}
+
 PyTypeObject* make_type(PyStructSequence_Desc& description) {
   PyTypeObject* type = PyStructSequence_NewType(&description);
   if (type == nullptr) throw py::error_already_set();
+  const py::handle made(reinterpret_cast<PyObject*>(type));
+  const PyStructSequence_Desc* of = &description;
+  made.attr("__repr__") = py::cpp_function([of](py::handle report) { return known_fields(report, *of); },
+                                           py::name("__repr__"), py::is_method(made));
   return type;
 }
 
@@ -510,7 +528,8 @@ class Optimizer {
     if (!PyDict_Check(item.entry.ptr())) {
       type_error({"state", item.index}, "expected a dict, got " + kind_text(item.entry));
     }
-    for (int s = 0; s < engine_.states(); ++s) {
+    item.first = settings.anew;
+    for (int s = 0; s < engine_.states() && !settings.anew; ++s) {
       if (!engine_.keeps(item, s)) continue;
       item.state[s] = hold(get(item.entry, state_names_[std::size_t(s)]));
       item.first = item.first || !item.state[s];

@@ -18,6 +18,7 @@ struct Rprop : RuleBase {
   static constexpr const char* states[] = {"prev", "step_size"};
   static constexpr unsigned exact = 0b10;
   static constexpr unsigned keeps[] = {0b11};
+  static constexpr bool begins_with_lr = true;
   static double initial(const Hypers& h, int s) { return s == 1 ? h.lr : 0.0; }
   static const char* refuse_bits(const Hypers&, int bits) {
     return bits == 8 ? "the signs of prev decide, and 8 bits lose those of its small numbers" : nullptr;

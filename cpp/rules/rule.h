@@ -43,6 +43,8 @@ struct RuleBase {
   static double initial_scalar(const Hypers&, int) {
     return 0.0;
   }
+  // Whether states begin with the learning rate: under a schedule they begin anew in every step at which it has risen.
+  static constexpr bool begins_with_lr = false;
   // States begin as zeros, as initial(), or, those of the bits in `copies`, as the parameter.
   static constexpr unsigned copies = 0;
   template <class Hypers>

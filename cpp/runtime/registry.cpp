@@ -98,6 +98,7 @@ Rule describe(int index) {
   rule.cautious = R::cautious;
   rule.sparse = R::sparse;
   rule.dense = R::dense;
+  rule.begins_with_lr = R::begins_with_lr;
   rule.native = R::native;
   rule.variant = [](const double* h) { return int(R::variant(unpack<R>(h))); };
   rule.variant_of = [](const double* h, int axes) { return int(R::variant_of(unpack<R>(h), axes)); };

@@ -23,7 +23,7 @@ struct Rule {
   int first_moment;
   double moment_sign;
   int sums;
-  bool cautious, sparse, dense, native;
+  bool cautious, sparse, dense, native, begins_with_lr;
 
   // Hyper-parameters are doubles in the order of the fields, tuples flattened.
   int (*variant)(const double* hypers);

@@ -50,10 +50,10 @@ def choice(value: Any, name: str, known: Sequence[str]) -> str:
 
 
 def rising(values: Any, name: str) -> tuple[int, ...]:
-    """Whole numbers from 1 on, each larger than the one before."""
+    """Whole numbers, each larger than the one before."""
     if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
         raise TypeError(f"{name}: expected a list of whole numbers, got {type(values).__name__}")
-    numbers = tuple(whole(value, f"{name}[{k}]", least=1) for k, value in enumerate(values))
+    numbers = tuple(whole(value, f"{name}[{k}]") for k, value in enumerate(values))
     for before, after in itertools.pairwise(numbers):
         if after <= before:
             raise ValueError(f"{name}: expected rising numbers, got {after} after {before}")

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from fusedstep import _core
 from fusedstep._arguments import shown, whole
 from fusedstep._arrays import bfloat16_dtype, dtype_name, unmasked
+from fusedstep._brief import brief, plural
 from fusedstep._files import replacing as _replacing
 from fusedstep._normalization import BatchNorm
 from fusedstep._ties import View, in_memory, place, ties
@@ -100,6 +101,15 @@ class Checkpoint:
     optimizer: dict[str, Any] | None
     metadata: dict[str, Any]
     rng: np.random.Generator | None = None
+
+    def __repr__(self) -> str:
+        size = sum(array.size for array in self.params.values())
+        rule, step = (self.optimizer or {}).get("rule"), (self.optimizer or {}).get("step")
+        optimizer = "None" if self.optimizer is None else f"<{rule} after {plural(int(step or 0), 'step')}>"
+        return (
+            f"Checkpoint(params=<{plural(len(self.params), 'array')} of {plural(size, 'number')}>, "
+            f"optimizer={optimizer}, metadata={brief(self.metadata)}, rng={self.rng!r})"
+        )
 
 
 def save_checkpoint(

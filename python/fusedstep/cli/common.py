@@ -1,13 +1,16 @@
 """What the commands share."""
 
 import argparse
+import codecs
 import importlib
 import json
 import math
 import os
+import stat
 import sys
-from contextlib import ExitStack
-from pathlib import Path
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +20,60 @@ from fusedstep._files import write_whole
 
 class MissingExtraError(Exception):
     """A command needs packages of an extra that is not installed."""
+
+
+#: How a terminal reads what it has no letters for.
+_PLAIN = {
+    "·": "-",
+    "–": "-",
+    "…": "...",
+    "µ": "u",
+    "×": "x",
+    "≥": ">=",
+    "≤": "<=",
+    "√": "sqrt",
+    "σ": "sigma",
+    "θ": "theta",
+    "Δ": "d",
+    "‖": "|",
+    "−": "-",
+    "²": "^2",
+    "✓": "+",
+    "✗": "x",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "━": "=",
+    "╸": "=",
+    "╺": "-",
+}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = "".join(_PLAIN.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in text)
+    return plain, error.end
+
+
+codecs.register_error("fusedstep.plainly", _plainly)
+
+
+@contextmanager
+def any_terminal() -> Iterator[None]:
+    """Standard output and error take any text inside, whatever their encoding: an ASCII terminal plain letters."""
+    changed = []
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and hasattr(stream, "errors"):
+            changed.append((stream, stream.errors))
+            stream.reconfigure(errors="fusedstep.plainly")
+    try:
+        yield
+    finally:
+        for stream, errors in changed:
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -65,11 +122,55 @@ def positive_int(text: str) -> int:
     return value
 
 
-def check_writable(option: str, path: str) -> None:
-    """Refuses a path that cannot be written, before the work that would be lost."""
-    target = Path(path)
-    if not path or target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise ValueError(f"{option}: cannot write {path!r}")
+def check_writable(option: str, path: str, *, replaced: bool = False) -> None:
+    """Refuses a path that cannot be written, before the work that would be lost.
+
+    It tries: rights alone do not tell of a file system that is full or read-only. What is there stays as it is.
+
+    Args:
+        option: What asks for it.
+        path: Where to write.
+        replaced: Whether the file is written beside and then put in its place, which only a file of its own bears.
+    """
+    try:
+        if not path:
+            raise OSError("no name")
+        try:
+            kind = os.stat(path).st_mode
+        except FileNotFoundError:
+            kind = None
+        if kind is not None and not stat.S_ISREG(kind):
+            if replaced or not (stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)):
+                raise OSError("no file")
+            if stat.S_ISCHR(kind):
+                _try_device(path)
+            return
+        if kind is not None:
+            os.close(os.open(path, os.O_WRONLY))
+        if replaced or kind is None:
+            with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))) as trial:
+                trial.write(b"\0" * 4096)
+                trial.flush()
+    except OSError as error:
+        reason = f" ({error.strerror or error})"
+        raise ValueError(f"{option}: cannot write {path!r}{reason}") from error
+
+
+def _try_device(path: str) -> None:
+    """A line break, which is as good as nothing in what is printed there; not to a terminal."""
+    handle = os.open(path, os.O_WRONLY | os.O_NOCTTY)
+    try:
+        if not os.isatty(handle):
+            os.write(handle, b"\n")
+    finally:
+        os.close(handle)
+
+
+def check_different(paths: dict[str, str | None]) -> None:
+    """Refuses one file for two outputs, however its name is written; by option."""
+    written = [path for path in paths.values() if path is not None and path != "-"]
+    if len({os.path.realpath(path) for path in written}) < len(written):
+        raise ValueError(f"{', '.join(paths)}: expected a file each, got {written}")
 
 
 def write_json(content: dict[str, Any], target: str) -> None:

@@ -3,12 +3,12 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from fusedstep import runtime
 from fusedstep.cli.common import check_writable, require, write_json
 from fusedstep.doctor import Doctor, Verdict
+from fusedstep.doctor.stream import read_record
 
 
 def add_parser(commands: Any) -> None:
@@ -55,11 +55,9 @@ def read(path: str) -> Doctor:
         OSError: It cannot be read.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        return Doctor.from_record(read_record(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON, or not all of it: {error}") from error
-    try:
-        return Doctor.from_record(record)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

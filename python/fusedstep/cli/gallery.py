@@ -1,8 +1,8 @@
 """`fusedstep gallery`: draws what the figures claim, from real computation."""
 
 import argparse
-import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,14 @@ def _folder(text: str) -> Path:
     """The folder, made where there is none; an error where it cannot be written."""
     folder = Path(text)
     try:
+        if not text:
+            raise OSError("no name")
         folder.mkdir(parents=True, exist_ok=True)
-        writable = bool(text) and os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise ValueError(f"--out: cannot write to a folder {text!r}")
+        # Rights alone do not tell of a file system that is full or read-only.
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(b"\0" * 4096)
+    except OSError as error:
+        raise ValueError(f"--out: cannot write to a folder {text!r} ({error.strerror or error})") from error
     return folder
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import os
+import shlex
 import signal
 import sys
 import threading
@@ -9,9 +11,19 @@ from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fusedstep import _core, runtime
 from fusedstep.cli import doctor
-from fusedstep.cli.common import add_runtime_options, check_writable, positive_int, require, use_runtime, write_json
+from fusedstep.cli.common import (
+    add_runtime_options,
+    check_different,
+    check_writable,
+    positive_int,
+    require,
+    use_runtime,
+    write_json,
+)
 from fusedstep.cli.comparison import Comparison
 from fusedstep.cli.train_report import Progress, plot, summary
 from fusedstep.doctor import Doctor
@@ -23,6 +35,13 @@ if TYPE_CHECKING:
 #: Steps that are also run on the reference, to compare time and bits.
 COMPARED_STEPS = 20
 DEFAULTS = Options()
+#: Suffixes that name other formats.
+_OTHERS = {
+    *(".bin", ".ckpt", ".csv", ".gz", ".h5", ".hdf5", ".json", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pdf"),
+    *(".pickle", ".pkl", ".png", ".pt", ".pth", ".py", ".svg", ".tar", ".txt", ".yaml", ".yml", ".zip"),
+}
+#: Windows has no hang-up.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def add_parser(commands: Any) -> None:
@@ -44,11 +63,13 @@ def add_parser(commands: Any) -> None:
 
     add("optimizer", "which rule updates: " + ", ".join(OPTIMIZERS), choices=OPTIMIZERS, metavar="NAME")
     add("lr", "learning rate (default: the optimizer's)", type=float)
+    add("weight-decay", "pull of the weights towards 0 (default: the optimizer's)", type=float, metavar="W")
+    add("momentum", "part of the last step that goes on, of optimizers that have it", type=float, metavar="M")
     add("schedule", "how it changes: " + ", ".join(SCHEDULES), choices=list(SCHEDULES), metavar="NAME")
     add("warmup", "steps in which it rises", type=_whole, metavar="N")
     add("batch-size", "rows of a batch", type=positive_int, metavar="N")
-    add("epochs", "passes over the data", type=positive_int, metavar="N")
-    add("hidden", "sizes of hidden layers", type=_sizes, metavar="N,N,…")
+    add("epochs", "passes over the data; a run that is resumed can be given more", type=positive_int, metavar="N")
+    add("hidden", "sizes of hidden layers", type=_sizes, metavar="N,N,...")
     add("batch-norm", "normalize the layers", action=argparse.BooleanOptionalAction)
     add("dropout", "drop hidden activations with this probability", type=_probability, metavar="P")
     add("label-smoothing", "spread so much of each target over all classes", type=_probability, metavar="S")
@@ -60,7 +81,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw loss and accuracy (.png, .svg or .pdf)")
     parser.add_argument("--json", metavar="FILE", help="write everything measured ('-': to standard output)")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="save the run, at its end or when it is interrupted (.safetensors)"
+        "--checkpoint",
+        metavar="FILE",
+        help="save the run, at its end or when it is interrupted, in the safetensors format (.safetensors, .st)",
     )
     parser.add_argument("--resume", metavar="FILE", help="go on with a saved run: its weights will have the same bits")
     parser.add_argument("--doctor", action="store_true", help="say what is wrong with the run, as soon as it shows")
@@ -77,28 +100,54 @@ def run(options: argparse.Namespace) -> int:
         require("matplotlib", "train")
         if not options.plot.lower().endswith((".png", ".svg", ".pdf")):
             raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {options.plot!r}")
+    check_different({f"--{name}": getattr(options, name) for name in ("json", "plot", "checkpoint")})
+    check_different({f"--{name}": getattr(options, name) for name in ("json", "plot", "resume")})
     for option in ("json", "plot", "checkpoint"):
         path = getattr(options, option)
         if path is not None and not (option == "json" and path == "-"):
-            check_writable(f"--{option}", path)
-    written = [path for path in (options.json, options.plot, options.checkpoint) if path is not None]
-    if len(set(written)) < len(written):
-        raise ValueError(f"--json, --plot, --checkpoint: expected a file each, got {written}")
-    with use_runtime(options), Interruption() as interruption:
+            check_writable(f"--{option}", path, replaced=option == "checkpoint")
+    if options.checkpoint is not None:
+        _check_suffix(options.checkpoint)
+    # A run that explodes says so in words of its own.
+    with use_runtime(options), Interruption() as interruption, np.errstate(all="ignore"):
         training = start(options)
-        record = train(training, options, interruption)
+        try:
+            record = train(training, options, interruption)
+        finally:
+            # Before anything is printed, which fails where the terminal is gone; not in the middle of a step.
+            if options.checkpoint and training.between_steps:
+                training.save(options.checkpoint)
     out = sys.stderr if options.json == "-" else sys.stdout
     print(summary(record), file=out)
+    if record["interrupted"]:
+        print(_how_to_go_on(options), file=out)
     if options.doctor:
         seen = Doctor.from_record(record)
         print(doctor.report(seen, seen.diagnose()), file=out)
     if options.json:
         write_json(record, options.json)
     if options.plot:
-        plot(record, options.plot)
-    if options.checkpoint:
-        training.save(options.checkpoint)
+        with np.errstate(all="ignore"):
+            plot(record, options.plot)
     return interruption.status
+
+
+def _check_suffix(path: str) -> None:
+    """Refuses a name that promises another format; any other that is unusual is kept, and said."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in _OTHERS:
+        raise ValueError(
+            f"--checkpoint: expected a name that ends in .safetensors, got {path!r}, which promises another format"
+        )
+    if suffix not in ("", ".safetensors", ".st"):
+        print(f"fusedstep train: {path} will be of the safetensors format, whatever {suffix} says", file=sys.stderr)
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    if not options.checkpoint:
+        return "nothing was saved; with --checkpoint FILE the run could go on"
+    path = shlex.quote(options.checkpoint)
+    return f"to go on: fusedstep train --resume {path} --checkpoint {path}"
 
 
 def start(options: argparse.Namespace) -> "Training":
@@ -109,7 +158,14 @@ def start(options: argparse.Namespace) -> "Training":
     if not 0 <= given.get("seed", 0) < 2**32:
         raise ValueError(f"--seed: expected a number in [0, 2^32), got {given['seed']}")
     if options.resume is not None:
-        return Training.resume(options.resume, given)
+        training = Training.resume(options.resume, given)
+        if training.extended and training.options.schedule != "constant":
+            print(
+                f"--epochs: from here on the rate is that of {training.options.schedule} over "
+                f"{training.options.epochs} epochs",
+                file=sys.stderr,
+            )
+        return training
     return Training(Options(**given))
 
 
@@ -143,14 +199,24 @@ def train(training: "Training", options: argparse.Namespace, interruption: "Inte
                     live.look(record, training.epoch, quiet=options.json == "-")
     record["seconds"] = perf_counter() - begin
     record["snapshots"] = training.record["snapshots"]
+    record["snapshot_steps"] = training.snapshot_steps()
     record["finished"] = training.finished
+    if training.stopping is not None:
+        record["early_stopping"] = {
+            "best_epoch": training.stopping.best_step,
+            "best_loss": training.stopping.best,
+            "stopped": training.stopping.bad_observations >= training.stopping.patience,
+        }
     record["test_accuracy"] = training.test_accuracy()
     record["kernels"] = comparison.result()
     return record
 
 
 class Interruption:
-    """Ctrl-C or a termination ends a run between two steps, where it can be saved; a second one ends it at once."""
+    """Ctrl-C, a termination or the end of the terminal ends a run between two steps, where it can be saved.
+
+    A second one ends it at once. A hang-up that the caller has ignored (nohup) stays ignored.
+    """
 
     def __init__(self) -> None:
         #: The exit status: 0 as long as nothing came.
@@ -159,7 +225,9 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _SIGNALS:
+                if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._note)
         return self
 

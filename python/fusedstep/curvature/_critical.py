@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
 from fusedstep.curvature._space import Array, Gradient, Product, plain, positive, whole
@@ -29,7 +30,7 @@ class CriticalPoint:
         grad_tolerance: The point is critical where ‖g‖ is at most this.
         zeros: How many of the eigenvalues count as zero.
         complete: Whether these are all eigenvalues.
-        reason: The decision in a sentence, with its figures.
+        reason: The decision in a sentence, with its figures; it names a kink, where the gradient jumps at the point.
         products: Hessian-vector products that it took.
         gradients: Calls of `grad` that it took.
     """
@@ -47,11 +48,15 @@ class CriticalPoint:
     products: int
     gradients: int
 
+    __repr__ = brief_repr
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, without the directions, which are as large as the parameters."""
         return {name: plain(getattr(self, name)) for name in self.__slots__ if name != "directions"}
 
 
+#: Of the eigenvectors that count as zero, so many are asked whether the gradient jumps along them.
+_JUMPS = 8
 #: How well the outermost eigenvalue must be known, of its own size, to speak for all that were not found.
 _SETTLED = 1e-2
 
@@ -138,6 +143,8 @@ def classify(
         values, vectors, residuals = (
             all_pairs(operator) if complete else end_pairs(operator, 2 * count, "both", limit, rng)
         )
+        # A zero of no sign, to read and to write.
+        values = values + 0.0
         # Along an axis an error may be larger than along a random vector, which is a mean of all.
         for place in {0, int(np.abs(values).argmin()), len(values) - 1}:
             operator.measure_noise(vectors[:, place])
@@ -153,6 +160,13 @@ def classify(
     allowed = operator.space.eps**0.5 * largest * operator.scale if given is None else given
     zeros = int(np.count_nonzero(np.abs(values) <= tolerance))
     kind, reason = _decide(values, residuals, tolerance, zeros, complete)
+    if kind == "degenerate":
+        jump, length = _jump(operator, values, vectors, tolerance, rng)
+        if jump > 0:
+            reason = (
+                f"a kink: the gradient jumps by {jump:.3g} within {2 * length:.3g} of the point, and there are no "
+                f"second derivatives; differences of the gradient gave {reason}"
+            )
     if norm > allowed:
         kind, reason = "not critical", f"the gradient's norm {norm:.3g} is above {allowed:.3g}; {reason}"
     return CriticalPoint(
@@ -169,6 +183,22 @@ def classify(
         products=operator.products,
         gradients=operator.gradients,
     )
+
+
+def _jump(
+    operator: Operator, values: Array, vectors: Array, tolerance: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """How far the gradient jumps at the point along some direction, and over what length; zeros where it does not."""
+    unit = rng.standard_normal(operator.space.size)
+    directions = [unit / np.linalg.norm(unit)]
+    places = {0, len(values) - 1, *np.flatnonzero(np.abs(values) <= tolerance).tolist()[:_JUMPS]}
+    directions += [vectors[:, place] for place in sorted(places)]
+    found = (0.0, 0.0)
+    for direction in directions:
+        jump, length = operator.jump(direction)
+        if jump > found[0]:
+            found = jump, length
+    return found
 
 
 def _decide(values: Array, residuals: Array, tolerance: float, zeros: int, complete: bool) -> tuple[Kind, str]:

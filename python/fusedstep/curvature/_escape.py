@@ -7,25 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._critical import CriticalPoint, classify
+from fusedstep.curvature._probe import Probe
+from fusedstep.curvature._products import Operator
 from fusedstep.curvature._progress import Show
 from fusedstep.curvature._space import Gradient, Product, Space, Vector, check_callable, plain, positive, real, whole
 
 
 class NoNegativeCurvatureError(ValueError):
-    """The loss curves down in no direction, beyond what the measurement can tell."""
+    """The loss curves down in no direction, as far as can be measured, nor falls in one without curvature."""
 
 
 @dataclass(frozen=True, slots=True)
 class Escape:
-    """A step along the most negative curvature.
+    """A step along the most negative curvature, or where a term of higher order leads down.
 
     Attributes:
         params: The parameters after the step: new arrays, in the structure that was given.
         loss_before: The loss at the parameters given.
         loss_after: The loss at these; lower.
         direction: The direction of length 1 that was gone, with its sign, in the same structure.
-        eigenvalue: The curvature along it, negative.
+        eigenvalue: The curvature along it: negative, or about zero where a term of higher order leads down.
         step_length: How far.
         trials: The lengths tried, negative on the other side, each with the loss there.
         products: Hessian-vector products that it took.
@@ -41,6 +44,8 @@ class Escape:
     trials: tuple[tuple[float, float], ...]
     products: int
     gradients: int
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, without the parameters and the direction."""
@@ -70,6 +75,11 @@ def escape(
 
     On each side a first length is halved until this holds, or else doubled as long as the loss falls.
 
+    Where the most negative eigenvalue is zero within the tolerance, second derivatives do not decide. Then the loss is
+    asked on spheres of up to 64 first lengths, along the directions without curvature and mixtures of them, and from
+    the lowest places on down the sphere; a lower place counts if the loss is nowhere higher on the way to it. So it
+    leaves a monkey saddle, −x⁴, or x² − y⁴.
+
     Args:
         loss: `loss(params) -> number`, of which `grad` is the gradient.
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
@@ -88,7 +98,7 @@ def escape(
         The `Escape`.
 
     Raises:
-        NoNegativeCurvatureError: No eigenvalue was found below −tolerance: no way out of this kind.
+        NoNegativeCurvatureError: No eigenvalue was found below −tolerance, and no way down where it is zero within it.
         GradientError: `grad` is not deterministic, or not the gradient of one function.
         TypeError: A dtype or kind that is not as said.
         ValueError: The loss at the parameters is not finite, or does not fall where `grad` says that it must; another
@@ -128,13 +138,27 @@ def escape(
     elif not isinstance(point, CriticalPoint):
         raise TypeError(f"point: expected a CriticalPoint, got {type(point).__qualname__}")
     value = float(point.eigenvalues[0])
-    if value >= -point.tolerance:
-        raise NoNegativeCurvatureError(
-            f"params: no negative curvature: the most negative eigenvalue found is {value:.3g}, and less than "
-            f"{point.tolerance:.3g} counts as zero ({point.kind})"
-        )
-    direction = space.flat(point.directions[0], "point.directions[0]")
-    moved, after = search.run(direction, value)
+    gradients = point.gradients
+    if value < -point.tolerance:
+        direction = space.flat(point.directions[0], "point.directions[0]")
+        moved, after = search.run(direction, value)
+    else:
+        operator = Operator(grad, params)
+        vectors = [space.flat(given, f"point.directions[{k}]") for k, given in enumerate(point.directions)]
+        flat = [u for u, known in zip(vectors, point.eigenvalues, strict=True) if abs(known) <= point.tolerance]
+        found = None
+        if flat and point.kind != "not critical":
+            found = Probe(search.at, operator, search.before).run(flat, search.first, np.random.default_rng(seed))
+        if found is None:
+            raise NoNegativeCurvatureError(
+                f"params: no negative curvature: the most negative eigenvalue found is {value:.3g}, and less than "
+                f"{point.tolerance:.3g} counts as zero ({point.kind}); {point.reason}"
+                + ("; nor does the loss fall where there is none" if flat and point.kind != "not critical" else "")
+            )
+        length = float(np.linalg.norm(found[0]))
+        direction, gradients = found[0] / length, gradients + operator.gradients
+        moved, after = search.on(direction, length, found[1])
+        value = float(sum(known * (u @ direction) ** 2 for u, known in zip(vectors, point.eigenvalues, strict=True)))
     return Escape(
         params=space.pack(space.origin + moved * direction),
         loss_before=search.before,
@@ -144,7 +168,7 @@ def escape(
         step_length=abs(moved),
         trials=tuple(search.trials),
         products=point.products,
-        gradients=point.gradients,
+        gradients=gradients,
     )
 
 
@@ -152,7 +176,7 @@ class _Search:
     """The line search, on both sides."""
 
     def __init__(self, loss: Callable[[Any], float], space: Space, first: float, most: int) -> None:
-        self._loss, self._space, self._first, self._most = loss, space, first, most
+        self._loss, self._space, self.first, self._most = loss, space, first, most
         self.trials: list[tuple[float, float]] = []
         self.before = real(loss(space.pack(space.origin)), "loss(params)")
         if not np.isfinite(self.before):
@@ -173,11 +197,9 @@ class _Search:
         return best
 
     def _side(self, sign: float, direction: Vector, value: float) -> tuple[float, float] | None:
-        length, best = self._first, None
+        length, best = self.first, None
         for _ in range(self._most):
             loss = self._at(sign * length, direction)
-            if loss == -math.inf:
-                raise ValueError(f"loss: expected a number, got -inf at a distance of {length:.3g}")
             if best is not None:
                 if not loss < best[1]:
                     break
@@ -185,14 +207,32 @@ class _Search:
                 length *= 2
             elif loss < self.before and loss <= self.before + value * length * length / 4:
                 best = (sign * length, loss)
-                if length < self._first:
+                if length < self.first:
                     break
                 length *= 2
             else:
                 length /= 2
         return best
 
+    def on(self, direction: Vector, length: float, loss: float) -> tuple[float, float]:
+        """From a lower place on, twice as far as long as the loss falls."""
+        best = (length, loss)
+        self.trials.append(best)
+        for _ in range(self._most - 1):
+            loss = self._at(2 * best[0], direction)
+            if not loss < best[1]:
+                break
+            best = (2 * best[0], loss)
+        return best
+
     def _at(self, signed: float, direction: Vector) -> float:
-        loss = real(self._loss(self._space.pack(self._space.origin + signed * direction)), "loss(params)")
+        loss = self.at(signed * direction)
         self.trials.append((signed, loss))
         return loss
+
+    def at(self, move: Vector) -> float:
+        """The loss at a distance from the parameters; NaN is higher than anything."""
+        loss = real(self._loss(self._space.pack(self._space.origin + move)), "loss(params)")
+        if loss == -math.inf:
+            raise ValueError(f"loss: expected a number, got -inf at a distance of {np.linalg.norm(move):.3g}")
+        return loss if loss == loss else math.inf

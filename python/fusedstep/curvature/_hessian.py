@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
 from fusedstep.curvature._space import Array, Gradient, Product, Vector, plain, whole
@@ -25,6 +26,8 @@ class Hessian:
     asymmetry: float
     products: int
     gradients: int
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -2,16 +2,19 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from fusedstep._arrays import unmasked
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._plots import saved_axes
 from fusedstep.curvature._space import Array, Vector, check_callable, plain, positive, real, whole
+from fusedstep.schedules._saving import plateaus as _plateaus
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class LRRangeTest:
     lowest: float | None
     tenth: float | None
     stopped: Literal["end", "diverged", "not finite"]
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; None for a loss that is not finite."""
@@ -75,16 +80,21 @@ def lr_range_test(
     .. code-block:: text
 
         average ← s · average + (1 − s) · loss, divided by 1 − sᵗ
-        stops where  average > lowest + (divergence − 1) · |lowest|
+        stops where  average > lowest + max((divergence − 1) · |lowest|, noise)
+        noise = 5 · (1 + 10 / t) · 1.48 · median of |loss − average before it|
+
+    Noise is what the losses have scattered so far: around a loss near 0 any multiple of the lowest average is within
+    it. 1.48 medians of normal deviations are a standard deviation; of a few, little is known.
 
     Args:
         step: `step(lr) -> loss`: trains one batch with this rate and gives the loss before the update.
         lrs: A tuple `(lowest, highest, steps)`, or a list or array of ascending rates; all > 0.
         smoothing: s, in [0, 1).
         divergence: > 1.
-        params: Arrays that training changes (parameters, running statistics): an array, a list or a dict of them. They
-            are put back as they were, bit for bit, also after an error. None: that is yours to do.
-        optimizer: Its state, hyper-parameters included, is put back likewise, through `state_dict` and
+        params: What training changes: an array, a layer or module with a state dict (`BatchNorm`, PyTorch's; their
+            count of batches comes back with the rest), or a list or dict of these. They are put back as they were, bit
+            for bit, also after an error or Ctrl-C. None: that is yours to do.
+        optimizer: Its state and the hyper-parameters in its groups are put back likewise, through `state_dict` and
             `load_state_dict`.
 
     Returns:
@@ -122,6 +132,7 @@ def lr_range_test(
         raise ValueError(f"divergence: expected a finite number > 1, got {divergence!r}")
     losses: list[float] = []
     smoothed: list[float] = []
+    scatter: list[float] = []
     stopped: Literal["end", "diverged", "not finite"] = "end"
     average, lowest = 0.0, math.inf
     with _restored(params, optimizer):
@@ -132,9 +143,11 @@ def lr_range_test(
             if not math.isfinite(average):
                 stopped = "not finite"
                 break
+            if smoothed:
+                scatter.append(abs(loss - smoothed[-1]))
             smoothed.append(average / (1 - kept ** (k + 1)))
             lowest = min(lowest, smoothed[-1])
-            if smoothed[-1] > lowest + (factor - 1) * abs(lowest):
+            if smoothed[-1] > lowest + max((factor - 1) * abs(lowest), _noise(scatter)):
                 stopped = "diverged"
                 break
     steepest, best = _suggestions(rates, np.array(smoothed))
@@ -147,6 +160,15 @@ def lr_range_test(
         tenth=None if best is None else best / 10,
         stopped=stopped,
     )
+
+
+def _noise(scatter: list[float]) -> float:
+    """What an average may rise by without meaning anything, from how far losses were from the average before them."""
+    if not scatter:
+        return 0.0
+    # The lower median: where half of all losses have diverged, it is of the others.
+    middle = float(np.partition(scatter, (len(scatter) - 1) // 2)[(len(scatter) - 1) // 2])
+    return 5 * (1 + 10 / len(scatter)) * 1.4826 * middle
 
 
 def _rates(lrs: Any) -> Vector:
@@ -180,24 +202,110 @@ def _suggestions(rates: Vector, smoothed: Vector) -> tuple[float | None, float |
 
 @contextmanager
 def _restored(params: Any, optimizer: Any) -> Iterator[None]:
-    if params is None:
-        entries: list[Any] = []
-    elif isinstance(params, Mapping):
-        entries = list(params.values())
-    else:
-        entries = list(params) if isinstance(params, (list, tuple)) else [params]
-    arrays = [unmasked(entry, f"params[{k}]") for k, entry in enumerate(entries)]
-    for k, array in enumerate(arrays):
-        if not array.flags.writeable:
-            raise ValueError(f"params[{k}]: expected an array that can be put back, got a read-only one")
-    if optimizer is not None and not hasattr(optimizer, "load_state_dict"):
-        raise TypeError(f"optimizer: expected one with a state dict, got {type(optimizer).__qualname__}")
-    before = [array.copy() for array in arrays]
-    state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
+    """Puts everything back at the end; whatever interrupts that, all the rest is put back first."""
+    back = _Back()
+    if params is not None:
+        back.keep(params, "params")
+    if optimizer is not None:
+        if not (hasattr(optimizer, "load_state_dict") and hasattr(optimizer, "state_dict")):
+            raise TypeError(f"optimizer: expected one with a state dict, got {type(optimizer).__qualname__}")
+        back.keep_optimizer(optimizer)
     try:
         yield
     finally:
-        for array, value in zip(arrays, before, strict=True):
-            array[...] = value
-        if state is not None:
-            optimizer.load_state_dict(state)
+        back.run()
+
+
+class _Back:
+    """What was there, as calls that put it back; each may be repeated."""
+
+    def __init__(self) -> None:
+        self._calls: list[Callable[[], Any]] = []
+        self._raised: list[BaseException] = []
+        self._failed: Callable[[], Any] | None = None
+
+    def run(self) -> None:
+        """Makes all calls; one that is interrupted is made once more. Then raises what came first."""
+        while self._calls:
+            try:
+                while self._calls:
+                    self._calls[0]()
+                    del self._calls[0]
+            except BaseException as error:
+                self._raised.append(error)
+                if self._calls and self._failed is self._calls[0]:
+                    del self._calls[0]
+                self._failed = self._calls[0] if self._calls else None
+        if self._raised:
+            raise self._raised[0]
+
+    def keep(self, given: Any, name: str, *, whole: bool = True) -> None:
+        """An array, a layer with a state dict, or a list or dict of these."""
+        if isinstance(given, Mapping):
+            entries = list(given.items())
+            for key, entry in entries:
+                self.keep(entry, f"{name}[{key!r}]", whole=False)
+            if isinstance(given, MutableMapping):
+                self._calls.append(partial(_put_entries, given, entries))
+        elif isinstance(given, (list, tuple)):
+            for k, entry in enumerate(given):
+                self.keep(entry, f"{name}[{k}]", whole=False)
+            if isinstance(given, list):
+                self._calls.append(partial(_put_entries, given, list(enumerate(given))))
+        elif hasattr(given, "load_state_dict"):
+            state = {key: _copied(value) for key, value in given.state_dict().items()}
+            self._calls.append(partial(given.load_state_dict, state))
+        else:
+            self._keep_array(given, f"{name}[0]" if whole else name)
+
+    def _keep_array(self, given: Any, name: str) -> None:
+        array = unmasked(given, name)
+        if not array.flags.writeable:
+            raise ValueError(f"{name}: expected an array that can be put back, got a read-only one")
+        value = array.copy()
+        self._calls.append(partial(np.copyto, array, value))
+
+    def keep_optimizer(self, optimizer: Any) -> None:
+        """Its state, and the hyper-parameters in its groups: the same objects, as they were."""
+        state = optimizer.state_dict()
+        groups = getattr(optimizer, "param_groups", None) or []
+        kept = [{key: _kept(value) for key, value in group.items()} for group in groups]
+        plateaus = {id(part): part for group in groups for part in _plateaus(group.get("lr"))}
+        for plateau in plateaus.values():
+            self._calls.append(partial(plateau.load_state_dict, plateau.state_dict()))
+        saved = {
+            key: [{name: _kept(entry) for name, entry in group.items()} for group in value]
+            if key == "param_groups"
+            else copy.deepcopy(value)
+            for key, value in state.items()
+        }
+
+        def hypers() -> None:
+            for group, was in zip(optimizer.param_groups, kept, strict=False):
+                group.clear()
+                group.update({key: _kept(value) for key, value in was.items()})
+
+        # Hyper-parameters first: then the state replaces none.
+        self._calls += [hypers, partial(optimizer.load_state_dict, saved)]
+
+
+def _kept(value: Any) -> Any:
+    """A hyper-parameter: a tensor's value now; a schedule, parameters and names as they are."""
+    return value.detach().clone() if hasattr(value, "detach") else value
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if hasattr(value, "detach") else copy.deepcopy(value)
+
+
+def _put_entries(container: Any, entries: list[tuple[Any, Any]]) -> None:
+    """The same objects in the same places, where `step` has put others."""
+    if len(container) != len(entries) or any(
+        (key not in container if isinstance(container, Mapping) else False) or container[key] is not entry
+        for key, entry in entries
+    ):
+        container.clear()
+        if isinstance(container, list):
+            container.extend(entry for _, entry in entries)
+        else:
+            container.update(entries)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._hessian import dense
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
@@ -34,6 +35,8 @@ class NewtonStep:
     eigenvalue: float
     products: int
     gradients: int
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, without the parameters and the move."""

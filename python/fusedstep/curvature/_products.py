@@ -136,6 +136,22 @@ class Operator:
         size = float(np.linalg.norm(ahead) + np.linalg.norm(behind) + 2 * np.linalg.norm(self.center))
         return value, bend, 8 * self.space.eps * size / moved
 
+    def jump(self, unit: Vector) -> tuple[float, float]:
+        """The change of the gradient across the point that shorter moves do not make smaller, and the shorter move.
+
+        Zeros where it falls with the move, as that of a smooth gradient does, or could be rounding.
+        """
+        short = self.step * (2.0**-16 if self.space.eps < 1e-10 else 2.0**-4)
+        changes = []
+        for length in (self.step, short):
+            there, back = (self._rounded(self.space.origin + sign * length * unit) for sign in (1.0, -1.0))
+            ahead, behind = self.gradient(there), self.gradient(back)
+            size = float(np.linalg.norm(ahead) + np.linalg.norm(behind) + 2 * np.linalg.norm(self.center))
+            changes.append(float(np.linalg.norm(ahead - behind)))
+            if changes[-1] <= 1e3 * self.space.eps * size or changes[-1] < changes[0] / 2:
+                return 0.0, 0.0
+        return changes[-1], short
+
     def _rounded(self, at: Vector) -> Vector:
         return self.space.flat(self.space.pack(at), "params") if self.space.eps > 1e-10 else at
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._plots import saved_axes
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
@@ -28,6 +29,8 @@ class Trace:
     samples: Array
     products: int
     gradients: int
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -58,6 +61,8 @@ class SpectralDensity:
     size: int
     products: int
     gradients: int
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; None for NaN."""

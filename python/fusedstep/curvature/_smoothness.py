@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fusedstep._arrays import unmasked
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._products import Operator
-from fusedstep.curvature._space import Array, Gradient, check_callable, plain, positive, real
+from fusedstep.curvature._space import Array, Gradient, are_numbers, check_callable, plain, positive, real
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Smoothness:
     gradient_changes: Array
     betas: Array
     cosines: Array
+
+    __repr__ = brief_repr
 
     @property
     def beta(self) -> float:
@@ -113,6 +116,8 @@ class Shift:
     distances: Array
     spread: float
 
+    __repr__ = brief_repr
+
     @property
     def distance(self) -> float:
         """The root of the mean square of `distances`."""
@@ -163,7 +168,7 @@ def measure_shift(before: Any, after: Any, *, channel_axis: int = 1) -> Shift:
 
 
 def _moments(value: Any, name: str, channel_axis: int) -> tuple[Array, Array]:
-    array = unmasked(value, name)
+    array = np.asarray(value, np.float64) if are_numbers(value) else unmasked(value, name)
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected floats, got {array.dtype}")
     if not -array.ndim <= channel_axis < array.ndim:

@@ -22,12 +22,19 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Space:
-    """The structure of the parameters: an array, a list or tuple of them, or a dict by name."""
+    """The structure of the parameters: an array, a list or tuple of them, or a dict by name.
+
+    A number is an array without axes, and a list of numbers one array; where `params` has them, gradients may too.
+    """
 
     def __init__(self, params: Any) -> None:
-        self._kind = type(params) if isinstance(params, (list, tuple)) else None
+        self._numbers: list[bool] | None = None
+        entire = are_numbers(params)
+        self._kind = type(params) if isinstance(params, (list, tuple)) and not entire else None
         self._keys = list(params) if isinstance(params, Mapping) else None
         arrays = self._arrays(params, "params")
+        entries = [params] if self._kind is None and self._keys is None else _entries(params)
+        self._numbers = [are_numbers(entry) for entry in entries]
         for label, array in arrays:
             if array.dtype not in _DTYPES:
                 raise TypeError(f"{label}: expected float32 or float64, got {array.dtype}")
@@ -47,14 +54,35 @@ class Space:
             if not isinstance(value, Mapping) or set(value) != set(self._keys):
                 got = f"{list(value)}" if isinstance(value, Mapping) else type(value).__qualname__
                 raise ValueError(f"{name}: expected a dict with the names {self._keys}, got {got}")
-            return [(f"{name}[{key!r}]", _array(value[key], f"{name}[{key!r}]")) for key in self._keys]
+            labels = [f"{name}[{key!r}]" for key in self._keys]
+            return [
+                (label, self._array(value[key], label, k))
+                for k, (key, label) in enumerate(zip(self._keys, labels, strict=True))
+            ]
         if self._kind is not None:
             if not isinstance(value, (list, tuple)):
                 raise ValueError(f"{name}: expected a list as params is, got {type(value).__qualname__}")
-            return [(f"{name}[{k}]", _array(entry, f"{name}[{k}]")) for k, entry in enumerate(value)]
-        if isinstance(value, (list, tuple, Mapping)):
+            return [(f"{name}[{k}]", self._array(entry, f"{name}[{k}]", k)) for k, entry in enumerate(value)]
+        taken = self._numbers is None or self._numbers[0]
+        if isinstance(value, (list, tuple, Mapping)) and not (taken and are_numbers(value)):
             raise ValueError(f"{name}: expected an array as params is, got {type(value).__qualname__}")
-        return [(name, _array(value, name))]
+        return [(name, self._array(value, name, 0))]
+
+    def _array(self, value: Any, name: str, k: int) -> Array:
+        """The k-th array; NumPy's arithmetic on arrays of no axes gives numbers."""
+        if isinstance(value, np.generic):
+            return np.asarray(value)
+        if are_numbers(value) and self._takes_numbers(value, k):
+            # Written as numbers they have no dtype: that of the parameters, and double for these.
+            return np.asarray(value, np.float64 if self._numbers is None else self._dtypes[k])
+        return unmasked(value, name)
+
+    def _takes_numbers(self, value: Any, k: int) -> bool:
+        if self._numbers is None:
+            return True
+        return k < len(self._numbers) and (
+            self._numbers[k] or (self._shapes[k] == () and not isinstance(value, (list, tuple)))
+        )
 
     def flat(self, value: Any, name: str, where: str = "") -> Vector:
         """A new vector of doubles; an error where the structure, a shape, a dtype or a number is not as it must be."""
@@ -84,9 +112,25 @@ class Space:
         return pieces[0]
 
 
-def _array(value: object, name: str) -> Array:
-    """An array; NumPy's arithmetic on arrays of no axes gives numbers."""
-    return np.asarray(value) if isinstance(value, np.generic) else unmasked(value, name)
+def _entries(params: Any) -> list[Any]:
+    return list(params.values()) if isinstance(params, Mapping) else list(params)
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether it is a number, or a list of numbers, of lists of as many, and so on; no array."""
+    if isinstance(value, (list, tuple)):
+        if not value:
+            return False
+        shape = _shape_of(value[0])
+        return shape is not None and all(_shape_of(entry) == shape for entry in value)
+    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool))
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    """Of numbers in lists; None where it is anything else."""
+    if not are_numbers(value):
+        return None
+    return (len(value), *(_shape_of(value[0]) or ())) if isinstance(value, (list, tuple)) else ()
 
 
 def require(module: str, extra: str) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedstep._brief import brief_repr
 from fusedstep.curvature._hessian import dense
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
@@ -44,6 +45,8 @@ class Spectrum:
     asymmetry: float
     products: int
     gradients: int
+
+    __repr__ = brief_repr
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, without the eigenvectors, which are as large as the parameters."""

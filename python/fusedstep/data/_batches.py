@@ -1,4 +1,4 @@
-"""Batches of rows, gathered natively into buffers that are reused."""
+"""Batches of rows, gathered natively."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,7 +31,7 @@ class Batches:
         shuffle: bool = True,
         drop_last: bool = False,
         start: int = 0,
-        reuse: bool = True,
+        reuse: bool = False,
     ) -> None:
         self._like = dict(arrays) if isinstance(arrays, Mapping) else arrays
         named = _named(arrays)
@@ -95,7 +95,7 @@ def batches(
     shuffle: bool = True,
     drop_last: bool = False,
     start: int = 0,
-    reuse: bool = True,
+    reuse: bool = False,
 ) -> Batches:
     r"""The batches of one epoch: rows in an order that depends on seed and epoch alone.
 
@@ -104,9 +104,9 @@ def batches(
         order = numpy.random.default_rng((seed, epoch)).permutation(rows)      0, 1, 2, … without shuffle
         batch k = arrays[order[k · batch_size : (k + 1) · batch_size]]
 
-    **A batch is valid until the next one is asked for**: the rows are gathered, by all threads, into buffers that every
-    batch of the iteration shares. Whoever keeps batches (`list(batches(…))`) asks for `reuse=False`. A batch is always
-    a copy, also without shuffling: to write to it changes nothing in `arrays`.
+    The rows are gathered by all threads. A batch is always a copy, also without shuffling: to write to it changes
+    nothing in `arrays`. With `reuse=True` every batch of an iteration is in the same buffers, which are in the caches:
+    faster, and **a batch is then valid until the next one is asked for**.
 
     Args:
         arrays: An array, a tuple or list of arrays, or a dict of them, with rows along their first axes, as many in
@@ -118,7 +118,7 @@ def batches(
         drop_last: Whether the last batch is left out where it would be shorter than the others.
         start: How many batches of this epoch have been taken already: the iteration goes on at batch `start`, as if
             it had never stopped. Up to the number of batches in the epoch, where nothing is left.
-        reuse: Whether the batches share buffers; otherwise each is new.
+        reuse: Whether the batches of an iteration share buffers; otherwise each is new, and can be kept.
 
     Returns:
         What gives the batches when iterated, each structured as `arrays`; `len` is how many it gives.

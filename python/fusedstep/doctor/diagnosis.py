@@ -167,7 +167,7 @@ class Doctor:
         Returns:
             The verdicts; those that another one explains are left out.
         """
-        if not self.run.losses:
+        if len(self.run.losses) == 0:
             return []
         with np.errstate(all="ignore"):
             return [_plain(verdict) for verdict in self._verdicts(Windows(self.run, self.thresholds))]

@@ -59,9 +59,15 @@ def plot_update_ratios(
         values = np.array(telemetry.get(name, ()), dtype=float)
         # Neither a step that stood still nor one that was lost has a place on a logarithmic axis.
         values[~(values > 0)] = np.nan
-        ax.plot(np.arange(1, len(values) + 1), values, color=colour, ls=style, lw=1.0, label=label)
+        if np.isfinite(values).any():
+            marker = "o" if len(values) < 3 else None
+            at = np.arange(1, len(values) + 1)
+            ax.plot(at, values, color=colour, ls=style, lw=1.0, label=label, marker=marker)
     ax.set(xlabel="step", ylabel="‖Δθ‖ / ‖θ‖", yscale="log", title="Size of the steps")
-    ax.legend(frameon=False)
+    if ax.lines:
+        ax.legend(facecolor="white", edgecolor="none", framealpha=0.85)
+    else:
+        ax.text(0.5, 0.5, "no finite step was measured", transform=ax.transAxes, ha="center", color="0.4")
     ax.spines[["top", "right"]].set_visible(False)
     if path is not None:
         save_figure(ax.figure, path, dpi=150)

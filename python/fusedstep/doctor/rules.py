@@ -15,6 +15,9 @@ from fusedstep.doctor.windows import Windows, median
 #: Rules without a σ: their steps follow the gradient, or ignore how large it is.
 ONE_RATE = frozenset({"asgd", "lars", "lion", "momentum", "muon", "rprop", "sgd"})
 
+#: Windows that are looked at together.
+_PART = 1 << 14
+
 Rule = Callable[[Windows], Verdict | None]
 
 
@@ -129,7 +132,10 @@ def _rolling(values: Doubles, k: int) -> Doubles:
     """Of every place the median of the k values from it on, as long as there are so many."""
     if len(values) < k:
         return np.empty(0)
-    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(values, k), axis=1), np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(values, k)
+    # A median copies what it is of: k times the run, were it of all at once.
+    parts = (windows[start : start + _PART] for start in range(0, len(windows), _PART))
+    return np.concatenate([np.median(part, axis=1) for part in parts], dtype=np.float64)
 
 
 def dead_units(s: Windows) -> Verdict | None:

@@ -1,12 +1,15 @@
 """The record of a run: what was observed, and the documented form of it in a file."""
 
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fusedstep._brief import brief_repr
 
 #: Lists per step that a record's `telemetry` may hold.
 TELEMETRY = (
@@ -40,13 +43,15 @@ class Run:
         chance_loss: The loss of the best constant prediction; None where it is not known.
     """
 
-    losses: list[float] = field(default_factory=list)
-    telemetry: dict[str, list[float]] = field(default_factory=dict)
+    losses: MutableSequence[float] = field(default_factory=list)
+    telemetry: dict[str, MutableSequence[float]] = field(default_factory=dict)
     evaluations: list[dict[str, float]] = field(default_factory=list)
     optimizer: str | None = None
     batch_size: int | None = None
     batch_norm: bool | None = None
     chance_loss: float | None = None
+
+    __repr__ = brief_repr
 
     def add_step(self, loss: float, measured: Mapping[str, float]) -> None:
         """One more step; what was not measured before is NaN there."""
@@ -202,10 +207,39 @@ def _name(value: Any, name: str) -> str | None:
     return value
 
 
-def _numbers(values: Any, name: str, least: float) -> list[float]:
+def _numbers(values: Any, name: str, least: float) -> MutableSequence[float]:
+    # Those of a file have been looked at already, and are too many for a list.
+    if isinstance(values, array) and values.typecode == "d":
+        return values
     if not isinstance(values, list):
         raise TypeError(f"{name}: expected a list, got {_kind(values)}")
-    return [_nullable(value, f"{name}[{index}]", least=least) for index, value in enumerate(values)]
+    given: list[float] = numbers(values, name, least).tolist()
+    return given
+
+
+def numbers(values: list[Any], name: str, least: float, *, first: int = 0) -> Doubles:
+    """Numbers, null among them, as doubles; NaN for null and what is not finite.
+
+    Args:
+        values: What was given.
+        name: What to call it in an error.
+        least: The least that is allowed.
+        first: The place of the first one.
+
+    Raises:
+        TypeError: One is no number.
+        ValueError: One is out of range.
+    """
+    if set(map(type, values)) <= {int, float, type(None)}:
+        try:
+            doubles = np.array(values, np.float64)
+        except OverflowError:
+            doubles = None
+        if doubles is not None:
+            doubles[~np.isfinite(doubles)] = np.nan
+            if not (doubles < least).any():
+                return doubles
+    return np.array([_nullable(v, f"{name}[{first + k}]", least=least) for k, v in enumerate(values)], np.float64)
 
 
 def _nullable(value: object, name: str, least: float, most: float = math.inf) -> float:

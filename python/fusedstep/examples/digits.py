@@ -120,7 +120,7 @@ class MLP:
 
 def batches(count: int, size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
     """Row numbers of each batch, shuffled anew every epoch; a last batch of one row is left out (batch norm)."""
-    for rows in fs.data.batches(np.arange(count), size, seed=seed, epoch=epoch, reuse=False):
+    for rows in fs.data.batches(np.arange(count), size, seed=seed, epoch=epoch):
         if len(rows) > 1:
             yield rows
 

@@ -4,8 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +64,8 @@ class Options:
     Attributes:
         optimizer: A name in `fusedstep.optimizers.REGISTRY`.
         lr: The learning rate; None for the one that suits.
+        weight_decay: None for the optimizer's.
+        momentum: None for the optimizer's; of those that have it.
         batch_size: Rows of a batch.
         epochs: Passes over the data.
         hidden: Sizes of the hidden layers.
@@ -81,6 +82,8 @@ class Options:
 
     optimizer: str = "adamw"
     lr: float | None = None
+    weight_decay: float | None = None
+    momentum: float | None = None
     batch_size: int = 64
     epochs: int = 40
     hidden: tuple[int, ...] = (256, 128)
@@ -126,10 +129,13 @@ class Training:
         if options.early_stop:
             self.train_x, self.train_y, x, y = digits.split(self.train_x, self.train_y, options.seed)
             self.held_out = x, y
-        per_epoch = sum(1 for _ in digits.batches(len(self.train_x), options.batch_size, options.seed, 0))
-        if per_epoch == 0:
-            raise ValueError(f"--batch-size: no batch of at least two rows with {options.batch_size}")
-        self.total = options.epochs * per_epoch
+        rows, size = len(self.train_x), options.batch_size
+        # Batch norm has no statistics of one row.
+        self._least = 2 if options.batch_norm else 1
+        self._per_epoch = rows // size + (rows % size >= self._least)
+        if min(size, rows) < self._least:
+            raise ValueError(f"--batch-size: no batch of at least two rows with {size}, which batch norm wants")
+        self.total = options.epochs * self._per_epoch
         options.check(self.total)
 
         self.model = digits.MLP([64, *options.hidden, 10], options.batch_norm, options.seed, dropout=options.dropout)
@@ -140,7 +146,7 @@ class Training:
         self.lr = float(base)
         lr = self._rate()
         build: Any = kind
-        self.optimizer: Any = build(self.model.params, lr=lr, telemetry=True)
+        self.optimizer: Any = build(self.model.params, lr=lr, telemetry=True, **self._hypers(kind))
         self.recorder = RunRecorder(self.optimizer)
 
         weights = {**self.model.params, **self.model.buffers()}
@@ -151,6 +157,9 @@ class Training:
         self.epoch = 0
         self.batch = 0
         self.finished = False
+        self.extended = False
+        #: Whether model and optimizer are as some whole number of steps left them.
+        self.between_steps = True
         self.record: dict[str, Any] = {
             "options": {**asdict(options), "hidden": list(options.hidden), "lr": self.lr},
             "schedule": repr(lr) if callable(lr) else None,
@@ -180,16 +189,33 @@ class Training:
                 f"({error})"
             ) from error
 
+    def _hypers(self, kind: Any) -> dict[str, float]:
+        """Those that were named beside the learning rate; ValueError for one that the optimizer does not have."""
+        given = {"weight_decay": self.options.weight_decay, "momentum": self.options.momentum}
+        named = {name: value for name, value in given.items() if value is not None}
+        for name in named:
+            if name not in inspect.signature(kind).parameters:
+                have = [rule for rule in OPTIMIZERS if name in inspect.signature(REGISTRY[rule]).parameters]
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: {self.options.optimizer} has none; these have: {', '.join(have)}"
+                )
+        return named
+
     def batches(self) -> Iterator[tuple[digits.Floats, digits.Labels]]:
-        """Those of this epoch that are left."""
-        every = digits.batches(len(self.train_x), self.options.batch_size, self.options.seed, self.epoch)
-        for rows in islice(every, self.batch, None):
-            yield self.train_x[rows], self.train_y[rows]
+        """Those of this epoch that are left; each is valid until the next one is asked for."""
+        data, options = (self.train_x, self.train_y), self.options
+        every = fs.data.batches(
+            data, options.batch_size, seed=options.seed, epoch=self.epoch, start=self.batch, reuse=True
+        )
+        for x, y in every:
+            if len(x) >= self._least:
+                yield x, y
 
     def loss_step(
         self, model: digits.MLP, optimizer: Any, x: digits.Floats, y: digits.Labels, call: digits.Call
     ) -> tuple[float, float]:
         """The update of one batch, of any copy of model and optimizer at this step; gives loss and accuracy."""
+        self.between_steps = False
         return digits.train_step(
             model,
             optimizer,
@@ -209,10 +235,12 @@ class Training:
             self.average.update()
         if self.snapshots is not None:
             self.snapshots.observe(len(self.record["steps"]))
+        self.between_steps = True
 
     def end_epoch(self) -> dict[str, Any]:
         """Evaluates; gives the epoch's entry of the record."""
         begun = len(self.record["steps"]) - self.batch
+        self.between_steps = False
         with evaluation_weights(self.optimizer):
             test_loss, test_accuracy = self.model.evaluate(self.test_x, self.test_y)
             dead = dead_part(self.model.activations())
@@ -237,6 +265,7 @@ class Training:
         self.epoch, self.batch = self.epoch + 1, 0
         if stop or self.epoch == self.options.epochs:
             self._finish()
+        self.between_steps = True
         return entry
 
     def _finish(self) -> None:
@@ -263,6 +292,13 @@ class Training:
             single.append(accuracy(p))
         together = accuracy(ensemble_predict(probabilities, self.snapshots)) if finite else None
         return {"test_accuracies": single, "ensemble_test_accuracy": together}
+
+    def snapshot_steps(self) -> list[int]:
+        """After which steps the snapshots that are kept were taken."""
+        if self.snapshots is None or self.snapshots.schedule is None:
+            return []
+        taken = [k for k in range(1, len(self.record["steps"]) + 1) if self.snapshots.schedule._ends_cycle(k)]
+        return taken[-len(self.snapshots) :] if len(self.snapshots) else []
 
     def test_accuracy(self) -> float | None:
         """As the last epoch's end measured it, or of the best weights where those are back; None before the first."""
@@ -300,7 +336,7 @@ class Training:
 
         Args:
             path: What `save` wrote.
-            given: Options that somebody named; they must be those of the run.
+            given: Options that somebody named; they must be those of the run, but that there may be more epochs.
 
         Raises:
             ValueError: The file is damaged or holds no run, or an option differs.
@@ -314,14 +350,39 @@ class Training:
             run = cls(options)
             for name, value in given.items():
                 own = run.lr if name == "lr" else getattr(options, name)
-                if own != value:
+                if own != value and not (name == "epochs" and value > own):
                     raise ValueError(
                         f"--{name.replace('_', '-')}: the run in {path} has {_text(own)}, got {_text(value)}"
                     )
             run._load(loaded)
-        except (AttributeError, KeyError, NoRun, TypeError) as error:
-            raise ValueError(f"--resume: {path} holds no run of fusedstep train ({error!r})") from error
+        except KeyError as error:
+            raise ValueError(
+                f"--resume: {path} holds no run of fusedstep train (no {error.args[0]!r} in it)"
+            ) from error
+        except (AttributeError, NoRun, TypeError) as error:
+            raise ValueError(f"--resume: {path} holds no run of fusedstep train ({error})") from error
+        if given.get("epochs", 0) > options.epochs:
+            run._extend(given["epochs"], path)
         return run
+
+    def _extend(self, epochs: int, path: str | Path) -> None:
+        """More epochs than it was started with; the rate is from here on that of a run of so many."""
+        if self.snapshots is not None:
+            raise ValueError(
+                f"--epochs: the run in {path} has {self.options.epochs}, over which its snapshots are spread"
+            )
+        if self.finished and self.stopping is not None:
+            raise ValueError(f"--epochs: the run in {path} has ended at its best weights (--early-stop), not its last")
+        if self.finished and self.epoch < self.options.epochs:
+            raise ValueError(f"--epochs: the run in {path} has ended after {self.epoch}: its loss is not finite")
+        self.options = replace(self.options, epochs=epochs)
+        self.total = epochs * self._per_epoch
+        self.finished, self.extended = False, True
+        self.record["options"]["epochs"] = epochs
+        lr = self._rate()
+        self.record["schedule"] = repr(lr) if callable(lr) else None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
 
     def _load(self, loaded: fs.Checkpoint) -> None:
         saved = loaded.metadata

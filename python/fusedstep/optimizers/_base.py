@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fusedstep import _core
 from fusedstep._arguments import flag
 from fusedstep._arrays import as_array, dtype_name
+from fusedstep._brief import plural
 from fusedstep._core import StepReport, Structure
 from fusedstep._structure import Given, Nested, is_array, listed, parse
 from fusedstep.optimizers._reading import hyper_parameter, parts_of, real_number, whole_number
@@ -508,8 +509,7 @@ def _arrays(groups: list[dict[str, Any]]) -> list[tuple[str, Array]]:
 def described(group: Mapping[str, Any]) -> str:
     """How many arrays and numbers a group has."""
     sizes = [as_array(param, "params").size for param in group["params"]]
-    arrays = "1 array" if len(sizes) == 1 else f"{len(sizes)} arrays"
-    return f"{arrays} of {sum(sizes):,} parameter{'' if sum(sizes) == 1 else 's'}"
+    return f"{plural(len(sizes), 'array')} of {plural(sum(sizes), 'parameter')}"
 
 
 def refuse_unknown(rule: str, group: Mapping[str, Any], index: int) -> None:

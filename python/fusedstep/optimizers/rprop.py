@@ -20,7 +20,10 @@ class Rprop(Optimizer):
 
     Args:
         params: What to update, see `Optimizer`.
-        lr: What the steps s begin with; finite, >= 0. A later value, or a schedule, changes only new states.
+        lr: What the steps s begin with; finite, >= 0. A later value changes only new states. Under a schedule the
+            states begin anew in every step at which its rate has risen: through a warm-up s is the rate, and adapts
+            from its end on. Where the rate stays or falls, the schedule changes nothing. (PyTorch's steps begin with
+            the rate of the first step, whatever follows.)
         etas: How s shrinks and grows; less than 1, more than 1.
         step_sizes: Smallest and largest s; finite, >= 0.
         **options: What every optimizer takes, see `Options`.

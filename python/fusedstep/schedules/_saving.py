@@ -139,7 +139,7 @@ class Handover:
 
     def adopt(self, current: Any, saved: Any) -> Any:
         """The saved schedule, on the objects of the current one where they correspond; else on copies."""
-        mine, theirs = list(_plateaus(current)), list(_plateaus(saved))
+        mine, theirs = list(plateaus(current)), list(plateaus(saved))
         pairs = dict(self._taken)
         agree = [pairs.setdefault(id(a), (a, b))[1] is b for a, b in zip(mine, theirs, strict=False)]
         if len(mine) != len(theirs) or not all(agree):
@@ -163,12 +163,13 @@ def _parts(schedule: Any) -> Iterator[tuple[str, Sequence[Any]]]:
         yield "schedule", [schedule.schedule]
 
 
-def _plateaus(schedule: Any) -> Iterator[ReduceOnPlateau]:
+def plateaus(schedule: Any) -> Iterator[ReduceOnPlateau]:
+    """Those within a schedule."""
     if isinstance(schedule, ReduceOnPlateau):
         yield schedule
     for _, parts in _parts(schedule):
         for part in parts:
-            yield from _plateaus(part)
+            yield from plateaus(part)
 
 
 def _rebuilt(schedule: Any, others: dict[int, ReduceOnPlateau]) -> Any:

@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fusedstep._arguments import number, rising, whole
 from fusedstep.schedules._base import Schedule, between
+from fusedstep.schedules.decay import constant
 
 #: Schedules in one, itself included and each as often as it stands there; and how deep they may stand in each other.
 MOST_PARTS, DEEPEST = 10_000, 50
@@ -22,11 +25,11 @@ class warmup(Schedule):
 
     The schedule within sees the steps of the whole run: `warmup(cosine(lr, 500), 100)` ends at step 500, and follows
     the cosine from step 100 on as if there had been no warm-up. For a schedule that starts when the warm-up ends, see
-    `join`. With a start_factor of 0 the first step has a rate of 0.
+    `join`. With a start_factor of 0 the first step has a rate of 0. A warm-up of no steps is none.
 
     Args:
-        schedule: A schedule, or any function of the number of steps taken.
-        steps: How long it rises, >= 1, and no longer than the schedule lasts.
+        schedule: A schedule, any function of the number of steps taken, or a number for a rate that is constant.
+        steps: How long it rises, >= 0, and no longer than the schedule lasts.
         start_factor: At step 0, in [0, 1].
 
     Raises:
@@ -35,7 +38,7 @@ class warmup(Schedule):
 
     Examples:
         >>> from fusedstep import schedules
-        >>> lr = schedules.warmup(schedules.constant(1.0), 4)
+        >>> lr = schedules.warmup(1.0, 4)
         >>> [lr(step) for step in range(6)]
         [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
@@ -43,14 +46,15 @@ class warmup(Schedule):
         Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017.
     """
 
-    schedule: Callable[[int], float]
+    schedule: Callable[[int], float] | float
     steps: int
     start_factor: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.schedule, "schedule")
         self._set(
-            steps=whole(self.steps, "steps", least=1), start_factor=number(self.start_factor, "start_factor", least=0)
+            schedule=_schedule(self.schedule, "schedule"),
+            steps=whole(self.steps, "steps"),
+            start_factor=number(self.start_factor, "start_factor", least=0),
         )
         if self.start_factor > 1:
             raise ValueError(f"start_factor: expected at most 1, got {self.start_factor!r}")
@@ -60,7 +64,8 @@ class warmup(Schedule):
         _check_parts(self)
 
     def _at(self, step: int) -> float:
-        return self.schedule(step) * between(self.start_factor, 1.0, min(step / self.steps, 1.0))
+        part = step / self.steps if step < self.steps else 1.0
+        return _rate(self.schedule, step) * between(self.start_factor, 1.0, part)
 
     def _length(self) -> int | None:
         return _length(self.schedule)
@@ -78,8 +83,9 @@ class join(Schedule):
         η(t) = schedulesₖ(t − milestonesₖ₋₁)     (milestonesₖ₋₁ ≤ t < milestonesₖ, counted from milestones₋₁ = 0)
 
     Args:
-        schedules: At least one, of this module or functions of the number of steps.
-        milestones: When the next one begins, rising, >= 1; one less than schedules.
+        schedules: At least one, of this module, functions of the number of steps, or numbers for constant rates.
+        milestones: When the next one begins, rising, >= 0; one less than schedules. With a first one of 0, the first
+            schedule has no steps.
 
     Raises:
         TypeError: Something that is no number, or no schedule.
@@ -92,7 +98,7 @@ class join(Schedule):
         0.0 0.5 1.0 0.5 0.0
     """
 
-    schedules: Sequence[Callable[[int], float]]
+    schedules: Sequence[Callable[[int], float] | float]
     milestones: Sequence[int]
 
     def __post_init__(self) -> None:
@@ -100,9 +106,10 @@ class join(Schedule):
             raise TypeError(f"schedules: expected a list, got {type(self.schedules).__name__}")
         if not self.schedules:
             raise ValueError("schedules: expected at least one, got none")
-        for k, schedule in enumerate(self.schedules):
-            _check(schedule, f"schedules[{k}]")
-        self._set(schedules=tuple(self.schedules), milestones=rising(self.milestones, "milestones"))
+        self._set(
+            schedules=tuple(_schedule(schedule, f"schedules[{k}]") for k, schedule in enumerate(self.schedules)),
+            milestones=rising(self.milestones, "milestones"),
+        )
         if len(self.milestones) != len(self.schedules) - 1:
             raise ValueError(
                 f"milestones: expected {len(self.schedules) - 1} for {len(self.schedules)} schedules, "
@@ -112,9 +119,9 @@ class join(Schedule):
 
     def _at(self, step: int) -> float:
         schedule, start = self._part(step)
-        return schedule(step - start)
+        return _rate(schedule, step - start)
 
-    def _part(self, step: int) -> tuple[Callable[[int], float], int]:
+    def _part(self, step: int) -> tuple[Any, int]:
         """The schedule of a step, and where it starts."""
         k = bisect_right(self.milestones, step)
         return self.schedules[k], self.milestones[k - 1] if k > 0 else 0
@@ -139,7 +146,7 @@ class scale(Schedule):
         η(t) = factor · schedule(t)
 
     Args:
-        schedule: A schedule, or any function of the number of steps taken.
+        schedule: A schedule, any function of the number of steps taken, or a number for a rate that is constant.
         factor: Finite, >= 0.
 
     Raises:
@@ -152,16 +159,15 @@ class scale(Schedule):
         0.25
     """
 
-    schedule: Callable[[int], float]
+    schedule: Callable[[int], float] | float
     factor: float
 
     def __post_init__(self) -> None:
-        _check(self.schedule, "schedule")
-        self._set(factor=number(self.factor, "factor", least=0))
+        self._set(schedule=_schedule(self.schedule, "schedule"), factor=number(self.factor, "factor", least=0))
         _check_parts(self)
 
     def _at(self, step: int) -> float:
-        return self.factor * self.schedule(step)
+        return self.factor * _rate(self.schedule, step)
 
     def _length(self) -> int | None:
         return _length(self.schedule)
@@ -210,6 +216,15 @@ def _length(schedule: Any) -> int | None:
     return schedule._length() if isinstance(schedule, Schedule) else None
 
 
-def _check(schedule: Any, name: str) -> None:
-    if not callable(schedule) or isinstance(schedule, type):
-        raise TypeError(f"{name}: expected a schedule, got {schedule!r}")
+def _schedule(given: Any, name: str) -> Callable[[int], float]:
+    """What is given, a number as a schedule that is saved with checkpoints like any other."""
+    if isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool):
+        return constant(number(given, name, least=0))
+    if not callable(given) or isinstance(given, type):
+        raise TypeError(f"{name}: expected a schedule, got {given!r}")
+    return given  # type: ignore[no-any-return]
+
+
+def _rate(schedule: Any, step: int) -> float:
+    rate: float = schedule(step)
+    return rate

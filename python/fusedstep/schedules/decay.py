@@ -91,7 +91,7 @@ class multi_step(Schedule):
 
     Args:
         lr: At the start; finite, >= 0.
-        milestones: Steps, rising, >= 1; at least one.
+        milestones: Steps, rising, >= 0; at least one. One of 0 holds from the first step on.
         gamma: Finite, > 0.
 
     Raises:
@@ -213,7 +213,7 @@ class linear(Schedule):
 
     Args:
         lr: At the start; finite, >= 0.
-        total_steps: When final_lr is reached, >= 1.
+        total_steps: When final_lr is reached, >= 0: a rise of no steps is none.
         final_lr: Finite, >= 0.
 
     Raises:
@@ -234,12 +234,12 @@ class linear(Schedule):
     def __post_init__(self) -> None:
         self._set(
             lr=number(self.lr, "lr", least=0),
-            total_steps=whole(self.total_steps, "total_steps", least=1),
+            total_steps=whole(self.total_steps, "total_steps"),
             final_lr=number(self.final_lr, "final_lr", least=0),
         )
 
     def _at(self, step: int) -> float:
-        return between(self.lr, self.final_lr, min(step, self.total_steps) / self.total_steps)
+        return between(self.lr, self.final_lr, step / self.total_steps if step < self.total_steps else 1.0)
 
     def _length(self) -> int | None:
         return self.total_steps

@@ -17,10 +17,13 @@ class ReduceOnPlateau(Schedule):
 
     .. code-block:: text
 
-        improved:  metric < best · (1 − threshold)  (min, rel)     metric < best − threshold  (min, abs)
-                   metric > best · (1 + threshold)  (max, rel)     metric > best + threshold  (max, abs)
+        improved:  metric < best − margin  (min)     metric > best + margin  (max)
+        margin = threshold · |best|  (rel)     threshold  (abs)
         more than `patience` observations in a row without, none of them among the `cooldown` after the last reduction:
         lr ← max(factor · lr, min_lr),  unless it would move by no more than eps
+
+    PyTorch's margin is threshold · best, with its sign: a metric that stays at a negative value counts as an
+    improvement there, at every observation. For metrics >= 0 it is the same.
 
     The one schedule with a state: called with a step it gives the present rate, whatever the step. A NaN is no
     improvement. `Optimizer.load_state_dict` puts a saved state into the objects that the optimizer already has, one
@@ -117,8 +120,10 @@ class ReduceOnPlateau(Schedule):
         sign = 1.0 if self.mode == "min" else -1.0
         if self.best is None:
             return sign * value < math.inf
-        if self.threshold_mode == "rel":
-            return sign * value < sign * (self.best * (1.0 - sign * self.threshold))
+        if self.threshold_mode == "rel" and math.isfinite(self.best):
+            # In PyTorch's words where best >= 0, for the same rounding.
+            part = self.threshold if self.best >= 0 else -self.threshold
+            return sign * value < sign * (self.best * (1.0 - sign * part))
         return sign * value < sign * (self.best - sign * self.threshold)
 
     def state_dict(self) -> dict[str, Any]:
