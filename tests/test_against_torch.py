@@ -14,6 +14,9 @@ from cases import CASES
 from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
 
+# Where another optimizer takes a state over, hyper-parameters change.
+pytestmark = pytest.mark.filterwarnings("ignore:load_state_dict. replaced")
+
 PROBLEMS = [(rule, hypers) for rule, case in CASES.items() if case.torch for hypers in case.valid]
 # Torch has no such hyper-parameter.
 PROBLEMS = [(rule, hypers) for rule, hypers in PROBLEMS if "accumulator" not in hypers]

@@ -23,6 +23,9 @@ import fusedstep as fs
 from fusedstep import _checkpoint
 from helpers import assert_same_bits
 
+# Where another optimizer takes a state over, hyper-parameters change.
+pytestmark = pytest.mark.filterwarnings("ignore:load_state_dict. replaced")
+
 F = np.float32
 DATA = Path(__file__).parent / "data"
 BIT_GENERATORS = ["MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"]

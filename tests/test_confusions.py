@@ -15,6 +15,9 @@ from fusedstep.optimizers import REGISTRY
 from helpers import assert_same_bits, gradient_for, ones
 from runs import HYPERS, TORCH, snapshot
 
+# Where another optimizer takes a state over, hyper-parameters change.
+pytestmark = pytest.mark.filterwarnings("ignore:load_state_dict. replaced")
+
 F, D = np.float32, np.float64
 DTYPES = [F, D]
 

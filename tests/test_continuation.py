@@ -13,6 +13,9 @@ from fusedstep.optimizers import REGISTRY
 from helpers import ones
 from runs import DENSE, FROZEN, HYPERS, average_of, bits, grads_for, groups_of, mapped, params_for, snapshot
 
+# Where another optimizer takes a state over, hyper-parameters change.
+pytestmark = pytest.mark.filterwarnings("ignore:load_state_dict. replaced")
+
 F = np.float32
 OPTIONS = {"max_grad_norm": 3.0, "skip_nonfinite": True}
 

@@ -12,6 +12,9 @@ import fusedstep as fs
 from fusedstep.optimizers.lbfgs import LBFGS, LBFGSReport
 from helpers import assert_same_bits, ones
 
+# Where another optimizer takes a state over, hyper-parameters change.
+pytestmark = pytest.mark.filterwarnings("ignore:load_state_dict. replaced")
+
 F, D = np.float32, np.float64
 WOLFE = {"line_search_fn": "strong_wolfe"}
 

@@ -40,9 +40,47 @@ constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::d
 
 }  // namespace
 
+namespace {
+
+// The name of the parameter at a position, null where its group has none.
+py::object name_in(PyObject* groups, py::ssize_t index) {
+  for (const py::handle group : py::reinterpret_borrow<py::list>(groups)) {
+    if (!PyDict_Check(group.ptr())) break;
+    const py::handle params = PyDict_GetItemString(group.ptr(), "params");
+    const py::handle names = PyDict_GetItemString(group.ptr(), "param_names");
+    if (!params || !PyList_Check(params.ptr())) break;
+    const py::ssize_t count = PyList_GET_SIZE(params.ptr());
+    if (index < count) {
+      const bool named = names && PyList_Check(names.ptr()) && index < PyList_GET_SIZE(names.ptr());
+      return named ? py::reinterpret_borrow<py::object>(PyList_GET_ITEM(names.ptr(), index)) : py::object();
+    }
+    index -= count;
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string repr_text(py::handle object) {
+  constexpr std::size_t longest = 200;
+  const auto text = py::reinterpret_steal<py::object>(PyObject_Repr(object.ptr()));
+  const char* bytes = text ? PyUnicode_AsUTF8(text.ptr()) : nullptr;
+  if (bytes == nullptr) {
+    PyErr_Clear();
+    return "a value of type " + kind_text(object);
+  }
+  const std::string whole = bytes;
+  return whole.size() <= longest ? whole : whole.substr(0, 40) + "… (" + kind_text(object) + ")";
+}
+
 std::string Label::text() const {
   std::string name = role;
-  if (index >= 0) name += "[" + std::to_string(index) + "]";
+  const py::object given = groups != nullptr && index >= 0 ? name_in(groups, index) : py::object();
+  if (given) {
+    name += "[" + repr_text(given) + "]";
+  } else if (index >= 0) {
+    name += "[" + std::to_string(index) + "]";
+  }
   if (key != nullptr) name += "['" + std::string(key) + "']";
   return name;
 }
@@ -63,21 +101,6 @@ std::string dtype_text(py::handle array) {
   return is_bfloat16(a->descr) ? "bfloat16" : std::string(py::str(py::handle(a->descr)));
 }
 std::string kind_text(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
-
-std::string shown(py::handle object) {
-  constexpr py::ssize_t kMost = 200;
-  const auto whole = py::reinterpret_steal<py::object>(PyObject_Repr(object.ptr()));
-  if (!whole) {
-    // A number of too many digits, a nest too deep.
-    if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_RecursionError)) {
-      throw py::error_already_set();
-    }
-    PyErr_Clear();
-    return "an object of type " + kind_text(object);
-  }
-  if (PyUnicode_GET_LENGTH(whole.ptr()) <= kMost) return py::str(whole);
-  return std::string(py::str(py::reinterpret_steal<py::object>(PyUnicode_Substring(whole.ptr(), 0, kMost)))) + "…";
-}
 
 bool is_text(py::handle object, const char* text) {
   return PyUnicode_Check(object.ptr()) != 0 && PyUnicode_CompareWithASCIIString(object.ptr(), text) == 0;

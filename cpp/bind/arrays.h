@@ -12,13 +12,17 @@ namespace fusedstep::bind {
 
 namespace py = pybind11;
 
-// An argument's name, put together only when an error needs it: "grads", "grads[3]", "state[3]['exp_avg']".
+// An argument's name, put together only when an error needs it: "grads", "grads[3]", "state[3]['exp_avg']"; and
+// "grads['w']" where `groups`, an optimizer's, name the parameter at the index.
 struct Label {
   const char* role;
   py::ssize_t index = -1;
   const char* key = nullptr;
+  PyObject* groups = nullptr;
   std::string text() const;
 };
+// What an error shows of an argument: its repr, unless that is long or fails.
+std::string repr_text(py::handle object);
 
 struct Array {
   char* data;
@@ -35,8 +39,6 @@ bool is_masked(py::handle object);
 std::string shape_text(py::handle array);
 std::string dtype_text(py::handle array);
 std::string kind_text(py::handle object);
-// Its repr, where it has one, cut to what is read.
-std::string shown(py::handle object);
 // Whether it is this string; strings that no encoding has are others.
 bool is_text(py::handle object, const char* text);
 

@@ -36,7 +36,7 @@ struct Named {
   Label label;
 };
 
-std::string text(py::handle value) { return shown(value); }
+std::string text(py::handle value) { return repr_text(value); }
 std::string text(double value) { return py::repr(py::float_(value)); }
 
 Frame frame_of(py::object x, py::handle channel_axis_given) {

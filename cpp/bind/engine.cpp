@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "bind/memory.h"
 #include "runtime/isa.h"
 
 namespace fusedstep::bind {
@@ -44,7 +45,7 @@ void check_domain(const Field& field, double value, py::handle given) {
   std::string text = expected;
   if (field.count > 1) text.insert(text.find("number") + 6, "s");
   value_error({field.name}, "expected " + std::string(field.count > 1 ? "" : "a ") + text +
-                                (field.optional ? ", or None" : "") + ", got " + shown(given));
+                                (field.optional ? ", or None" : "") + ", got " + repr_text(given));
 }
 
 double choice(const Field& field, py::handle given) {
@@ -53,7 +54,7 @@ double choice(const Field& field, py::handle given) {
     if (is_text(given, field.choices[k])) return k;
     known += (k > 0 ? " or '" : "'") + std::string(field.choices[k]) + "'";
   }
-  const std::string message = "expected " + known + (field.optional ? ", or None" : "") + ", got " + shown(given);
+  const std::string message = "expected " + known + (field.optional ? ", or None" : "") + ", got " + repr_text(given);
   if (!py::isinstance<py::str>(given)) type_error({field.name}, message);
   value_error({field.name}, message);
 }
@@ -71,6 +72,23 @@ void fetch_shapes(const Item& item) {
 
 }  // namespace
 
+py::tuple Geometry::lengths() const {
+  py::tuple all{shape.size()};
+  for (std::size_t i = 0; i < shape.size(); ++i) all[i] = shape[i];
+  return all;
+}
+
+std::string Geometry::text() const { return "shape " + repr_text(lengths()) + " and " + dtype_name(dtype); }
+
+Geometry geometry_of(py::handle owner, py::handle array, const Label& label) {
+  const auto* a = py::detail::array_proxy(array.ptr());
+  return {owner,
+          inspect_stored(array, label).dtype,
+          py::reinterpret_borrow<py::object>(a->descr),
+          {a->dimensions, a->dimensions + a->nd},
+          {a->strides, a->strides + a->nd}};
+}
+
 py::handle get(py::handle dict, py::handle key) {
   const py::handle value = PyDict_GetItemWithError(dict.ptr(), key.ptr());
   if (!value && PyErr_Occurred() != nullptr) throw py::error_already_set();
@@ -81,10 +99,10 @@ bool flag(py::handle value, const char* name) {
   if (value.ptr() == Py_True) return true;
   if (value.ptr() == Py_False) return false;
   if (is_numpy_bool(value)) return PyObject_IsTrue(value.ptr()) == 1;
-  type_error({name}, "expected True or False, got " + shown(value));
+  type_error({name}, "expected True or False, got " + repr_text(value));
 }
 
-double number(py::handle value, const char* name) {
+double number(py::handle value, const char* name, bool* beyond) {
   if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
   if (PyBool_Check(value.ptr()) || is_numpy_bool(value))
     type_error({name}, "expected a number, got " + kind_text(value));
@@ -92,27 +110,15 @@ double number(py::handle value, const char* name) {
   if (number == -1.0 && PyErr_Occurred() != nullptr) {
     if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
       PyErr_Clear();
-      const int negative = PyObject_RichCompareBool(value.ptr(), py::int_(0).ptr(), Py_LT);
-      if (negative < 0) throw py::error_already_set();
-      return negative == 1 ? -HUGE_VAL : HUGE_VAL;
+      if (beyond != nullptr) return *beyond = true, HUGE_VAL;
+      value_error({name}, "expected a number in the range of doubles, got " + repr_text(value));
     }
-    // An array or tensor of many numbers says one of these.
-    for (PyObject* kind : {PyExc_TypeError, PyExc_ValueError, PyExc_RuntimeError}) {
-      if (!PyErr_ExceptionMatches(kind)) continue;
-      PyErr_Clear();
-      type_error({name}, "expected a number, got " + kind_text(value));
-    }
-    throw py::error_already_set();
+    // What is no number says so in many ways: an array of several, for example, by a ValueError or a RuntimeError.
+    if (PyErr_ExceptionMatches(PyExc_Exception) == 0) throw py::error_already_set();
+    PyErr_Clear();
+    type_error({name}, "expected a number, got " + kind_text(value));
   }
   return number;
-}
-
-double number_or_infinity(py::handle value, const char* name) {
-  const double given = number(value, name);
-  if (std::isinf(given) && PyLong_Check(value.ptr()) != 0) {
-    value_error({name}, "expected a number that a double holds, got " + shown(value));
-  }
-  return given;
 }
 
 namespace {
@@ -121,7 +127,7 @@ Dtype state_dtype(py::handle given) {
   if (is_text(given, "float32")) return Dtype::float32;
   if (is_text(given, "bfloat16")) return Dtype::bfloat16;
   if (is_text(given, "8bit")) return Dtype::unsigned8;
-  value_error({"state_dtype"}, "expected 'float32', 'bfloat16' or '8bit', got " + shown(given));
+  value_error({"state_dtype"}, "expected 'float32', 'bfloat16' or '8bit', got " + repr_text(given));
 }
 
 // A Python integer, or NumPy's, in [0, 2^63).
@@ -132,7 +138,7 @@ std::int64_t count_of(py::handle given, const char* name) {
     value = index ? PyLong_AsLongLong(index.ptr()) : -1;
     PyErr_Clear();
   }
-  if (value < 0) value_error({name}, "expected a whole number >= 0, got " + shown(given));
+  if (value < 0) value_error({name}, "expected a whole number >= 0 and < 2**63, got " + repr_text(given));
   return value;
 }
 
@@ -171,6 +177,18 @@ Engine::Engine(const std::string& name, Naming naming)
   }
 }
 
+namespace {
+
+// One of the numbers of a field that was given so.
+void read_number(const Field& field, py::handle value, py::handle given, double* out) {
+  bool beyond = false;
+  *out = number(value, field.name, &beyond);
+  check_domain(field, *out, given);
+  if (beyond) value_error({field.name}, "expected a number in the range of doubles, got " + repr_text(given));
+}
+
+}  // namespace
+
 void Engine::read_field(const Field& field, py::handle given, double* out) const {
   if (field.optional && given.is_none()) {
     *out = kNone;
@@ -179,8 +197,7 @@ void Engine::read_field(const Field& field, py::handle given, double* out) const
   } else if (field.domain == Domain::choice) {
     *out = choice(field, given);
   } else {
-    *out = number(given, field.name);
-    check_domain(field, *out, given);
+    read_number(field, given, given, out);
   }
 }
 
@@ -197,11 +214,17 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
   static const py::handle skip_key = PyUnicode_InternFromString("skip_nonfinite");
   static const py::handle telemetry_key = PyUnicode_InternFromString("telemetry");
   Settings settings;
+  const auto option = [&](py::handle key) {
+    const py::handle given = get(group, key);
+    settings.keys += given ? 1 : 0;
+    return given;
+  };
   double* out = settings.hypers;
   for (std::size_t k = 0; k < rule_.fields.size(); ++k) {
     const Field& field = rule_.fields[k];
     const auto given = py::reinterpret_borrow<py::object>(get(group, field_names_[k]));
     if (!given) value_error({field.name}, "missing");
+    ++settings.keys;
     if (field.count > 1) {
       const std::string expected = "expected " + std::to_string(field.count) + " numbers, got ";
       if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given)) {
@@ -217,8 +240,7 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
           *out++ = kNone;
           continue;
         }
-        *out = number(value, field.name);
-        check_domain(field, *out++, given);
+        read_number(field, value, given, out++);
       }
     } else if (out == settings.hypers + lr_ && schedules != Schedules::refuse && PyCallable_Check(given.ptr()) != 0) {
       if (schedules == Schedules::skip) {
@@ -234,20 +256,20 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
   if (const char* reason = rule_.refuse(settings.hypers)) throw py::value_error(reason);
   settings.variant = rule_.variant(settings.hypers);
   settings.coupled_decay = rule_.coupled_decay(settings.hypers);
-  if (const py::handle given = get(group, maximize_key)) settings.maximize = flag(given, "maximize");
-  const auto average = py::reinterpret_borrow<py::object>(get(group, ema_key));
+  if (const py::handle given = option(maximize_key)) settings.maximize = flag(given, "maximize");
+  const auto average = py::reinterpret_borrow<py::object>(option(ema_key));
   if (average && !average.is_none()) {
     settings.average = true;
     settings.ema_decay = number(average, "ema_decay");
     check_domain({"ema_decay", Domain::unit_interval}, settings.ema_decay, average);
   }
-  if (const py::handle given = get(group, cautious_key)) {
+  if (const py::handle given = option(cautious_key)) {
     settings.cautious = flag(given, "cautious");
     if (settings.cautious && !rule_.cautious) {
       throw py::value_error("cautious: does not apply to " + std::string(rule_.name));
     }
   }
-  if (const py::handle given = get(group, state_dtype_key)) settings.state_dtype = state_dtype(given);
+  if (const py::handle given = option(state_dtype_key)) settings.state_dtype = state_dtype(given);
   if (settings.state_dtype != Dtype::float32) {
     const int bits = bits_of(settings.state_dtype);
     if (const char* reason = rule_.refuse_bits(settings.hypers, bits)) {
@@ -255,23 +277,23 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
                   std::string(rule_.name) + " cannot have states of " + std::to_string(bits) + " bits: " + reason);
     }
   }
-  if (const py::handle given = get(group, least_8bit_key)) settings.least_8bit = count_of(given, "min_8bit_size");
-  if (const py::handle given = get(group, master_key)) settings.master = flag(given, "master_weights");
-  if (const py::handle given = get(group, random_key)) settings.random_param = flag(given, "stochastic_rounding");
-  if (const py::handle given = get(group, seed_key)) settings.seed = std::uint64_t(count_of(given, "seed"));
+  if (const py::handle given = option(least_8bit_key)) settings.least_8bit = count_of(given, "min_8bit_size");
+  if (const py::handle given = option(master_key)) settings.master = flag(given, "master_weights");
+  if (const py::handle given = option(random_key)) settings.random_param = flag(given, "stochastic_rounding");
+  if (const py::handle given = option(seed_key)) settings.seed = std::uint64_t(count_of(given, "seed"));
   if (settings.master && settings.random_param) {
     throw py::value_error("stochastic_rounding: expected False with master_weights, which nothing is lost from");
   }
-  const auto norm = py::reinterpret_borrow<py::object>(get(group, norm_key));
+  const auto norm = py::reinterpret_borrow<py::object>(option(norm_key));
   if (norm && !norm.is_none()) {
     settings.whole.clip = true;
-    settings.whole.max_grad_norm = number_or_infinity(norm, "max_grad_norm");
+    settings.whole.max_grad_norm = number(norm, "max_grad_norm");
     if (!(settings.whole.max_grad_norm > 0.0)) {
-      value_error({"max_grad_norm"}, "expected a number > 0, or None, got " + shown(norm));
+      value_error({"max_grad_norm"}, "expected a number > 0, or None, got " + repr_text(norm));
     }
   }
-  if (const py::handle given = get(group, skip_key)) settings.whole.skip_nonfinite = flag(given, "skip_nonfinite");
-  if (const py::handle given = get(group, telemetry_key)) settings.whole.telemetry = flag(given, "telemetry");
+  if (const py::handle given = option(skip_key)) settings.whole.skip_nonfinite = flag(given, "skip_nonfinite");
+  if (const py::handle given = option(telemetry_key)) settings.whole.telemetry = flag(given, "telemetry");
   return settings;
 }
 
@@ -282,8 +304,8 @@ int Engine::variant_for(const Settings& settings, py::handle param) const {
 
 Label Engine::label(py::ssize_t index, int owner) const {
   const bool function = naming_ == Naming::function;
-  if (owner == kParam) return {function ? "param" : "params", index};
-  if (owner == kGrad) return {function ? "grad" : "grads", index};
+  if (owner == kParam) return {function ? "param" : "params", index, nullptr, groups_.ptr()};
+  if (owner == kGrad) return {function ? "grad" : "grads", index, nullptr, groups_.ptr()};
   const char* name = owner == kAverage  ? "ema"
                      : owner == kMaster ? "master"
                      : owner >= kScales ? scales_names_[std::size_t(owner - kScales)].c_str()
@@ -293,28 +315,52 @@ Label Engine::label(py::ssize_t index, int owner) const {
   return {"state", index, name};
 }
 
-// Runs other libraries' code, which may do anything: before any pointer is taken.
-void Engine::view_grads(std::vector<Item>& items) const {
-  static const py::handle arrays = py::module_::import("fusedstep._arrays").release();
+void Engine::view_grad(Item& item, bool& foreign) const {
   static const py::handle row_sparse = py::object(py::module_::import("fusedstep._sparse").attr("RowSparse")).release();
-  for (Item& item : items) {
-    if (is_array(item.grad)) {
-      if (!rule_.dense) {
-        type_error(grad_label(item), "expected a fusedstep.RowSparse gradient, got " + kind_text(item.grad));
-      }
-    } else if (py::isinstance(item.grad, row_sparse)) {
-      if (!rule_.sparse) type_error(grad_label(item), std::string(rule_.name) + " takes no row-sparse gradient");
-      const std::string got = py::str(item.grad.attr("shape"));
-      if (is_array(item.param) && got != shape_text(item.param)) {
-        value_error(grad_label(item), "expected shape " + shape_text(item.param) + " as " + param_label(item).text() +
-                                          " has, got " + got);
-      }
-      const py::tuple parts = item.grad.attr("coalesced")(grad_label(item).text());
-      item.rows = parts[0];
-      item.grad = parts[1];
-    } else {
-      item.grad = arrays.attr("as_array")(item.grad, grad_label(item).text());
+  if (is_array(item.grad)) {
+    if (!rule_.dense) {
+      type_error(grad_label(item), "expected a fusedstep.RowSparse gradient, got " + kind_text(item.grad));
     }
+  } else if (py::isinstance(item.grad, row_sparse)) {
+    if (!rule_.sparse) type_error(grad_label(item), std::string(rule_.name) + " takes no row-sparse gradient");
+    const std::string got = py::str(item.grad.attr("shape"));
+    if (is_array(item.param) && got != shape_text(item.param)) {
+      value_error(grad_label(item),
+                  "expected shape " + shape_text(item.param) + " as " + param_label(item).text() + " has, got " + got);
+    }
+    const py::tuple parts = item.grad.attr("coalesced")(grad_label(item).text());
+    item.rows = parts[0];
+    item.grad = parts[1];
+    foreign = true;
+  } else {
+    item.grad = bind::view(item.grad, grad_label(item), &foreign);
+  }
+}
+
+void Engine::view(std::vector<Item>& items) const {
+  bool foreign = false;
+  for (Item& item : items) item.param = bind::view(item.owner, param_label(item), &foreign);
+  for (Item& item : items) view_grad(item, foreign);
+  for (const Item& item : items) {
+    // What a table gave a moment ago needs no second look, unless other code ran since.
+    if (foreign || is_array(item.owner)) require_alive(item.param, param_label(item));
+    require_alive(item.grad, grad_label(item));
+  }
+}
+
+void Engine::view_states(std::vector<Item>& items) const {
+  const auto look = [&](const Item& item, py::object& array, int owner) {
+    if (!array || array.is_none()) return;
+    if (!is_array(array)) array = bind::view(array, label(item.index, owner));
+    require_alive(array, label(item.index, owner));
+  };
+  for (Item& item : items) {
+    for (int s = 0; s < states(); ++s) {
+      look(item, item.state[s], s);
+      look(item, item.scales[s], kScales + s);
+    }
+    look(item, item.ema, kAverage);
+    look(item, item.master, kMaster);
   }
 }
 
@@ -534,17 +580,24 @@ void Engine::refuse_overlaps() {
   seen_read_ = read_;
 }
 
-void Engine::check_params(const std::vector<py::handle>& params) {
+std::vector<Geometry> Engine::check_params(const std::vector<py::handle>& params) {
+  std::vector<Item> items(params.size());
+  for (std::size_t k = 0; k < params.size(); ++k) {
+    items[k].index = py::ssize_t(k);
+    items[k].owner = py::reinterpret_borrow<py::object>(params[k]);
+    items[k].param = bind::view(items[k].owner, param_label(items[k]));
+  }
   written_.clear();
   read_.clear();
-  for (std::size_t k = 0; k < params.size(); ++k) {
+  std::vector<Geometry> known;
+  for (const Item& item : items) {
     runtime::StepTensor unused = {};
-    Item item;
-    item.index = py::ssize_t(k);
-    item.param = py::reinterpret_borrow<py::object>(params[k]);
+    if (is_array(item.param)) require_alive(item.param, param_label(item));
     inspect_param(item, unused);
+    known.push_back(geometry_of(item.owner, item.param, param_label(item)));
   }
   refuse_overlaps();
+  return known;
 }
 
 // Of the kept states the `kept`-th.
@@ -699,7 +752,6 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
     value_error({"grad_scale"}, "expected a finite number > 0, got " + std::string(py::str(py::float_(grad_scale))));
   }
   table_ = rule_.native ? runtime::active_table() : nullptr;
-  view_grads(items);
   written_.clear();
   read_.clear();
   tensors_.clear();

@@ -36,6 +36,7 @@ struct Settings {
   bool random_param = false;
   std::uint64_t seed = 0;
   WholeStep whole;
+  py::ssize_t keys = 0;  // of the group, that were found
 };
 
 // One parameter that has a gradient this time. Null states are made when all checks have passed.
@@ -43,6 +44,7 @@ struct Item {
   int group = 0;
   py::ssize_t index = 0;
   int variant = 0;
+  py::object owner;        // the parameter as it was given; `param` is its memory, as a NumPy array
   py::object param, grad;  // held: other threads may drop theirs while the step runs
   py::object entry;        // of the optimizer's state; null where it has none yet
   py::object rows;         // of the parameter, where the gradient is row-sparse
@@ -56,6 +58,17 @@ struct Item {
   double scalars[kMaxScalars] = {};   // before the step
   double advanced[kMaxScalars] = {};  // after it
 };
+
+// What a parameter was when an optimizer was given it.
+struct Geometry {
+  py::handle owner;  // compared, not held: the garbage collector cannot see what a native object holds
+  Dtype dtype;
+  py::object descr;
+  std::vector<py::ssize_t> shape, strides;
+  py::tuple lengths() const;
+  std::string text() const;
+};
+Geometry geometry_of(py::handle owner, py::handle array, const Label& label);
 
 // What a step did.
 struct Outcome {
@@ -78,10 +91,8 @@ enum class Schedules { ask, skip, refuse };
 py::handle get(py::handle dict, py::handle key);
 // A Python bool or NumPy's; TypeError.
 bool flag(py::handle value, const char* name);
-// A Python number, no bool; TypeError. Infinite where a double cannot hold it.
-double number(py::handle value, const char* name);
-// The same where infinity is a value: a number that a double cannot hold is a ValueError.
-double number_or_infinity(py::handle value, const char* name);
+// A Python number, no bool; TypeError. ValueError where a double cannot hold it, or infinity and `beyond`.
+double number(py::handle value, const char* name, bool* beyond = nullptr);
 
 class Engine {
  public:
@@ -92,12 +103,17 @@ class Engine {
   // Checks all items, then computes. States that were null are there afterwards, unless the step was skipped.
   // `shared` are the rule's shared scalars, which move on.
   const Outcome& run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale);
-  // What a parameter must be, alone and beside the others.
-  void check_params(const std::vector<py::handle>& params);
+  // What a parameter must be, alone and beside the others; and what it is.
+  std::vector<Geometry> check_params(const std::vector<py::handle>& params);
 
   const runtime::Rule& rule() const { return rule_; }
   int states() const { return int(rule_.states.size()); }
   int scalars() const { return int(rule_.scalars.size()); }
+  // The groups whose names errors use; borrowed.
+  void name_after(py::handle groups) { groups_ = groups; }
+  // Looks at the memory of the items, which may run code of other libraries: before any pointer is taken.
+  void view(std::vector<Item>& items) const;
+  void view_states(std::vector<Item>& items) const;
   int variant_for(const Settings& settings, py::handle param) const;
   bool keeps(const Item& item, int s) const { return rule_.keeps[std::size_t(item.variant)] >> s & 1; }
   const std::string& scales_name(int s) const { return scales_names_[std::size_t(s)]; }
@@ -118,7 +134,7 @@ class Engine {
   Label param_label(const Item& item) const { return label(item.index, kParam); }
   Label grad_label(const Item& item) const { return label(item.index, kGrad); }
   void read_field(const Field& field, py::handle given, double* out) const;
-  void view_grads(std::vector<Item>& items) const;
+  void view_grad(Item& item, bool& foreign) const;
   void inspect_param(const Item& item, runtime::StepTensor& tensor);
   void require_grad_dtype(const Item& item, const Array& grad, const runtime::StepTensor& tensor) const;
   void inspect_grad(Item& item, runtime::StepTensor& tensor);
@@ -143,6 +159,7 @@ class Engine {
 
   const runtime::Rule& rule_;
   const Naming naming_;
+  py::handle groups_;
   std::vector<py::object> field_names_;
   std::vector<std::string> scales_names_;
   int lr_ = 0;

@@ -57,13 +57,13 @@ Reduction reduction_of(py::handle given) {
   if (is_text(given, "none")) return Reduction::none;
   if (is_text(given, "mean")) return Reduction::mean;
   if (is_text(given, "sum")) return Reduction::sum;
-  value_error({"reduction"}, "expected 'none', 'mean' or 'sum', got " + shown(given));
+  value_error({"reduction"}, "expected 'none', 'mean' or 'sum', got " + repr_text(given));
 }
 
 double number_in(py::handle given, const char* name, double least, double most, const char* domain) {
   const double value = number(given, name);
   if (!(value >= least && value <= most)) {
-    value_error({name}, std::string("expected a number ") + domain + ", got " + shown(given));
+    value_error({name}, std::string("expected a number ") + domain + ", got " + repr_text(given));
   }
   return value;
 }
@@ -84,7 +84,7 @@ std::uint64_t word64(py::handle given, const char* name) {
   const std::uint64_t word = PyLong_AsUnsignedLongLong(value.ptr());
   if (PyErr_Occurred() != nullptr) {
     PyErr_Clear();
-    value_error({name}, "expected an integer in [0, 2^64), got " + shown(value));
+    value_error({name}, "expected an integer in [0, 2^64), got " + repr_text(value));
   }
   return word;
 }
@@ -212,7 +212,7 @@ py::tuple cross_entropy(py::object logits, py::object labels, py::object weight,
   const py::int_ ignored = integer(ignore_index, "ignore_index");
   int overflow = 0;
   const std::int64_t ignore = PyLong_AsLongLongAndOverflow(ignored.ptr(), &overflow);
-  if (overflow != 0) value_error({"ignore_index"}, "expected an integer of 64 bits, got " + shown(ignored));
+  if (overflow != 0) value_error({"ignore_index"}, "expected an integer of 64 bits, got " + repr_text(ignored));
 
   CrossEntropyArgs args = {};
   const bool plain = is_array(labels) && !is_masked(labels), words = plain && dtype_text(labels) == "bfloat16";
@@ -341,7 +341,7 @@ py::tuple binary_cross_entropy(py::object logits, py::object targets, py::object
   const bool wide = is_array(logits) && dtype_text(logits) == "float64";
   if (!(weight >= 0.0 && std::isfinite(wide ? weight : double(float(weight))))) {
     value_error({"pos_weight"},
-                "expected a finite number >= 0 of the dtype of the arithmetic, got " + shown(pos_weight));
+                "expected a finite number >= 0 of the dtype of the arithmetic, got " + repr_text(pos_weight));
   }
   return elementwise(ElementwiseLoss::binary, "logits", logits, targets, weight, reduction, out);
 }
@@ -358,7 +358,7 @@ py::object dropout(py::object x, py::object p, py::object seed, py::object offse
   const double rate = number(p, "p");
   const double words = std::nearbyint(rate * 0x1p32);
   if (!(rate >= 0.0 && words < 0x1p32)) {
-    value_error({"p"}, "expected a number in [0, 1), to 32 bits, got " + shown(p));
+    value_error({"p"}, "expected a number in [0, 1), to 32 bits, got " + repr_text(p));
   }
   DropoutArgs args = {};
   const std::int64_t choices = samples ? std::int64_t(py::len(x)) : input.size;
@@ -367,7 +367,7 @@ py::object dropout(py::object x, py::object p, py::object seed, py::object offse
   args.offset = word64(offset, "offset");
   if (args.offset + std::uint64_t(choices) < args.offset) {
     value_error({"offset"}, std::string("expected offset and ") + (samples ? "samples" : "elements") +
-                                " below 2^64, got " + shown(offset));
+                                " below 2^64, got " + repr_text(offset));
   }
   std::vector<std::pair<const char*, Array>> others;
   if (!residual.is_none()) {

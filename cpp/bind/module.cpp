@@ -6,6 +6,8 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The native half of fusedstep.";
   fusedstep::runtime::watch_forks();
   fusedstep::bind::register_runtime(m);
+  fusedstep::bind::register_memory(m);
+  fusedstep::bind::register_exchange(m);
   fusedstep::bind::register_optimizer(m);
   fusedstep::bind::register_batch_norm(m);
   fusedstep::bind::register_layers(m);

@@ -4,6 +4,8 @@
 
 namespace fusedstep::bind {
 
+void register_exchange(pybind11::module_& m);
+void register_memory(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
 void register_optimizer(pybind11::module_& m);
 void register_batch_norm(pybind11::module_& m);

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "bind/engine.h"
+#include "bind/memory.h"
 #include "bind/module.h"
 
 namespace fusedstep::bind {
@@ -107,9 +108,9 @@ std::int64_t whole_number(py::handle value, const Label& label, std::int64_t lea
   }
   const std::string expected = "expected a whole number >= " + std::to_string(least);
   if (overflows > 0 || number >= below) {
-    value_error(label, expected + " and < " + std::to_string(below) + ", got " + shown(value));
+    value_error(label, expected + " and < " + std::to_string(below) + ", got " + repr_text(value));
   }
-  if (number < least) value_error(label, expected + ", got " + shown(value));
+  if (number < least) value_error(label, expected + ", got " + repr_text(value));
   return number;
 }
 
@@ -150,6 +151,14 @@ class Optimizer {
   }
 
   std::int64_t taken() const { return taken_; }
+  // Shape and dtype of each parameter, as it was given.
+  py::list known() const {
+    py::list all;
+    for (const Geometry& geometry : known_) {
+      all.append(py::make_tuple(geometry.lengths(), dtype_name(geometry.dtype)));
+    }
+    return all;
+  }
 
   // Hyper-parameters, options and parameters, as a step would find them; schedules are not asked.
   void check(py::list groups) {
@@ -160,22 +169,29 @@ class Optimizer {
     for (const py::handle group : py::reinterpret_borrow<py::list>(groups_)) {
       for (const py::handle param : get(group, names().params)) params.push_back(param);
     }
-    engine_.check_params(params);
+    known_ = engine_.check_params(params);
   }
 
-  py::object step(py::list groups, py::dict state, py::handle grads, py::handle grad_scale) {
+  // `given`: per group, its parameters as they were given.
+  py::object step(py::list groups, py::dict state, const py::list& given, py::handle grads, py::handle grad_scale) {
     const Turn turn(*this, std::move(groups), std::move(state));
     const double scale = number(grad_scale, "grad_scale");
     if (taken_ + 1 >= kMaxSteps) value_error({"step"}, "expected fewer than 2^53 steps, got " + std::to_string(taken_));
     read_groups(Schedules::ask);
     check_groups();
-    flatten(grads);
+    check_containers(given);
+    flatten(grads, given);
     collect_items();
+    engine_.view(items_);
+    for (Item& item : items_) collect_state(item);
+    for (Item& item : items_) check_geometry(item);
+    engine_.view_states(items_);
     read_shared();
     const Outcome& outcome = engine_.run(items_, settings_, shared_, scale);
     if (!outcome.skipped) {
       commit();
       ++taken_;
+      tell_owners();
     }
     return report(outcome, scale);
   }
@@ -189,9 +205,12 @@ class Optimizer {
       optimizer_.busy_ = true;
       optimizer_.groups_ = std::move(groups);
       optimizer_.state_ = std::move(state);
+      optimizer_.engine_.name_after(optimizer_.groups_);
     }
     ~Turn() {
+      optimizer_.engine_.name_after({});
       optimizer_.items_.clear();
+      optimizer_.flat_ = {};
       // Held only meanwhile: the garbage collector cannot see what a native object holds.
       optimizer_.groups_ = {};
       optimizer_.state_ = {};
@@ -209,7 +228,20 @@ class Optimizer {
       const py::object group = hold(PyList_GET_ITEM(groups_.ptr(), g));
       if (!PyDict_Check(group.ptr())) type_error({"param_groups", g}, "expected a dict, got " + kind_text(group));
       settings_.push_back(engine_.read(group, schedules, taken_));
+      refuse_unknown(group, g, settings_.back().keys);
       agree(settings_[0], settings_.back());
+    }
+  }
+
+  // A key that nothing reads would be ignored. Where there are as many keys as were found, all are known.
+  void refuse_unknown(py::handle group, py::ssize_t index, py::ssize_t found) const {
+    found += get(group, names().params) ? 1 : 0;
+    found += get(group, names().param_names) ? 1 : 0;
+    if (engine_.rule().shared_scalars) {
+      for (const py::object& name : scalar_names_) found += get(group, name) ? 1 : 0;
+    }
+    if (PyDict_Size(group.ptr()) != found) {
+      py::module_::import("fusedstep.optimizers._base").attr("refuse_unknown")(engine_.rule().name, group, index);
     }
   }
 
@@ -254,6 +286,35 @@ class Optimizer {
     }
   }
 
+  // What was given as params must still hold the same: where an entry of a dict was replaced, the old array would go on
+  // being trained, and nobody would look at it. Each is a fusedstep._structure.Given.
+  void check_containers(const py::list& given) const {
+    if (given.size() != settings_.size()) {
+      value_error({"param_groups"}, "expected " + std::to_string(given.size()) +
+                                        ", which add_param_group adds to, got " + std::to_string(settings_.size()));
+    }
+    for (const py::handle one : given) {
+      const py::handle objects = PyTuple_GET_ITEM(one.ptr(), 0), keys = PyTuple_GET_ITEM(one.ptr(), 1);
+      const py::handle container = PyTuple_GET_ITEM(one.ptr(), 2);
+      if (container.is_none()) continue;
+      const py::ssize_t count = PyList_GET_SIZE(objects.ptr());
+      bool same = false;
+      if (PyList_Check(container.ptr())) {
+        same = PyList_GET_SIZE(container.ptr()) == count;
+        for (py::ssize_t k = 0; same && k < count; ++k) {
+          same = PyList_GET_ITEM(container.ptr(), k) == PyList_GET_ITEM(objects.ptr(), k);
+        }
+      } else if (PyDict_Check(container.ptr())) {
+        same = PyDict_GET_SIZE(container.ptr()) == count;
+        for (py::ssize_t k = 0; same && k < count; ++k) {
+          same = get(container, PyList_GET_ITEM(keys.ptr(), k)).ptr() == PyList_GET_ITEM(objects.ptr(), k);
+        }
+      }
+      // Looks again, at what is no plain list or dict, and says what is different.
+      if (!same) py::module_::import("fusedstep._structure").attr("refuse_orphans")(one);
+    }
+  }
+
   py::ssize_t params_in(py::handle group) const { return PyList_GET_SIZE(get(group, names().params).ptr()); }
 
   void append_list(py::handle grads, py::ssize_t expected, const char* role) {
@@ -276,21 +337,34 @@ class Optimizer {
     for (const py::handle key : keys) {
       const py::handle grad = get(grads, key);
       if (!grad) {
-        value_error({"grads"}, "no gradient for " + shown(key) + " (give None to leave it out)");
+        value_error({"grads"}, "no gradient for " + repr_text(key) + " (give None to leave it out)");
       }
       grads_.push_back(grad);
     }
     if (PyDict_Size(grads.ptr()) != PyObject_Length(keys.ptr())) {
       for (const auto& item : py::reinterpret_borrow<py::dict>(grads)) {
         if (PySequence_Contains(keys.ptr(), item.first.ptr()) == 0) {
-          value_error({"grads"}, shown(item.first) + " is not the name of a parameter");
+          value_error({"grads"}, repr_text(item.first) + " is not the name of a parameter");
         }
       }
     }
   }
 
+  // Gradients in the structure of nested parameters, or of an iterator: as a list, which this holds.
+  py::handle flat(py::handle grads, py::handle container) {
+    static const py::handle structure = py::module_::import("fusedstep._structure").release();
+    py::object list = structure.attr("flat_grads")(grads, container);
+    if (!flat_) flat_ = py::list();
+    PyList_Append(flat_.ptr(), list.ptr());
+    return list;
+  }
+  static bool is_nested(py::handle container) {
+    return !container.is_none() && !PyDict_Check(container.ptr()) && !PyList_Check(container.ptr());
+  }
+
   // One group's gradients, in the form that its parameters were given in.
-  void append_group(py::handle grads, py::handle group) {
+  void append_group(py::handle grads, py::handle group, py::handle container) {
+    if (is_nested(container)) grads = flat(grads, container);
     if (get(group, names().param_names) && PyDict_Check(grads.ptr())) return append_dict(grads, group);
     const py::ssize_t expected = params_in(group);
     if (expected == 1 && !is_sequence(grads)) {
@@ -300,19 +374,39 @@ class Optimizer {
     }
   }
 
-  void flatten(py::handle grads) {
+  static py::handle container_of(const py::list& given, py::ssize_t group) {
+    return PyTuple_GET_ITEM(PyList_GET_ITEM(given.ptr(), group), 2);
+  }
+
+  // An iterator, or a view of a dict; no array.
+  static bool is_iterable(py::handle grads) {
+    if (is_sequence(grads) || PyDict_Check(grads.ptr()) || is_array(grads) || PyUnicode_Check(grads.ptr()))
+      return false;
+    return py::hasattr(grads, "__iter__") && !py::hasattr(grads, "__array__") && !py::hasattr(grads, "keys");
+  }
+
+  void flatten(py::handle grads, const py::list& given) {
     grads_.clear();
     const py::handle first = PyList_GET_ITEM(groups_.ptr(), 0);
+    if (structure_ != Structure::array && is_iterable(grads)) grads = flat(grads, py::none());
     switch (structure_) {
       case Structure::array:
         grads_.push_back(grads);
         break;
       case Structure::list:
-        append_list(grads, params_in(first), "grads");
+      case Structure::dict: {
+        const py::handle container = container_of(given, 0);
+        if (is_nested(container)) {
+          append_list(flat(grads, container), params_in(first), "grads");
+        } else if (structure_ == Structure::dict) {
+          append_dict(grads, first);
+        } else if (get(first, names().param_names) && PyDict_Check(grads.ptr())) {
+          append_dict(grads, first);
+        } else {
+          append_list(grads, params_in(first), "grads");
+        }
         break;
-      case Structure::dict:
-        append_dict(grads, first);
-        break;
+      }
       case Structure::groups: {
         py::ssize_t all = 0;
         for (const py::handle group : py::reinterpret_borrow<py::list>(groups_)) all += params_in(group);
@@ -324,7 +418,8 @@ class Optimizer {
           append_list(grads, all, "grads");
         } else {
           for (py::ssize_t k = 0; k < PyList_GET_SIZE(groups_.ptr()); ++k) {
-            append_group(PySequence_Fast_GET_ITEM(grads.ptr(), k), PyList_GET_ITEM(groups_.ptr(), k));
+            append_group(PySequence_Fast_GET_ITEM(grads.ptr(), k), PyList_GET_ITEM(groups_.ptr(), k),
+                         container_of(given, k));
           }
         }
       }
@@ -350,17 +445,55 @@ class Optimizer {
         Item& item = items_.emplace_back();
         item.group = int(g);
         item.index = index;
-        item.param = hold(PyList_GET_ITEM(params.ptr(), k));
+        item.owner = hold(PyList_GET_ITEM(params.ptr(), k));
         item.grad = hold(grad);
         item.entry = hold(get(state_, index_key(index)));
         // The last step has pushed Python's objects out of the caches.
-        fetch_object(item.param);
+        fetch_object(item.owner);
         fetch_object(item.grad);
         fetch_object(item.entry);
       }
     }
     for (const Item& item : items_) fetch_entry(item.entry);
-    for (Item& item : items_) collect_state(item);
+  }
+
+  // Memory that moved is followed; another shape or dtype is another parameter. Where the axes lie in another order
+  // now, so do the states.
+  void check_geometry(Item& item) {
+    if (std::size_t(item.index) >= known_.size()) value_error({"params", item.index}, "add a group by add_param_group");
+    Geometry& known = known_[std::size_t(item.index)];
+    // Somebody has put another one into the group.
+    if (!known.owner.is(item.owner)) known = geometry_of(item.owner, item.param, {"params", item.index});
+    const auto* a = py::detail::array_proxy(item.param.ptr());
+    const Label label = {"params", item.index, nullptr, groups_.ptr()};
+    const bool shaped = std::equal(known.shape.begin(), known.shape.end(), a->dimensions, a->dimensions + a->nd);
+    if (!shaped || a->descr != known.descr.ptr()) {
+      const Geometry now = geometry_of(item.owner, item.param, label);
+      if (!shaped || now.dtype != known.dtype) {
+        value_error(label, "is of shape " + shape_text(item.param) + " and " + dtype_text(item.param) +
+                               ", and was of " + known.text() +
+                               " when it was given; opt.rebind(params) takes it as it is now");
+      }
+    }
+    if (std::equal(known.strides.begin(), known.strides.end(), a->strides, a->strides + a->nd)) return;
+    if (item.entry) {
+      static const py::handle states = py::module_::import("fusedstep.optimizers._states").release();
+      const py::object relaid = states.attr("relaid")(engine_.rule().name, item.entry, item.param);
+      if (PyDict_SetItem(state_.ptr(), index_key(item.index).ptr(), relaid.ptr()) != 0) throw py::error_already_set();
+      item.entry = relaid;
+      collect_state(item);
+    }
+    known = geometry_of(item.owner, item.param, label);
+  }
+
+  void tell_owners() const {
+    std::vector<py::handle> written;
+    for (const Item& item : items_) {
+      if (!is_array(item.owner) || py::detail::array_proxy(item.owner.ptr())->base != nullptr) {
+        written.push_back(item.owner);
+      }
+    }
+    if (!written.empty()) wrote(written);
   }
 
   void collect_state(Item& item) const {
@@ -403,7 +536,7 @@ class Optimizer {
   // May be infinite or NaN, as what the gradients made of the parameters may.
   static double scalar(py::handle value, const Label& label) {
     if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
-    return number_or_infinity(value, label.text().c_str());
+    return number(value, label.text().c_str());
   }
 
   // They stand in the groups, the same in all; the first one's hold.
@@ -524,8 +657,10 @@ class Optimizer {
   std::vector<py::object> state_names_, scales_names_, scalar_names_, index_keys_;
   double shared_[kMaxScalars] = {};
   // Reused from step to step.
+  std::vector<Geometry> known_;
   std::vector<Settings> settings_;
   std::vector<py::handle> grads_;
+  py::object flat_;  // lists that grads_ points into
   std::vector<Item> items_;
 };
 
@@ -587,8 +722,12 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
   for (std::size_t k = 0; k < count; ++k) {
     Item& item = items[k];
     item.index = listed ? py::ssize_t(k) : -1;
-    item.param = hold(pick(params, "param", k));
+    item.owner = hold(pick(params, "param", k));
     item.grad = hold(pick(grads, "grad", k));
+  }
+  engine.view(items);
+  for (std::size_t k = 0; k < count; ++k) {
+    Item& item = items[k];
     item.variant = engine.variant_for(settings[0], item.param);
     for (int s = 0; s < engine.states(); ++s) {
       if (!engine.keeps(item, s)) continue;
@@ -620,16 +759,23 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
       if (count > 0) items[0].scalar_array[s] = hold(states[first_scalar + s]);
     }
   }
-  engine.run(items, settings, shared, number(grad_scale, "grad_scale"));
+  const double scale = number(grad_scale, "grad_scale");
+  engine.view_states(items);
+  engine.run(items, settings, shared, scale);
   for (std::size_t s = 0; s < r.scalars.size(); ++s) {
-    if (r.shared_scalars) {
-      *scalar_of(states[first_scalar + s], {r.scalars[s]}) = shared[s];
-    } else {
-      for (std::size_t k = 0; k < count; ++k) {
-        *scalar_of(pick(states[first_scalar + s], r.scalars[s], k), {r.scalars[s]}) = items[k].advanced[s];
-      }
+    for (Item& item : items) {
+      if (!item.scalar_array[s]) continue;
+      *scalar_of(item.scalar_array[s], {r.scalars[s]}) = r.shared_scalars ? shared[s] : item.advanced[s];
     }
   }
+  std::vector<py::handle> written;
+  for (const Item& item : items) {
+    written.push_back(item.owner);
+    for (const py::object& state : item.state) {
+      if (state) written.push_back(state);
+    }
+  }
+  wrote(written);
 }
 
 }  // namespace
@@ -646,7 +792,8 @@ void register_optimizer(py::module_& m) {
       .def(py::init<const std::string&, Structure, std::int64_t>())
       .def("step", &Optimizer::step)
       .def("check", &Optimizer::check)
-      .def_property_readonly("taken", &Optimizer::taken);
+      .def_property_readonly("taken", &Optimizer::taken)
+      .def_property_readonly("known", &Optimizer::known);
   m.def("apply", &apply);
   // Of a parameter of so many axes.
   m.def("variant", [](const std::string& rule, const py::dict& hypers, int axes) {

@@ -5,15 +5,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep import _core
+
 #: Words of 16 bits that are numbers of bfloat16, which NumPy has not: `words.view(fusedstep.bfloat16)`. With ml_dtypes,
 #: an array of `ml_dtypes.bfloat16` is the same.
 bfloat16: np.dtype[Any] = np.dtype(np.uint16, metadata={"fusedstep": "bfloat16"})
 
 
 def as_array(value: object, name: str) -> NDArray[Any]:
-    """A NumPy view of `value`; TypeError where there is none without a copy."""
-    if isinstance(value, np.ndarray):
-        return value
+    """A NumPy view of what `value` holds now.
+
+    Raises:
+        TypeError: There is none without a copy.
+        ValueError: Its memory was moved or freed by the object that it came from.
+    """
+    array = _core.view(value, name)
+    _core.require_alive(array, name)
+    return array
+
+
+def foreign_array(value: object, name: str) -> NDArray[Any]:
+    """The view of what is no NumPy array, and has no table of functions to ask (`cpp/bind/memory.cpp`)."""
     # A torch parameter gives its memory only without its gradient; the detached alias is the same memory.
     source: Any = value.detach() if hasattr(value, "detach") else value
     kind = type(value).__qualname__
@@ -36,7 +48,7 @@ def _words_of(tensor: Any, name: str) -> NDArray[Any]:
     """The 16-bit words of a torch tensor that NumPy has no dtype for."""
     import torch
 
-    return as_array(tensor.view(torch.uint16), name)
+    return foreign_array(tensor.view(torch.uint16), name)
 
 
 def bfloat16_dtype() -> np.dtype[Any]:

@@ -172,7 +172,7 @@ def save_checkpoint(
     _safetensors()
     tensors: dict[str, Array] = {}
     fields = _encode_params(params, tensors)
-    encoded = None if optimizer is None else _encode_optimizer(optimizer.state_dict(), tensors)
+    encoded = None if optimizer is None else _encode_optimizer(_state_of(optimizer), tensors)
     scheduled = encoded is not None and "schedule_table" in encoded
     header = {
         "format": FORMAT if len(fields) > 1 else 3 if scheduled else 2,
@@ -403,6 +403,17 @@ def _decode_layer(saved: Any, tensors: dict[str, Array]) -> dict[str, Array]:
         if isinstance(batches, bool) or not 0 <= batches < 2**53:
             raise ValueError(f"damaged: 'num_batches_tracked' is {shown(batches)}")
         state["num_batches_tracked"] = np.array(batches)
+    return state
+
+
+def _state_of(optimizer: Any) -> dict[str, Any]:
+    """Its state dict; without a copy where it can be had."""
+    from fusedstep.optimizers import LBFGS
+    from fusedstep.optimizers._base import Optimizer
+
+    state: dict[str, Any] = (
+        optimizer.state_dict(copy=False) if isinstance(optimizer, Optimizer | LBFGS) else optimizer.state_dict()
+    )
     return state
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fusedstep._arguments import choice, flag, number, whole
-from fusedstep._weights import Array, Structure, Weights, check_keys
+from fusedstep._weights import Array, Structure, Weights, check_keys, kept
 from fusedstep.schedules.plateau import metric_of
 
 
@@ -90,9 +90,8 @@ class EarlyStopping:
         bad = whole(self.bad_observations + 1, "bad_observations")
         self._observations = observations
         if self._improves(value):
-            self.best, self.best_step, self.bad_observations = value, at, 0
-            if self._weights is not None:
-                self._kept = self._weights.copies()
+            copies = None if self._weights is None else self._weights.copies()
+            self.best, self.best_step, self.bad_observations, self._kept = value, at, 0, copies
             return False
         self.bad_observations = bad
         stop = self.bad_observations >= self.patience
@@ -115,15 +114,19 @@ class EarlyStopping:
             raise RuntimeError("restore: no weights are kept (params, restore_best), or nothing was observed")
         self._weights.write(self._kept)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes, and `save_checkpoint` as metadata; its own arrays, not copies."""
-        kept = None if self._weights is None or self._kept is None else self._weights.built(self._kept)
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+
+        Args:
+            copy: False for its own arrays: for who writes them out at once.
+        """
+        best = None if self._weights is None or self._kept is None else self._weights.built(kept(self._kept, copy))
         return {
             "best": self.best,
             "best_step": self.best_step,
             "bad_observations": self.bad_observations,
             "observations": self._observations,
-            "best_params": kept,
+            "best_params": best,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -149,8 +152,8 @@ class EarlyStopping:
                 f"state['best_params']: expected {'none' if given is not None else 'the best weights'}, "
                 f"got {'some' if given is not None else 'none'}"
             )
-        kept = None
+        copies = None
         if self._weights is not None and given is not None:
-            kept = self._weights.read(given, "state['best_params']", self._weights.arrays)
+            copies = self._weights.read(given, "state['best_params']", self._weights.arrays)
         self.best, self.best_step, self.bad_observations, self._observations = best, best_step, bad, observations
-        self._kept = kept
+        self._kept = copies

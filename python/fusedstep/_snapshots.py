@@ -8,7 +8,7 @@ import numpy as np
 
 from fusedstep._arguments import whole
 from fusedstep._arrays import dtype_name
-from fusedstep._weights import FLOATS, Array, Guest, Structure, Weights, check_keys
+from fusedstep._weights import FLOATS, Array, Guest, Structure, Weights, check_keys, kept
 from fusedstep.reference.codec import narrowed, widened
 from fusedstep.schedules._base import Schedule
 from fusedstep.schedules.combinators import ends_cycle, has_cycles
@@ -104,9 +104,14 @@ class SnapshotEnsemble(Guest):
     def __len__(self) -> int:
         return len(self._members)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes, and `save_checkpoint` as metadata; its own arrays, not copies."""
-        return {"members": self.members(), "last_end": self._last_end}
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+
+        Args:
+            copy: False for its own arrays: for who writes them out at once.
+        """
+        members = [self._weights.built(kept(member, copy)) for member in self._members]
+        return {"members": members, "last_end": self._last_end}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copies a state.

@@ -1,23 +1,28 @@
 """The arrays that somebody trains, held from outside of an optimizer."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep import _core
+from fusedstep._arguments import flag
 from fusedstep._arrays import as_array, dtype_name
+from fusedstep._structure import Nested, is_array, parse, refuse_orphans
 
 Array = NDArray[Any]
-#: An array, a list of arrays, or a dict of them by name.
+#: An array, a list of arrays, or a dict of them by name; or these within each other.
 Structure = Any
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Weights:
-    """An array, a list or a dict of arrays, which are written in place.
+    """Arrays in any structure that an optimizer takes, which are written in place.
+
+    What was given is held, and its memory looked at anew whenever it is read or written.
 
     Args:
         params: The arrays, of whatever shows its memory as one.
@@ -29,22 +34,50 @@ class Weights:
     """
 
     def __init__(self, params: Structure, kinds: Sequence[str] | None = None) -> None:
-        self._names: list[Any] | None = list(params) if isinstance(params, Mapping) else None
-        self._single = not isinstance(params, Mapping | list | tuple)
-        self._labels, given = self._flat(params, "params")
-        self.arrays = [_plain(value, label) for label, value in zip(self._labels, given, strict=True)]
-        for label, array in zip(self._labels, self.arrays, strict=True):
+        self._given = parse(params)
+        self._owners, self._names, self._container = self._given
+        self._single = is_array(params)
+        self._known: list[tuple[tuple[int, ...], str]] = []
+        arrays = self._look()
+        for label, array in zip(self._labels("params"), arrays, strict=True):
             if array.dtype.hasobject or (kinds is not None and dtype_name(array.dtype) not in kinds):
                 raise TypeError(f"{label}: expected {', '.join(kinds or ['numbers'])}, got {array.dtype}")
             if not array.flags.writeable:
                 raise ValueError(f"{label}: expected an array that can be written, got a read-only one")
-        if not self.arrays:
+        if not arrays:
             raise ValueError("params: expected at least one array, got none")
+        self._known = [(array.shape, dtype_name(array.dtype)) for array in arrays]
+
+    @property
+    def arrays(self) -> list[Array]:
+        """The arrays as they are now.
+
+        Raises:
+            ValueError: One has another shape or dtype than it was given with, or its memory is gone; what was given as
+                params holds others.
+        """
+        refuse_orphans(self._given)
+        arrays = self._look()
+        for label, array, (shape, dtype) in zip(self._labels("params"), arrays, self._known, strict=True):
+            if array.shape != shape or dtype_name(array.dtype) != dtype:
+                was, now = f"{shape} and {dtype}", f"{array.shape} and {dtype_name(array.dtype)}"
+                raise ValueError(f"{label}: is of shape {now}, and was of {was} when it was given")
+        return arrays
+
+    def _look(self) -> list[Array]:
+        return [_plain(owner, label) for label, owner in zip(self._labels("params"), self._owners, strict=True)]
+
+    def _labels(self, name: str) -> list[str]:
+        if self._single:
+            return [name]
+        return [f"{name}[{key!r}]" for key in (range(len(self._owners)) if self._names is None else self._names)]
 
     def built(self, values: Sequence[Array]) -> Structure:
         """Other arrays in the same structure."""
         if self._single:
             return values[0]
+        if isinstance(self._container, Nested):
+            return self._container.built(values)
         return list(values) if self._names is None else dict(zip(self._names, values, strict=True))
 
     def copies(self) -> list[Array]:
@@ -53,19 +86,8 @@ class Weights:
 
     def read(self, given: Structure, name: str, like: Sequence[Array]) -> list[Array]:
         """Copies of arrays in the same structure, laid out as `like`, of the same shapes and dtypes."""
-        kind = "an array" if self._single else "a list" if self._names is None else "a dict"
-        found = "a dict" if isinstance(given, Mapping) else "a list" if isinstance(given, list | tuple) else "an array"
-        if found != kind:
-            raise TypeError(f"{name}: expected {kind}, got {type(given).__name__}")
-        if self._names is not None and set(given) != set(self._names):
-            raise ValueError(f"{name}: expected {self._names}, got {list(given)}")
-        if self._names is not None:
-            given = {key: given[key] for key in self._names}
-        labels, values = self._flat(given, name)
-        if len(values) != len(like):
-            raise ValueError(f"{name}: expected {len(like)} arrays, got {len(values)}")
         taken = []
-        for label, value, model in zip(labels, values, like, strict=True):
+        for label, value, model in zip(self._labels(name), self._values(given, name, len(like)), like, strict=True):
             array = _plain(value, label)
             if dtype_name(array.dtype) != dtype_name(model.dtype):
                 raise TypeError(f"{label}: expected dtype {model.dtype}, got {array.dtype}")
@@ -76,28 +98,31 @@ class Weights:
             taken.append(copy)
         return taken
 
+    def _values(self, given: Structure, name: str, count: int) -> list[Any]:
+        if isinstance(self._container, Nested):
+            return self._container.grads(given, name)
+        kind = "an array" if self._single else "a list" if self._names is None else "a dict"
+        found = "a dict" if isinstance(given, Mapping) else "a list" if isinstance(given, list | tuple) else "an array"
+        if found != kind:
+            raise TypeError(f"{name}: expected {kind}, got {type(given).__name__}")
+        if self._single:
+            return [given]
+        if self._names is not None:
+            if set(given) != set(self._names):
+                raise ValueError(f"{name}: expected {self._names}, got {list(given)}")
+            return [given[key] for key in self._names]
+        if len(given) != count:
+            raise ValueError(f"{name}: expected {count} arrays, got {len(given)}")
+        return list(given)
+
     def write(self, values: Sequence[Array]) -> None:
-        """Puts values into the arrays."""
-        for array, value in zip(self.arrays, values, strict=True):
-            array[...] = value
+        """Puts values into the arrays: into all of them, or, where this raises, into none."""
+        _core.write(self.arrays, list(values))
+        _core.wrote(self._owners)
 
-    @contextmanager
-    def holding(self, values: Sequence[Array]) -> Iterator[None]:
-        """Other values for a while; the bits come back, whatever happens."""
-        before = self.copies()
-        try:
-            self.write(values)
-            yield
-        finally:
-            self.write(before)
-
-    @staticmethod
-    def _flat(params: Structure, name: str) -> tuple[list[str], list[Any]]:
-        if isinstance(params, Mapping):
-            return [f"{name}[{key!r}]" for key in params], list(params.values())
-        if isinstance(params, list | tuple):
-            return [f"{name}[{k}]" for k in range(len(params))], list(params)
-        return [name], [params]
+    def exchange(self, values: Sequence[Array], presence: _core.Presence) -> AbstractContextManager[None]:
+        """A context that holds other values; the bits come back, whatever happens."""
+        return _core.Exchange(self.arrays, list(values), self._owners, presence)
 
 
 class Guest:
@@ -105,21 +130,28 @@ class Guest:
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._away = False
+        self._presence = _core.Presence()
 
-    @contextmanager
-    def _in_place(self, values: Sequence[Array]) -> Iterator[None]:
+    def _in_place(self, values: Sequence[Array]) -> AbstractContextManager[None]:
         self._at_home("with")
-        self._away = True
-        try:
-            with self._weights.holding(values):
-                yield
-        finally:
-            self._away = False
+        return self._weights.exchange(values, self._presence)
 
     def _at_home(self, what: str) -> None:
-        if self._away:
+        if self._presence.away:
             raise RuntimeError(f"{what}: the weights hold other values until the end of the with block")
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._at_home("copy")
+        return {name: value for name, value in self.__dict__.items() if name != "_presence"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._presence = _core.Presence()
+
+
+def kept(arrays: Sequence[Array], copy: bool) -> list[Array]:
+    """The arrays of a state: copies, unless somebody wants them as they are."""
+    return [array.copy(order="K") for array in arrays] if flag(copy, "copy") else list(arrays)
 
 
 def check_keys(state: Any, keys: Sequence[str]) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep import _core
 from fusedstep._arguments import flag, number, whole
 from fusedstep._normalization import BatchNorm
 from fusedstep._snapshots import SnapshotEnsemble, ensemble_predict
-from fusedstep._weights import FLOATS, Array, Guest, Structure, Weights, check_keys
+from fusedstep._weights import FLOATS, Array, Guest, Structure, Weights, check_keys, kept
 from fusedstep.reference.codec import narrowed, widened
 
 __all__ = ["EMA", "SWA", "SnapshotEnsemble", "ensemble_predict", "recompute_batch_norm"]
@@ -73,13 +74,16 @@ class EMA(Guest):
             RuntimeError: Within `swap`.
         """
         self._at_home("update")
-        self.updates = whole(self.updates + 1, "updates")
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        updates = whole(self.updates + 1, "updates")
+        decay = min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
+        moved = []
         with np.errstate(all="ignore"):
             for average, array in zip(self._averages, self._weights.arrays, strict=True):
-                move = widened(array) - average
+                move = np.asarray(widened(array) - average)
                 move *= average.dtype.type(1.0 - decay)
-                average += move
+                moved.append(np.add(move, average, out=move))
+        _core.write(self._averages, moved)
+        self.updates = updates
 
     @property
     def params(self) -> Structure:
@@ -93,9 +97,14 @@ class EMA(Guest):
         """
         return self._in_place([_rounded(a, b) for a, b in zip(self._averages, self._weights.arrays, strict=True)])
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes, and `save_checkpoint` as metadata; its own arrays, not copies."""
-        return {"decay": self.decay, "warmup": self.warmup, "updates": self.updates, "params": self.params}
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+
+        Args:
+            copy: False for its own arrays, which the next update changes: for who writes them out at once.
+        """
+        params = self._weights.built(kept(self._averages, copy))
+        return {"decay": self.decay, "warmup": self.warmup, "updates": self.updates, "params": params}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copies a state.
@@ -160,13 +169,14 @@ class SWA(Guest):
             RuntimeError: Within `swap`.
         """
         self._at_home("update")
-        self.updates = whole(self.updates + 1, "updates")
+        updates = whole(self.updates + 1, "updates")
+        moved = []
         with np.errstate(all="ignore"):
             for mean, array in zip(self._means, self._weights.arrays, strict=True):
-                if self.updates == 1:
-                    mean[...] = widened(array)
-                else:
-                    mean += (widened(array) - mean) / self.updates
+                values = widened(array).astype(np.float64, order="K", copy=False)
+                moved.append(np.asarray(values if updates == 1 else mean + (values - mean) / updates))
+        _core.write(self._means, moved)
+        self.updates = updates
 
     @property
     def params(self) -> Structure:
@@ -192,9 +202,13 @@ class SWA(Guest):
             raise RuntimeError(f"{what}: no update yet, and so no mean")
         return [_rounded(mean, array) for mean, array in zip(self._means, self._weights.arrays, strict=True)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes, and `save_checkpoint` as metadata; its own arrays, not copies."""
-        return {"updates": self.updates, "means": self._weights.built(self._means)}
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+
+        Args:
+            copy: False for its own arrays, which the next update changes: for who writes them out at once.
+        """
+        return {"updates": self.updates, "means": self._weights.built(kept(self._means, copy))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copies a state.

@@ -1,16 +1,22 @@
 """What all optimizers share: parameters, groups, state."""
 
-from collections.abc import Callable, Mapping
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arguments import flag
 from fusedstep._arrays import as_array, dtype_name
 from fusedstep._core import StepReport, Structure
+from fusedstep._structure import Given, Nested, is_array, listed, parse
 from fusedstep.optimizers._reading import hyper_parameter, parts_of, real_number, whole_number
-from fusedstep.optimizers._states import load_state, stored_dtype
+from fusedstep.optimizers._states import load_state, relaid, stored_dtype
+from fusedstep.schedules._base import Schedule
 from fusedstep.schedules._saving import Handover
 
 Array = NDArray[Any]
@@ -84,6 +90,8 @@ OPTIONS: dict[str, Any] = {
     "seed": 0,
 }
 
+# How states and parameters are stored: it belongs to an optimizer, not to the state that it loads.
+_STORAGE = ("state_dtype", "min_8bit_size", "master_weights", "stochastic_rounding")
 # Of PyTorch's groups: how it computes, not what.
 _TORCH_KEYS = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay"}
 # Hyper-parameters that PyTorch's optimizer of the same name does not have, or has not always had.
@@ -94,9 +102,12 @@ class Optimizer:
     """An optimizer of NumPy arrays in place; see its subclasses.
 
     Args:
-        params: A float32, float64, float16 or bfloat16 array, a list of them, a dict `{name: array}`, or a list of
-            groups `{"params": …, "lr": …, …}` that set their own hyper-parameters. The arrays are updated in place;
-            they must be writable, one dense block of memory each (in any order of the axes), and must not overlap.
+        params: A float32, float64, float16 or bfloat16 array, a list of them or anything that gives them one after the
+            other (`net.parameters()`, pairs of `net.named_parameters()`), a dict `{name: array}`, dicts and lists
+            within a dict, or a list of groups `{"params": …, "lr": …, …}` that set their own hyper-parameters. The
+            arrays are updated in place; they must be writable, one dense block of memory each (in any order of the
+            axes), and must not overlap. What is given is held, and its memory looked at anew in every step: it may
+            move. A list or dict must go on holding the same arrays, see `rebind`.
             bfloat16 is ml_dtypes', PyTorch's, or words of 16 bits that say so: `words.view(fusedstep.bfloat16)`. The
             arithmetic on 16 bits is of float32, rounded once, at the end.
         hypers: Hyper-parameters of the groups that do not set their own.
@@ -113,15 +124,15 @@ class Optimizer:
             if name not in OPTIONS:
                 raise TypeError(f"{name}: not a hyper-parameter of {type(self).__name__}")
         self.defaults: dict[str, Any] = {**hypers, **known, **options}
-        self._torch = False
-        self._param_groups: list[dict[str, Any]] = []
         self._state: dict[int, dict[str, Any]] = {}
-        self._structure = _structure_of(params)
-        for group in params if self._structure is Structure.groups else [{"params": params}]:
-            self._param_groups.append(self._group(group))
-            self._torch = self._torch or _has_tensors(group)
-        if not self.param_groups:
-            raise ValueError("params: expected at least one group, got an empty list")
+        given = listed(params)
+        self._structure = _structure_of(given)
+        grouped = self._structure is Structure.groups
+        pairs = [self._group(group) for group in (given if grouped else [{"params": given}])]
+        self._param_groups: list[dict[str, Any]] = [group for group, _ in pairs]
+        self._given: list[Given] = [given for _, given in pairs]
+        if not grouped and not self._param_groups[0]["params"]:
+            raise ValueError("params: expected at least one array, got none")
         self._native = self._make_native(self._param_groups, 0)
 
     @classmethod
@@ -163,7 +174,80 @@ class Optimizer:
             ValueError: A wrong shape, number of arrays, or hyper-parameter; arrays that overlap.
                 Whatever is raised, nothing has been written.
         """
-        return self._native.step(self._param_groups, self._state, grads, grad_scale)
+        return self._native.step(self._param_groups, self._state, self._given, grads, grad_scale)
+
+    def __getattr__(self, name: str) -> Any:
+        """A hyper-parameter of the groups; a tuple of one per group where they differ."""
+        if name.startswith("_") or name == "defaults" or name not in self.defaults:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{_meant(name, self.__dict__)}")
+        values = [group[name] for group in self._param_groups]
+        return values[0] if all(same_hyper(value, values[0]) for value in values) else tuple(values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a hyper-parameter in all groups, from the next step on; what is none, and no attribute, is refused."""
+        known = self.__dict__.get("defaults", {})
+        if name in known:
+            for group in self._param_groups:
+                group[name] = value
+        elif type(self).__module__.startswith("fusedstep.") and known and not name.startswith("_"):
+            raise AttributeError(f"{name}: not a hyper-parameter of {type(self).__name__}{_meant(name, known)}")
+        else:
+            super().__setattr__(name, value)
+
+    def rebind(self, params: Any) -> None:
+        """Goes on with other arrays in the place of those that were given; states stay.
+
+        For entries of a dict or list that were replaced, and parameters that have another dtype or another order of
+        their axes in memory now.
+
+        Args:
+            params: The parameters, in the structure that they were given in, or with groups as a list of groups, whose
+                other keys must be as they are; as many, with the same names and shapes.
+
+        Raises:
+            TypeError: See the constructor.
+            ValueError: Another structure, number, name or shape. Nothing has changed then.
+
+        Examples:
+            >>> import numpy as np, fusedstep as fs
+            >>> params = {"w": np.ones(2, np.float32)}
+            >>> opt = fs.Adam(params, lr=0.5)
+            >>> report = opt.step({"w": np.ones(2, np.float32)})
+            >>> params["w"] = params["w"] * 3  # a new array
+            >>> opt.rebind(params)
+            >>> report = opt.step({"w": np.ones(2, np.float32)})
+            >>> print(report.step, params["w"])
+            2 [1. 1.]
+        """
+        given = listed(params)
+        form = _structure_of(given)
+        if form is not self._structure:
+            raise ValueError(f"params: expected a {self._structure.name} as was given first, got a {form.name}")
+        entries = given if form is Structure.groups else [{"params": given}]
+        if len(entries) != len(self._param_groups):
+            raise ValueError(f"params: expected {len(self._param_groups)} groups, got {len(entries)}")
+        groups, all_given = [], []
+        for old, entry in zip(self._param_groups, entries, strict=True):
+            for name, value in entry.items():
+                if name not in _PARAM_KEYS and not (name in old and same_hyper(old[name], value)):
+                    raise ValueError(f"{name}: expected {old.get(name)!r} as it is, for this takes arrays alone")
+            hypers = {name: value for name, value in old.items() if name not in _PARAM_KEYS}
+            new, one = self._group({"params": entry["params"]} if "params" in entry else {})
+            new |= hypers
+            if len(new["params"]) != len(old["params"]) or new.get("param_names") != old.get("param_names"):
+                had = old.get("param_names", f"{len(old['params'])} arrays")
+                raise ValueError(f"params: expected {had}, got {new.get('param_names', len(new['params']))}")
+            groups.append(new)
+            all_given.append(one)
+        native = self._make_native(groups, self._native.taken)
+        state: dict[int, dict[str, Any]] = {}
+        for k, ((shape, dtype), (label, now)) in enumerate(zip(self._native.known, _arrays(groups), strict=True)):
+            if now.shape != shape:
+                raise ValueError(f"{label}: expected shape {shape}, got {now.shape}")
+            if k in self._state:
+                entry, same = self._state[k], dtype_name(now.dtype) == dtype
+                state[k] = relaid(self.rule, entry, now) if same else self._load_entry(entry, now, k, groups)
+        self._param_groups, self._given, self._state, self._native = groups, all_given, state, native
 
     @property
     def ema(self) -> Any:
@@ -174,6 +258,8 @@ class Optimizer:
         averages = [self.state.get(k, {}).get("ema") for k in range(sum(len(g["params"]) for g in self.param_groups))]
         if self._structure is Structure.array:
             return averages[0]
+        if self._structure is not Structure.groups and isinstance(self._given[0].container, Nested):
+            return self._given[0].container.built(averages)
         if self._structure is Structure.dict:
             return dict(zip(self.param_groups[0]["param_names"], averages, strict=True))
         return averages
@@ -185,46 +271,56 @@ class Optimizer:
             TypeError: See the constructor.
             ValueError: See the constructor.
         """
-        added = self._group(group)
-        native = self._make_native([*self._param_groups, added], self._native.taken, Structure.groups)
+        added, given = self._group(group)
+        groups = [*self._param_groups, added]
+        native = self._make_native(groups, self._native.taken, Structure.groups)
         self._param_groups.append(added)
+        self._given.append(given)
         self._structure, self._native = Structure.groups, native
-        self._torch = self._torch or _has_tensors(group)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """The state, laid out as PyTorch lays out its own: `state` by position and `param_groups` with positions.
 
-        The arrays are the optimizer's own, not copies; where parameters were given as PyTorch's tensors, they are
-        tensors, and `torch.optim`'s optimizer of the same name can load the result (but for a learning rate that is a
-        schedule, which it cannot call). `rule` and `step` (steps taken) stand beside PyTorch's keys.
+        Where parameters were given as PyTorch's tensors, the arrays are tensors, and `torch.optim`'s optimizer of the
+        same name can load the result (but for a learning rate that is a schedule, which it cannot call). `rule` and
+        `step` (steps taken) stand beside PyTorch's keys.
+
+        Args:
+            copy: False for the optimizer's own arrays (as PyTorch gives), which the next step changes: for who writes
+                them out at once.
         """
+        flag(copy, "copy")
+        torch = any(hasattr(param, "detach") for group in self.param_groups for param in group["params"])
         groups, position = [], 0
         for group in self.param_groups:
             count = len(group["params"])
             groups.append({**group, "params": list(range(position, position + count))})
             position += count
         return {
-            "state": {k: {name: self._given_back(v) for name, v in entry.items()} for k, entry in self.state.items()},
+            "state": {
+                k: {name: _given_back(value, copy, torch) for name, value in entry.items()}
+                for k, entry in self.state.items()
+            },
             "param_groups": groups,
             "rule": self.rule,
             "step": self._native.taken,
         }
 
-    def _given_back(self, value: Any) -> Any:
-        if self._torch and isinstance(value, np.ndarray):
-            import torch
-
-            if dtype_name(value.dtype) == "bfloat16":
-                return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
-            return torch.from_numpy(value)
-        return value
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, hypers: bool = True) -> None:
         """Takes over a state that `state_dict` gave, here or of `torch.optim`'s optimizer of the same name.
 
-        Arrays are copied, and stored as `state_dtype` says, which is the loaded state's where that has one: PyTorch's
-        float32 or narrow states are rounded to the nearest, or widened, where they have to be. A learning rate that is
-        a schedule stays where the state has none; of a `ReduceOnPlateau` in the state see there.
+        Arrays are copied, and stored as this optimizer's `state_dtype` says: those of another dtype are rounded to the
+        nearest, or widened. How states and parameters are stored (`state_dtype`, `min_8bit_size`, `master_weights`,
+        `stochastic_rounding`) stays as it is here. A learning rate that is a schedule stays where the state has none;
+        of a `ReduceOnPlateau` in the state see there.
+
+        Args:
+            state_dict: The state.
+            hypers: Whether the other hyper-parameters become those of the state; a warning says which did change. False
+                for one's own.
+
+        Warns:
+            UserWarning: Hyper-parameters were replaced by others.
 
         Raises:
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
@@ -242,22 +338,23 @@ class Optimizer:
             names, saved_names = group.get("param_names"), saved.get("param_names")
             if names is not None and saved_names is not None and list(names) != list(saved_names):
                 raise ValueError(f"state_dict: expected parameters {list(names)}, got {list(saved_names)}")
-        known = [*self.defaults, *self._shared_scalars()]
+        taken_over = [name for name in self.defaults if name not in _STORAGE] if flag(hypers, "hypers") else []
         groups, handover = [], Handover()
+        replaced: dict[str, tuple[Any, Any]] = {}
         for k, (group, saved) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
-            label = f"state_dict['param_groups'][{k}]"
-            hypers = {
-                name: handover.adopt(group.get(name), hyper_parameter(saved[name], f"{label}[{name!r}]"))
-                for name in known
-                if name in saved
-            }
-            for name in self._shared_scalars():
-                if hypers.get(name) is not None:
-                    hypers[name] = real_number(hypers[name], f"{label}[{name!r}]")
-            kept = {name: value for name, value in group.items() if name not in self._shared_scalars()}
-            groups.append({**kept, **hypers})
+            new = {name: value for name, value in group.items() if name not in self._shared_scalars()}
+            for name in (*taken_over, *self._shared_scalars()):
+                if name in saved:
+                    label = f"state_dict['param_groups'][{k}][{name!r}]"
+                    value = hyper_parameter(saved[name], label)
+                    if name in self._shared_scalars() and value is not None:
+                        value = real_number(value, label)
+                    if name in taken_over and not same_hyper(group[name], value):
+                        replaced[name] = group[name], value
+                    new[name] = handover.adopt(group.get(name), value)
+            groups.append(new)
         self._make_native(groups, 0)  # the hyper-parameters say how states are stored
-        params = [param for group in self.param_groups for param in group["params"]]
+        params = [array for _, array in _arrays(groups)]
         state: dict[int, dict[str, Any]] = {}
         for position, entry in entries.items():
             if not 0 <= position < len(params):
@@ -266,6 +363,7 @@ class Optimizer:
         furthest = max((entry.get("step", 0) for entry in state.values()), default=0)
         taken = whole_number(state_dict.get("step", furthest), "state_dict['step']")
         native = self._make_native(groups, taken)
+        warn_of_replaced(replaced)
         handover.finish()
         self._param_groups, self._state, self._native = groups, state, native
 
@@ -343,29 +441,26 @@ class Optimizer:
         """
         groups = [{**group, "state_dtype": state_dtype} for group in self.param_groups]
         native = self._make_native(groups, self._native.taken)
-        params = [param for group in groups for param in group["params"]]
+        params = [array for _, array in _arrays(groups)]
         converted = {
             position: self._load_entry(entry, params[position], position, groups)
             for position, entry in self.state.items()
         }
         self._param_groups, self._state, self._native = groups, converted, native
 
-    def _group(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _group(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Given]:
+        """A group as `param_groups` has it, and its parameters as they were given."""
         if "params" not in given:
             raise ValueError("params: a group has no 'params'")
         for key in given:
             if key not in (*self.defaults, *_PARAM_KEYS):
                 what = "does not apply to" if key in OPTIONS else "not a hyper-parameter of"
                 raise ValueError(f"{key}: {what} {type(self).__name__}")
-        params = given["params"]
-        group: dict[str, Any] = {**self.defaults, **given}
-        if isinstance(params, Mapping):
-            group["param_names"] = list(params)
-            params = list(params.values())
-        elif not isinstance(params, (list, tuple)):
-            params = [params]
-        group["params"] = [as_array(param, f"params[{k}]") for k, param in enumerate(params)]
-        return group
+        parsed = parse(given["params"])
+        group: dict[str, Any] = {**self.defaults, **given, "params": parsed.objects}
+        if parsed.names is not None:
+            group["param_names"] = parsed.names
+        return group, parsed.copied()
 
     def _make_native(
         self, groups: list[dict[str, Any]], taken: int, structure: Structure | None = None
@@ -385,9 +480,8 @@ class Optimizer:
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
         for group in self.param_groups:
-            count = sum(param.size for param in group["params"])
             hypers = ", ".join(f"{name}={group[name]!r}" for name in self.defaults)
-            lines.append(f"    {len(group['params'])} arrays of {count:,} parameters: {hypers}")
+            lines.append(f"    {described(group)}: {hypers}")
         return "\n".join([*lines, ")"])
 
 
@@ -400,12 +494,74 @@ def _group_of(groups: list[dict[str, Any]], position: int) -> dict[str, Any]:
     raise IndexError(position)
 
 
-def _has_tensors(group: Mapping[str, Any]) -> bool:
-    """Whether its parameters are PyTorch's."""
-    params = group["params"]
-    if isinstance(params, Mapping):
-        params = list(params.values())
-    return any(hasattr(param, "detach") for param in (params if isinstance(params, (list, tuple)) else [params]))
+def _arrays(groups: list[dict[str, Any]]) -> list[tuple[str, Array]]:
+    """All parameters as arrays, each with what to call it."""
+    found: list[tuple[str, Array]] = []
+    for group in groups:
+        places = range(len(found), len(found) + len(group["params"]))
+        for name, param in zip(group.get("param_names", places), group["params"], strict=True):
+            found.append((f"params[{name!r}]", as_array(param, f"params[{name!r}]")))
+    return found
+
+
+def described(group: Mapping[str, Any]) -> str:
+    """How many arrays and numbers a group has."""
+    sizes = [as_array(param, "params").size for param in group["params"]]
+    arrays = "1 array" if len(sizes) == 1 else f"{len(sizes)} arrays"
+    return f"{arrays} of {sum(sizes):,} parameter{'' if sum(sizes) == 1 else 's'}"
+
+
+def refuse_unknown(rule: str, group: Mapping[str, Any], index: int) -> None:
+    """ValueError where a group has a key that nothing reads."""
+    description = _core.rules()[rule]
+    known = {*description["hypers"], *description["scalars"], *OPTIONS, *_PARAM_KEYS}
+    for key in group:
+        if key not in known:
+            raise ValueError(f"param_groups[{index}][{key!r}]: not a hyper-parameter of {rule}{_meant(key, known)}")
+
+
+def warn_of_replaced(replaced: Mapping[str, tuple[Any, Any]]) -> None:
+    """Says which hyper-parameters a state brought in the place of one's own: pairs of both."""
+    if replaced:
+        what = ", ".join(f"{name} {own!r} by {loaded!r}" for name, (own, loaded) in replaced.items())
+        warnings.warn(f"load_state_dict: replaced {what}; hypers=False keeps one's own", stacklevel=3)
+
+
+def _meant(name: Any, known: Iterable[str]) -> str:
+    """What a wrong name may have been meant to be."""
+    names = {other.lower(): other for other in known if not other.startswith("_")}
+    close = difflib.get_close_matches(str(name).lower(), names, 1)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
+
+
+def same_hyper(a: Any, b: Any) -> bool:
+    """Whether two hyper-parameters are the same; a list is the tuple of its entries.
+
+    Schedules are the same that were made so, wherever a `ReduceOnPlateau` is by now.
+    """
+    if isinstance(a, Schedule) and type(a) is type(b):
+        made = [field.name for field in fields(a) if field.init]  # type: ignore[arg-type]
+        return all(same_hyper(getattr(a, name), getattr(b, name)) for name in made)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same_hyper, a, b))
+    try:
+        return a is b or bool(a == b)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _given_back(value: Any, copy: bool, as_tensor: bool) -> Any:
+    """An entry of a state, as a state dict has it."""
+    if not isinstance(value, np.ndarray):
+        return value
+    array = value.copy(order="K") if copy else value
+    if not as_tensor:
+        return array
+    import torch
+
+    if dtype_name(array.dtype) == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def _reduced_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
@@ -417,7 +573,7 @@ def _reduced_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
 def _structure_of(params: Any) -> Structure:
     if isinstance(params, Mapping):
         return Structure.dict
-    if not isinstance(params, (list, tuple)):
+    if is_array(params) or not isinstance(params, list | tuple):
         return Structure.array
     if params and all(isinstance(entry, Mapping) for entry in params):
         return Structure.groups

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep import _core
 from fusedstep._arrays import bfloat16_dtype, dtype_name, unmasked
 from fusedstep.reference.codec import SCALED, decode_8bit, encode_8bit, in_memory_order, narrowed, scale_count, widened
 
@@ -72,6 +73,19 @@ def load_state(
             raise ValueError(f"{label}: expected numbers >= 0, got {numbers.min()}")
         out[part], new_scales[of_part] = encode_8bit(numbers, signed)
     return {name: target, f"{name}_scale": new_scales} if dtype == np.uint8 else {name: target}
+
+
+def relaid(name: str, entry: Mapping[str, Any], param: Array) -> dict[str, Any]:
+    """The entry of a parameter whose axes lie in another order in memory now: copies of its states in that order."""
+    rule = _core.rules()[name]
+    moved: dict[str, Any] = {}
+    for key, value in entry.items():
+        scaled = key.endswith("_scale") and key.removesuffix("_scale") in entry
+        if scaled or not isinstance(value, np.ndarray) or value.shape != param.shape or _same_layout(value, param):
+            moved.setdefault(key, value)
+        else:
+            moved |= load_state(rule, key, entry, key, param, value.shape, value.dtype)
+    return moved
 
 
 def _same_layout(a: Array, b: Array) -> bool:

@@ -1,6 +1,5 @@
 """L-BFGS: a quasi-Newton method for smooth losses whose gradient is exact."""
 
-import copy
 import importlib
 import itertools
 import math
@@ -8,15 +7,25 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fusedstep import _core
-from fusedstep._arguments import shown
+from fusedstep._arguments import flag, shown
 from fusedstep._arrays import as_array, unmasked
-from fusedstep.optimizers._base import Array, LearningRate, _structure_of
+from fusedstep._structure import Nested, listed, parse, refuse_orphans
+from fusedstep.optimizers._base import (
+    Array,
+    LearningRate,
+    _arrays,
+    _structure_of,
+    described,
+    same_hyper,
+    warn_of_replaced,
+)
 from fusedstep.optimizers._reading import hyper_parameter, parts_of, whole_number
 from fusedstep.optimizers.sgd import SGD
 from fusedstep.schedules._saving import Handover
@@ -149,6 +158,7 @@ class LBFGS:
             "history_size": history_size,
             "line_search_fn": line_search_fn,
         }
+        params = listed(params)
         self._form: str = _structure_of(params).name
         given = params if self._form == "groups" else [{"params": params}]
         if len(given) != 1:
@@ -156,7 +166,14 @@ class LBFGS:
         for key in given[0]:
             if key not in self.defaults and key not in ("params", "param_names"):
                 raise ValueError(f"{key}: not a hyper-parameter of LBFGS")
-        group = {**self.defaults, **given[0], **_check_params(given[0])}
+        if "params" not in given[0]:
+            raise ValueError("params: a group has no 'params'")
+        parsed = parse(given[0]["params"])
+        names = {} if parsed.names is None else {"param_names": parsed.names}
+        group = {**self.defaults, **given[0], "params": parsed.objects, **names}
+        _check_params(group)
+        self._given = parsed.copied()
+        self._shapes = [array.shape for _, array in _arrays([group])]
         if group["max_eval"] is None:
             group["max_eval"] = _count(group["max_iter"], "max_iter") * 5 // 4
         _Settings.of(group)
@@ -209,7 +226,7 @@ class LBFGS:
     def _step(self, closure: Closure) -> LBFGSReport:
         group = self._group()
         settings = _Settings.of(group, self._taken)
-        problem = _Problem(group, self._form, closure)
+        problem = _Problem(group, self._form, self._given.container, closure)
         before = problem.progress(self._state.get(0, {}), "state[0]")
         for count, most, label in (
             (self._taken, 1, "step"),
@@ -270,21 +287,32 @@ class LBFGS:
         self._taken += 1
         return LBFGSReport(self._taken, point.loss, initial.loss, point.grad_max, evaluations, iterations, reason)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """The state, laid out as PyTorch lays out its own: `state` by position and `param_groups` with positions.
 
-        The arrays are the optimizer's own, which it replaces but never writes to. `rule` and `step` (steps taken) stand
-        beside PyTorch's keys.
+        `rule` and `step` (steps taken) stand beside PyTorch's keys.
+
+        Args:
+            copy: False for the optimizer's own arrays, which it replaces but never writes to.
         """
+        state = {k: dict(entry) for k, entry in self._state.items()}
         return {
-            "state": {k: dict(entry) for k, entry in self._state.items()},
+            "state": deepcopy(state) if flag(copy, "copy") else state,
             "param_groups": [{**group, "params": list(range(len(group["params"])))} for group in self._param_groups],
             "rule": "lbfgs",
             "step": self._taken,
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, hypers: bool = True) -> None:
         """Takes over a state that `state_dict` gave, or PyTorch's, copying its arrays.
+
+        Args:
+            state_dict: The state.
+            hypers: Whether the hyper-parameters become those of the state; a warning says which did change. False for
+                one's own.
+
+        Warns:
+            UserWarning: Hyper-parameters were replaced by others.
 
         Raises:
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
@@ -297,22 +325,23 @@ class LBFGS:
             saved_counts = [len(saved["params"]) for saved in saved_groups]
             if counts != saved_counts:
                 raise ValueError(f"state_dict: expected groups of {counts} parameters, got {saved_counts}")
-            saved = saved_groups[0]
-            handover = Handover()
-            hypers = {
-                name: hyper_parameter(saved[name], f"state_dict['param_groups'][0][{name!r}]")
-                for name in self.defaults
-                if name in saved
+            handover, before = Handover(), dict(group)
+            taken_over = [name for name in self.defaults if name in saved_groups[0]] if flag(hypers, "hypers") else []
+            saved = {
+                name: hyper_parameter(saved_groups[0][name], f"state_dict['param_groups'][0][{name!r}]")
+                for name in taken_over
             }
-            group.update({name: handover.adopt(group.get(name), value) for name, value in hypers.items()})
+            group.update({name: handover.adopt(group.get(name), value) for name, value in saved.items()})
             _Settings.of(group)
-            layout = _Layout(group, self._form)
+            layout = _Layout(group, self._form, self._given.container)
             state: dict[int, dict[str, Any]] = {}
             for position, entry in entries.items():
                 if position != 0:
                     raise ValueError(f"state_dict: expected the state at position 0, got one at {position}")
-                state[0] = copy.deepcopy(layout.progress(entry, "state_dict['state'][0]").entry())
+                state[0] = deepcopy(layout.progress(entry, "state_dict['state'][0]").entry())
             taken = whole_number(state_dict.get("step", 0), "state_dict['step']")
+            pairs = {name: (before[name], saved[name]) for name in taken_over}
+            warn_of_replaced({name: pair for name, pair in pairs.items() if not same_hyper(*pair)})
             handover.finish()
             self._param_groups, self._state, self._taken = [group], state, taken
 
@@ -323,7 +352,14 @@ class LBFGS:
         group = self._param_groups[0]
         if not isinstance(group, dict):
             raise TypeError(f"param_groups[0]: expected a dict, got {_kind(group)}")
-        return {**group, **_check_params(group)}
+        _check_params(group)
+        refuse_orphans(self._given)
+        for old, param, shape, (label, array) in zip(
+            self._given.objects, group["params"], self._shapes, _arrays([group]), strict=False
+        ):
+            if old is param and array.shape != shape:
+                raise ValueError(f"{label}: is of shape {array.shape}, and was of {shape} when it was given")
+        return dict(group)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -341,9 +377,8 @@ class LBFGS:
     def __repr__(self) -> str:
         lines = ["LBFGS("]
         for group in self._param_groups:
-            count = sum(param.size for param in group["params"])
             hypers = ", ".join(f"{name}={group[name]!r}" for name in self.defaults)
-            lines.append(f"    {len(group['params'])} arrays of {count:,} parameters: {hypers}")
+            lines.append(f"    {described(group)}: {hypers}")
         return "\n".join([*lines, ")"])
 
 
@@ -431,13 +466,18 @@ class _Progress(NamedTuple):
 class _Layout:
     """The parameters as one vector, in the order in which they are given and of their axes."""
 
-    def __init__(self, group: Mapping[str, Any], form: str) -> None:
-        self.params: list[Array] = group["params"]
+    def __init__(self, group: Mapping[str, Any], form: str, container: Any) -> None:
+        self.group, self.form, self.container = group, form, container
         self.names: list[Any] | None = group.get("param_names")
-        self.form = form
-        ends = list(itertools.accumulate(param.size for param in self.params))
-        self.spans = [slice(end - param.size, end) for end, param in zip(ends, self.params, strict=True)]
-        self.size, self.dtype = ends[-1], self.params[0].dtype
+        params = self.params
+        ends = list(itertools.accumulate(param.size for param in params))
+        self.spans = [slice(end - param.size, end) for end, param in zip(ends, params, strict=True)]
+        self.size, self.dtype = ends[-1], params[0].dtype
+
+    @property
+    def params(self) -> list[Array]:
+        """The parameters as they are now: a closure may move their memory."""
+        return [array for _, array in _arrays([dict(self.group)])]
 
     def parts(self, vector: Array) -> list[Array]:
         """Views of a vector's parts, in the shapes of the parameters."""
@@ -452,8 +492,8 @@ class _Layout:
 
     def write(self, vector: Array) -> None:
         """Sets the parameters."""
-        for part, param in zip(self.parts(vector), self.params, strict=True):
-            param[...] = part
+        _core.write(self.params, self.parts(vector))
+        _core.wrote(self.group["params"])
 
     def gradient(self, grads: Any) -> Array:
         """The gradients, structured as `LBFGS.step` says, as a vector."""
@@ -477,6 +517,11 @@ class _Layout:
         """One gradient per parameter."""
         if self.form == "array":
             return [grads]
+        if isinstance(self.container, Nested):
+            unwrapped = self.form == "groups" and isinstance(grads, list | tuple) and len(grads) == 1
+            return self.container.grads(grads[0] if unwrapped else grads)
+        if isinstance(grads, Iterator):
+            grads = list(grads)
         nested = self.form == "groups" and isinstance(grads, (list, tuple)) and len(grads) == 1
         if nested and isinstance(grads[0], (list, tuple, Mapping)):
             grads = grads[0]
@@ -538,8 +583,8 @@ class _Layout:
 class _Problem(_Layout):
     """The parameters, and the loss as a function of them."""
 
-    def __init__(self, group: Mapping[str, Any], form: str, closure: Closure) -> None:
-        super().__init__(group, form)
+    def __init__(self, group: Mapping[str, Any], form: str, container: Any, closure: Closure) -> None:
+        super().__init__(group, form, container)
         self.closure = closure
 
     def evaluate(self) -> _Point:
@@ -657,18 +702,17 @@ def _largest(vector: Array) -> float:
     return float(np.abs(vector).max(initial=0.0))
 
 
-def _check_params(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as every optimizer takes them, and their names if they have."""
-    checked = SGD([{key: group[key] for key in ("params", "param_names") if key in group}]).param_groups[0]
-    params = checked["params"]
-    if not params:
+def _check_params(group: Mapping[str, Any]) -> None:
+    """Refuses what no optimizer takes, and other dtypes or several."""
+    SGD([{key: group[key] for key in ("params", "param_names") if key in group}])
+    arrays = _arrays([dict(group)])
+    if not arrays:
         raise ValueError("params: expected at least one array, got none")
-    for k, param in enumerate(params):
-        if param.dtype not in (np.float32, np.float64):
-            raise TypeError(f"params[{k}]: expected float32 or float64, got dtype {param.dtype}")
-        if param.dtype != params[0].dtype:
-            raise TypeError(f"params[{k}]: expected dtype {params[0].dtype} as params[0] has, got {param.dtype}")
-    return {key: checked[key] for key in ("params", "param_names") if key in checked}
+    for label, array in arrays:
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{label}: expected float32 or float64, got dtype {array.dtype}")
+        if array.dtype != arrays[0][1].dtype:
+            raise TypeError(f"{label}: expected dtype {arrays[0][1].dtype} as {arrays[0][0]} has, got {array.dtype}")
 
 
 def _line_search(name: Any) -> Callable[..., Any] | None:

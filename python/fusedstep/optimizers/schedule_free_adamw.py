@@ -6,9 +6,10 @@ from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
+from fusedstep import _core
 from fusedstep._arguments import flag
 from fusedstep._core import StepReport
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options, _arrays
 from fusedstep.optimizers._reading import parts_of
 from fusedstep.reference.maths import blend
 from fusedstep.reference.power import integer_power, real_power
@@ -110,22 +111,29 @@ class ScheduleFreeAdamW(Optimizer):
         self._training = True
 
     def _move(self, weight: Callable[[float], float]) -> None:
-        position = 0
+        arrays = iter(_arrays(self.param_groups))
+        targets, values, owners, position = [], [], [], 0
         for group in self.param_groups:
-            for param in group["params"]:
+            for owner in group["params"]:
+                _, param = next(arrays)
                 if position in self.state:
-                    param[...] = blend(param, self.state[position]["z"], param.dtype.type(weight(group["betas"][0])))
+                    z = self.state[position]["z"]
+                    targets.append(param)
+                    values.append(np.asarray(blend(param, z, param.dtype.type(weight(group["betas"][0])))))
+                    owners.append(owner)
                 position += 1
+        _core.write(targets, values)
+        _core.wrote(owners)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """See `Optimizer.state_dict`; `train_mode` tells which of the two the parameters are."""
-        return {**super().state_dict(), "train_mode": self._training}
+        return {**super().state_dict(copy=copy), "train_mode": self._training}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, hypers: bool = True) -> None:
         """See `Optimizer.load_state_dict`. The parameters must be those of the mode that the state was saved in."""
         parts_of(state_dict, self.rule)
         training = flag(state_dict.get("train_mode", True), "state_dict['train_mode']")
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict, hypers=hypers)
         self._training = training
 
     @staticmethod
