@@ -135,7 +135,7 @@ def taken(path, optimizer):
         assert len(message) < len(path) + 1100
         return False
     if optimizer is not None and loaded.optimizer is not None:
-        with suppress(TypeError, ValueError):
+        with suppress(TypeError, ValueError, UserWarning):
             optimizer.load_state_dict(loaded.optimizer)
     repr(loaded.optimizer)
     copy.deepcopy(loaded.metadata)

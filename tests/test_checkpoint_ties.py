@@ -222,10 +222,13 @@ class TestMasks:
         with pytest.raises(TypeError, match=r"exp_avg'\]: expected an array, got a masked one"):
             optimizer.load_state_dict(state)
         masked = np.ma.masked_array(np.ones((4, 3)), True)
+        ensemble = fs.averaging.SnapshotEnsemble(np.ones(2))
+        ensemble.take()
         for call in (
             lambda: fs.doctor.dead_part(masked),
             lambda: fs.curvature.measure_shift(masked, masked),
             lambda: fs.lr_range_test(lambda lr: 1.0, params=masked),
+            lambda: fs.averaging.ensemble_predict(lambda: masked, ensemble),
         ):
             with pytest.raises(TypeError, match="expected an array, got a masked one"):
                 call()

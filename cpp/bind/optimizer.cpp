@@ -557,7 +557,7 @@ class Optimizer {
   // May be infinite or NaN, as what the gradients made of the parameters may.
   static double scalar(py::handle value, const Label& label) {
     if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
-    return number_or_infinity(value, label.text().c_str());
+    return number(value, label.text().c_str());
   }
 
   // They stand in the groups, the same in all; the first one's hold.

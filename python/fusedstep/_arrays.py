@@ -20,6 +20,8 @@ def as_array(value: object, name: str) -> NDArray[Any]:
         TypeError: There is none without a copy.
         ValueError: Its memory was moved or freed by the object that it came from.
     """
+    if not name.isascii():  # half a pair of surrogates is in no encoding
+        name = name.encode("utf-8", "backslashreplace").decode()
     array = _core.view(value, name)
     _core.require_alive(array, name)
     return array

@@ -173,6 +173,8 @@ def ensemble_predict(predict: Callable[[], Array], ensemble: SnapshotEnsemble) -
             if not isinstance(given, np.ndarray) or dtype_name(given.dtype) not in FLOATS:
                 kind = getattr(given, "dtype", type(given).__name__)
                 raise TypeError(f"predict: expected an array of floats, got {kind}")
+            if isinstance(given, np.ma.MaskedArray):
+                raise TypeError("predict: expected an array, got a masked one")
             values = widened(given)
             if not ((values >= 0) & (values <= 1 + 1e-2)).all():
                 raise ValueError(f"predict: expected probabilities in [0, 1], got {values.min()} to {values.max()}")

@@ -399,13 +399,8 @@ class Training:
             mine[...] = other
         if loaded.optimizer is None:
             raise NoRun("optimizer: none")
-        before = [dict(group) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(loaded.optimizer)
-        for old, group in zip(before, self.optimizer.param_groups, strict=True):
-            # They follow from the options.
-            for name in self.optimizer.defaults:
-                if group[name] != old[name]:
-                    raise NoRun(f"optimizer: {name} is {group[name]!r}, which the options do not give")
+        # Hyper-parameters follow from the options.
+        self.optimizer.load_state_dict(loaded.optimizer, hypers=False)
         for name, part in self._around().items():
             part.load_state_dict(saved[name])
         for name, values in self.recorder.telemetry.items():
