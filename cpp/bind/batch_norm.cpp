@@ -77,7 +77,7 @@ py::ssize_t axis_number(py::handle given) {
     if (!PyErr_ExceptionMatches(PyExc_Exception)) throw py::error_already_set();
     PyErr_Clear();
     if (index) value_error({"channel_axis"}, "expected an axis of x, got " + text(given));
-    type_error({"channel_axis"}, "expected an integer, got " + kind_text(given));
+    type_error({"channel_axis"}, "expected an integer, got " + text(given));
   }
   return number;
 }
