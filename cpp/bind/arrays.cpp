@@ -129,6 +129,21 @@ std::string dtype_text(py::handle array) {
 }
 std::string kind_text(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
+std::string shown(py::handle object) {
+  constexpr py::ssize_t kMost = 200;
+  const auto whole = py::reinterpret_steal<py::object>(PyObject_Repr(object.ptr()));
+  if (!whole) {
+    // A number of too many digits, a nest too deep.
+    if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_RecursionError)) {
+      throw py::error_already_set();
+    }
+    PyErr_Clear();
+    return "an object of type " + kind_text(object);
+  }
+  if (PyUnicode_GET_LENGTH(whole.ptr()) <= kMost) return py::str(whole);
+  return std::string(py::str(py::reinterpret_steal<py::object>(PyUnicode_Substring(whole.ptr(), 0, kMost)))) + "…";
+}
+
 bool is_text(py::handle object, const char* text) {
   return PyUnicode_Check(object.ptr()) != 0 && PyUnicode_CompareWithASCIIString(object.ptr(), text) == 0;
 }

@@ -150,6 +150,14 @@ double number(py::handle value, const char* name) {
   return number;
 }
 
+double number_or_infinity(py::handle value, const char* name) {
+  const double given = number(value, name);
+  if (std::isinf(given) && PyLong_Check(value.ptr()) != 0) {
+    value_error({name}, "expected a number that a double holds, got " + shown(value));
+  }
+  return given;
+}
+
 namespace {
 
 Dtype state_dtype(py::handle given) {
