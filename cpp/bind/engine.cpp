@@ -678,7 +678,7 @@ void Engine::measure_gradient(const std::vector<Item>& items, double grad_scale)
 }
 
 const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared,
-                           double grad_scale) {
+                           double grad_scale, const Settle& settle) {
   // Its reciprocal must be a number in float32 too.
   if (!(std::isfinite(grad_scale) && grad_scale > 0.0 && std::isfinite(float(1.0 / grad_scale)) &&
         float(1.0 / grad_scale) > 0.0f)) {
@@ -715,16 +715,22 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
     }
   }
   make_states(items, groups);
-  if (table_ == nullptr) {
-    run_reference(items, groups, shared);
-  } else {
-    run_native(items, groups, shared);
-  }
-  if (whole.telemetry) {
+  const auto measured = [&] {
     outcome_.measured = true;
-    outcome_.sums = sums_;
     if (!outcome_.has_norm) total_gradient(grad_scale);
+    outcome_.sums.swap(sums_);
+  };
+  if (table_ == nullptr) {
+    const Writes writes = compute_reference(items, groups, shared);
+    if (whole.telemetry) measured();
+    settle(outcome_);
+    writes.run();
+    return outcome_;
   }
+  prepare_native(items, groups, shared);
+  settle(outcome_);
+  write_native(whole.telemetry);
+  if (whole.telemetry) measured();
   return outcome_;
 }
 
@@ -742,7 +748,7 @@ int Engine::fused_way(const Item& item, const StepArgs& args) const {
   return way;
 }
 
-void Engine::run_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
+void Engine::prepare_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
   set_coefficients(items, groups, shared);
   for (std::size_t k = 0; k < items.size(); ++k) {
     const bool cautious = groups[std::size_t(items[k].group)].cautious;
@@ -753,15 +759,19 @@ void Engine::run_native(std::vector<Item>& items, const std::vector<Settings>& g
     args.watched = table_->watched[rule_.index][int(tensors_[k].dtype)][items[k].variant][cautious];
   }
   measure(items, groups, shared);
+  if (groups[0].whole.telemetry) step_.reserve(sums_);
+}
+
+void Engine::write_native(bool telemetry) {
   const py::gil_scoped_release released;
-  if (groups[0].whole.telemetry) {
+  if (telemetry) {
     step_.run(table_->step, sums_);
   } else {
     step_.run(table_->step);
   }
 }
 
-void Engine::run_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
+Writes Engine::compute_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
   py::list tensors;
   for (std::size_t k = 0; k < items.size(); ++k) {
     const Item& item = items[k];
@@ -823,9 +833,15 @@ void Engine::run_reference(std::vector<Item>& items, const std::vector<Settings>
   if (rule_.shared_scalars) {
     for (std::size_t s = 0; s < rule_.scalars.size(); ++s) common[rule_.scalars[s]] = shared[s];
   }
-  // Gives the sums of telemetry by tensor, and leaves the scalars advanced.
-  const py::list sums = py::module_::import("fusedstep.reference.step")
-                            .attr("run")(rule_.name, tensors, common, groups[0].whole.telemetry);
+  // Gives what to write where and the sums of telemetry by tensor, and leaves the scalars advanced.
+  const py::tuple computed = py::module_::import("fusedstep.reference.step")
+                                 .attr("compute")(rule_.name, tensors, common, groups[0].whole.telemetry);
+  const py::list pairs = computed[0], sums = computed[1];
+  Writes writes;
+  for (const py::handle pair : pairs) {
+    const auto both = py::reinterpret_borrow<py::tuple>(pair);
+    writes.add(both[0], both[1]);
+  }
   for (std::size_t s = 0; s < rule_.scalars.size(); ++s) {
     const char* name = rule_.scalars[s];
     if (rule_.shared_scalars) {
@@ -836,12 +852,13 @@ void Engine::run_reference(std::vector<Item>& items, const std::vector<Settings>
       }
     }
   }
-  if (!groups[0].whole.telemetry) return;
+  if (!groups[0].whole.telemetry) return writes;
   sums_.assign(items.size() * kStepSums, 0.0);
   for (std::size_t k = 0; k < items.size(); ++k) {
     const py::tuple of_tensor = sums[k];
     for (std::size_t s = 0; s < kStepSums; ++s) sums_[k * kStepSums + s] = of_tensor[s].cast<double>();
   }
+  return writes;
 }
 
 }  // namespace fusedstep::bind

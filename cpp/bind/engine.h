@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "bind/arrays.h"
+#include "bind/commit.h"
 #include "kernels/random.h"
 #include "runtime/registry.h"
 #include "runtime/step.h"
@@ -88,8 +90,11 @@ class Engine {
   // Reads a dict of hyper-parameters and options, and checks them. A schedule is asked for lr(taken).
   Settings read(py::handle group, Schedules schedules, std::int64_t taken) const;
   // Checks all items, then computes. States that were null are there afterwards, unless the step was skipped.
-  // `shared` are the rule's shared scalars, which move on.
-  const Outcome& run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale);
+  // `shared` are the rule's shared scalars, which move on. `settle` is called before the first array is written, when
+  // all but telemetry of the native sets is known: nothing that may fail comes after it.
+  using Settle = std::function<void(const Outcome&)>;
+  const Outcome& run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale,
+                     const Settle& settle);
   // What a parameter must be, alone and beside the others.
   void check_params(const std::vector<py::handle>& params);
 
@@ -136,8 +141,9 @@ class Engine {
   void measure_gradient(const std::vector<Item>& items, double grad_scale);
   void total_gradient(double grad_scale);
   int fused_way(const Item& item, const StepArgs& args) const;
-  void run_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
-  void run_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
+  void prepare_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
+  void write_native(bool telemetry);
+  Writes compute_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
 
   const runtime::Rule& rule_;
   const Naming naming_;

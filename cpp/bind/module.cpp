@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m) {
   fusedstep::runtime::watch_forks();
   fusedstep::bind::register_runtime(m);
   fusedstep::bind::register_optimizer(m);
+  fusedstep::bind::register_commit(m);
   fusedstep::bind::register_batch_norm(m);
   fusedstep::bind::register_layers(m);
   fusedstep::bind::register_roofs(m);

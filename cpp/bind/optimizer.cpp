@@ -166,12 +166,17 @@ class Optimizer {
     flatten(grads);
     collect_items();
     read_shared();
-    const Outcome& outcome = engine_.run(items_, settings_, shared_, scale);
+    Ledger ledger;
+    py::object made;
+    const Outcome& outcome = engine_.run(items_, settings_, shared_, scale, [&](const Outcome& known) {
+      enter(ledger);
+      if (known.measured || !settings_[0].whole.telemetry) made = report(known, scale, taken_ + 1);
+    });
     if (!outcome.skipped) {
-      commit();
       ++taken_;
+      ledger.keep();
     }
-    return report(outcome, scale);
+    return made ? made : report(outcome, scale, taken_);
   }
 
  private:
@@ -411,10 +416,9 @@ class Optimizer {
     }
   }
 
-  void commit() {
-    const auto put = [](py::handle dict, py::handle key, py::handle value) {
-      if (PyDict_SetItem(dict.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
-    };
+  // What the state and the groups hold after this step.
+  void enter(Ledger& ledger) {
+    const auto put = [&](py::handle dict, py::handle key, py::handle value) { ledger.put(dict, key, value); };
     py::int_ step(0);
     std::int64_t value = 0;
     for (Item& item : items_) {
@@ -455,7 +459,7 @@ class Optimizer {
     return moment >= 0 && engine_.keeps(item, moment);
   }
 
-  py::object report(const Outcome& outcome, double grad_scale) const {
+  py::object report(const Outcome& outcome, double grad_scale, std::int64_t taken) const {
     py::object lr = py::float_(engine_.lr_of(settings_[0]));
     if (settings_.size() > 1) {
       py::tuple rates(settings_.size());
@@ -465,7 +469,7 @@ class Optimizer {
     const py::none none;
     const auto known = [&](bool is, double value) { return is ? py::object(py::float_(value)) : py::object(none); };
     const bool clips = settings_[0].whole.clip;
-    py::object fields[] = {py::int_(taken_),
+    py::object fields[] = {py::int_(taken),
                            lr,
                            known(outcome.has_norm, outcome.grad_norm),
                            known(clips && !outcome.skipped, outcome.clip_coefficient),
@@ -478,6 +482,7 @@ class Optimizer {
                            none};
     if (outcome.measured) report_tensors(outcome, grad_scale, fields + 5);
     auto report = py::reinterpret_steal<py::object>(PyStructSequence_New(report_type()));
+    if (!report) throw py::error_already_set();
     for (int k = 0; k < 11; ++k) PyStructSequence_SetItem(report.ptr(), k, fields[k].release().ptr());
     return report;
   }
@@ -493,6 +498,7 @@ class Optimizer {
       if (keeps_average(items_[k])) averaged_squares += sums[kGradSquares];
       const Measured one(sums, sums[kGradSquares], grad_scale, cosine_sign(items_[k]));
       auto tensor = py::reinterpret_steal<py::object>(PyStructSequence_New(tensor_report_type()));
+      if (!tensor) throw py::error_already_set();
       py::object values[] = {py::float_(one.grad_norm),
                              py::float_(one.update_norm),
                              py::float_(one.param_norm),
@@ -614,16 +620,19 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
       if (count > 0) items[0].scalar_array[s] = hold(states[first_scalar + s]);
     }
   }
-  engine.run(items, settings, shared, number(grad_scale, "grad_scale"));
-  for (std::size_t s = 0; s < r.scalars.size(); ++s) {
-    if (r.shared_scalars) {
-      *scalar_of(states[first_scalar + s], {r.scalars[s]}) = shared[s];
-    } else {
-      for (std::size_t k = 0; k < count; ++k) {
-        *scalar_of(pick(states[first_scalar + s], r.scalars[s], k), {r.scalars[s]}) = items[k].advanced[s];
+  std::vector<std::pair<double*, const double*>> scalars;
+  engine.run(items, settings, shared, number(grad_scale, "grad_scale"), [&](const Outcome&) {
+    for (std::size_t s = 0; s < r.scalars.size(); ++s) {
+      if (r.shared_scalars) {
+        scalars.push_back({scalar_of(states[first_scalar + s], {r.scalars[s]}), &shared[s]});
+        continue;
+      }
+      for (Item& item : items) {
+        scalars.push_back({scalar_of(item.scalar_array[s], {r.scalars[s], item.index}), &item.advanced[s]});
       }
     }
-  }
+  });
+  for (const auto& [to, from] : scalars) *to = *from;
 }
 
 }  // namespace

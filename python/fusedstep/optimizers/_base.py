@@ -160,7 +160,7 @@ class Optimizer:
         Raises:
             TypeError: A wrong dtype or kind of argument.
             ValueError: A wrong shape, number of arrays, or hyper-parameter; arrays that overlap.
-                Whatever is raised, nothing has been written.
+                Whatever is raised, nothing has been written; `KeyboardInterrupt` may also come after a whole step.
         """
         return self._native.step(self._param_groups, self._state, grads, grad_scale)
 

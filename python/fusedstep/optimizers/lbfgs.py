@@ -252,13 +252,14 @@ class LBFGS:
                         limit = iterations >= settings.max_iter or evaluations >= settings.max_eval
                         reason = "line_search" if limit or progress.move is None else None
                 accepted = x, reached._replace(func_evals=before.func_evals + evaluations)
+            taken = self._taken + 1
+            report = LBFGSReport(taken, point.loss, initial.loss, point.grad_max, evaluations, iterations, reason)
+            _core.commit([], [(self._state, 0, accepted[1].entry()), (self.__dict__, "_taken", taken)])
+            return report
         except BaseException:
-            problem.write(accepted[0])
+            pairs = problem.pairs(accepted[0])
+            _core.commit(pairs, [(self._state, 0, accepted[1].entry())])
             raise
-        finally:
-            self._state[0] = accepted[1].entry()
-        self._taken += 1
-        return LBFGSReport(self._taken, point.loss, initial.loss, point.grad_max, evaluations, iterations, reason)
 
     def state_dict(self) -> dict[str, Any]:
         """The state, laid out as PyTorch lays out its own: `state` by position and `param_groups` with positions.
@@ -442,9 +443,12 @@ class _Layout:
         return vector
 
     def write(self, vector: Array) -> None:
-        """Sets the parameters."""
-        for part, param in zip(self.parts(vector), self.params, strict=True):
-            param[...] = part
+        """Sets the parameters, all of them or, whatever is raised, none."""
+        _core.commit(self.pairs(vector))
+
+    def pairs(self, vector: Array) -> list[tuple[Array, Array]]:
+        """The parameters, and what a vector holds for them."""
+        return list(zip(self.params, self.parts(vector), strict=True))
 
     def gradient(self, grads: Any) -> Array:
         """The gradients, structured as `LBFGS.step` says, as a vector."""

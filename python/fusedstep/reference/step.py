@@ -19,6 +19,8 @@ from fusedstep.reference.codec import (
 from fusedstep.reference.sums import pair_sums, strip_sums
 
 Array = NDArray[Any]
+#: Arrays, and what they are to hold.
+Writes = list[tuple[Array, Array]]
 
 
 def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
@@ -26,28 +28,36 @@ def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
     sums = []
     with np.errstate(all="ignore"):
         for given, rows in grads:
-            grad = widened(np.asarray(given))  # a subclass may redefine arithmetic
+            grad = widened(plain(given))
             sums.append((sum_of_products(grad, grad, rows), int(np.count_nonzero(~np.isfinite(grad)))))
     return sums
 
 
-def run(rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool) -> list[Any]:
-    """One step of `rule` for every tensor, in place; scalars move on in the dicts that hold them.
+def compute(
+    rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool
+) -> tuple[Writes, list[Any]]:
+    """One step of `rule` for every tensor; scalars move on in the dicts that hold them.
 
-    Gives, per tensor, the sums that telemetry is made of; None without it.
+    Writes to no array. Gives what each is to hold, for whatever is raised here must leave them all as they are; and,
+    per tensor, the sums that telemetry is made of, None without it.
     """
     from fusedstep.optimizers import REGISTRY  # the rules import their reference maths from this package
 
     optimizer: Any = REGISTRY[rule]
     with np.errstate(all="ignore"):
-        # All before the first write, as the native sets do.
         prepared = [prepare(optimizer, tensor, shared) for tensor in tensors]
         measure(optimizer, prepared, shared)
-        return [update(optimizer, t, telemetry) for t in prepared]
+        sums = [update(optimizer, t, telemetry) for t in prepared]
+        return [pair for t in prepared for pair in stored(t)], sums
+
+
+def plain(array: Array) -> Array:
+    """The array itself, of one axis where it has none: a subclass may redefine arithmetic, and NumPy makes scalars."""
+    return np.atleast_1d(np.asarray(array))
 
 
 def prepare(optimizer: Any, tensor: dict[str, Any], shared: dict[str, float]) -> SimpleNamespace:
-    """The coefficients, in double; and plain arrays, for a subclass may redefine arithmetic."""
+    """The coefficients, in double; and copies of the parameter and its states in the dtype of the arithmetic."""
     t = SimpleNamespace(**tensor)
     t.h = SimpleNamespace(**t.hypers)
     arguments = [t.h, t.step, t.first]
@@ -57,46 +67,65 @@ def prepare(optimizer: Any, tensor: dict[str, Any], shared: dict[str, float]) ->
     t.coefficients = optimizer.coefficients(*arguments)
     if t.scalars:
         tensor["scalars"].update(vars(scalars))
-    t.stored = np.asarray(t.param)
+    t.stored = t.param
     t.stored_states = list(t.states.values())
-    t.param, t.grad = widened(t.stored), widened(np.asarray(t.grad))
+    t.param, t.grad = widened(plain(t.stored)).copy(order="K"), widened(plain(t.grad))
     if t.master is not None:
         # Where the parameter is no longer the rounded master, somebody has changed it since: it holds.
-        master = np.asarray(t.master)
-        followed = narrowed(master, t.stored.dtype).view(np.uint16) == t.stored.view(np.uint16)
-        master[...] = np.where(followed, master, t.param)
-        t.param = master
+        master, words = plain(t.master), plain(t.stored).view(np.uint16)
+        followed = narrowed(master, t.stored.dtype).view(np.uint16) == words
+        t.param[...] = np.where(followed, master, t.param)
     t.states = {
-        name: decoded(stored, t.param, name not in t.squares)
-        if isinstance(stored, tuple)
-        else widened(np.asarray(stored))
-        for name, stored in t.states.items()
+        name: decoded(state, t.param, name not in t.squares)
+        if isinstance(state, tuple)
+        else widened(plain(state)).copy(order="K")
+        for name, state in t.states.items()
     }
+    t.average = None if t.ema is None else plain(t.ema).copy(order="K")
     t.scale = 1.0
     return t
 
 
-def decoded(stored: tuple[Array, Array], param: Array, signed: bool) -> Array:
+def decoded(state: tuple[Array, Array], param: Array, signed: bool) -> Array:
     """A state of 8 bits, in the layout of the parameter."""
     values = np.empty_like(param, np.float32)
-    in_memory_order(values)[:] = decode_8bit(in_memory_order(stored[0]), stored[1], signed)
+    in_memory_order(values)[:] = decode_8bit(in_memory_order(plain(state[0])), plain(state[1]), signed)
     return values
 
 
-def store(t: SimpleNamespace) -> None:
-    """Brings what was computed to where, and how, it is stored."""
-    for k, ((name, values), stored) in enumerate(zip(t.states.items(), t.stored_states, strict=True)):
-        if isinstance(stored, tuple):
+def stored(t: SimpleNamespace) -> Writes:
+    """What was computed as it is stored, beside the array that it is for."""
+    writes: Writes = []
+
+    def write(array: Array, values: Array) -> None:
+        writes.append((array, values.reshape(array.shape)))
+
+    def write_in_order(array: Array, numbers: Array) -> None:
+        values = np.empty_like(array, subok=False)
+        in_memory_order(values)[:] = numbers
+        writes.append((array, values))
+
+    for k, ((name, values), state) in enumerate(zip(t.states.items(), t.stored_states, strict=True)):
+        if isinstance(state, tuple):
             words = random_words(t.key, k, values.size)
             codes, scales = encode_8bit(in_memory_order(values), name not in t.squares, words)
-            in_memory_order(stored[0])[:] = codes
-            stored[1][:] = scales
-        elif stored.dtype != values.dtype:
+            write_in_order(state[0], codes)
+            write(state[1], scales)
+        elif state.dtype != values.dtype:
             words = random_words(t.key, k, values.size)
-            in_memory_order(np.asarray(stored))[:] = narrowed(in_memory_order(values), stored.dtype, words)
-    if t.stored.dtype != t.param.dtype:
+            write_in_order(state, narrowed(in_memory_order(values), state.dtype, words))
+        else:
+            write(state, values)
+    if t.stored.dtype == t.param.dtype:
+        write(t.stored, t.param)
+    else:
         param_words = random_words(t.key, PARAM_STREAM, t.param.size) if t.random_param else None
-        in_memory_order(t.stored)[:] = narrowed(in_memory_order(t.param), t.stored.dtype, param_words)
+        write_in_order(t.stored, narrowed(in_memory_order(t.param), t.stored.dtype, param_words))
+    if t.master is not None:
+        write(t.master, t.param)
+    if t.average is not None:
+        write(t.ema, t.average)
+    return writes
 
 
 def coefficients_of(t: SimpleNamespace) -> SimpleNamespace:
@@ -156,10 +185,8 @@ def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> tuple[float, 
         t.param[t.rows] = p
         for name, state in states.items():
             t.states[name][t.rows] = state
-    if t.ema is not None:
-        ema, dtype = np.asarray(t.ema), p.dtype.type
-        ema[...] = ema + dtype(1.0 - t.ema_decay) * (p - ema)
-    store(t)
+    if t.average is not None:
+        t.average += p.dtype.type(1.0 - t.ema_decay) * (p - t.average)
     if not telemetry:
         return None
     moment = None if t.first_moment is None else states[t.first_moment]
