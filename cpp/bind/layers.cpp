@@ -205,9 +205,9 @@ py::object reduced(const std::vector<double>& losses, Reduction reduction, doubl
   return py::float_(reduction == Reduction::mean ? sum / divisor : sum);
 }
 
-// Gives (loss, dlogits).
+// Gives (loss, dlogits). `check` is asked about probabilities before anything is written, if there is one.
 py::tuple cross_entropy(py::object logits, py::object labels, py::object weight, py::object ignore_index,
-                        py::object label_smoothing, py::object reduction_name, py::object out) {
+                        py::object label_smoothing, py::object reduction_name, py::object out, py::object check) {
   const Array input = inspect_contiguous(logits, {"logits"});
   const std::int64_t classes = classes_of(logits, "at least one row and one class"), rows = rows_of(logits);
   const Reduction reduction = reduction_of(reduction_name);
@@ -245,6 +245,7 @@ py::tuple cross_entropy(py::object logits, py::object labels, py::object weight,
     value_error({"out"}, "overlaps labels");
   }
   const Array result = make_result(out, logits, "logits", input, others);
+  if (!with_labels && !check.is_none()) check(labels);
 
   double divisor = double(wanted.counted);
   if (with_labels && !weights.empty()) {
@@ -308,14 +309,15 @@ py::object softmax(py::object logits, py::object out, bool log) {
   return out;
 }
 
-// Gives (loss, gradient).
+// Gives (loss, gradient). `check` as above.
 py::tuple elementwise(ElementwiseLoss loss, const char* name, py::object x, py::object targets, double weight,
-                      py::object reduction_name, py::object out) {
+                      py::object reduction_name, py::object out, const py::object& check) {
   const Array input = inspect_contiguous(x, {name});
   if (input.size == 0) value_error({name}, "expected at least one element, got shape " + shape_text(x));
   const Array wanted = inspect_like(targets, {"targets"}, x, {name});
   const Reduction reduction = reduction_of(reduction_name);
   const Array result = make_result(out, x, name, input, {{"targets", wanted}});
+  if (!check.is_none()) check(targets);
   const double n = double(input.size), scale = reduction == Reduction::mean ? 1.0 / n : 1.0;
   py::object losses = py::none();
   char* loss_data = nullptr;
@@ -340,18 +342,18 @@ py::tuple elementwise(ElementwiseLoss loss, const char* name, py::object x, py::
 }
 
 py::tuple binary_cross_entropy(py::object logits, py::object targets, py::object pos_weight, py::object reduction,
-                               py::object out) {
+                               py::object out, py::object check) {
   const double weight = number(pos_weight, "pos_weight");
   const bool wide = is_array(logits) && dtype_text(logits) == "float64";
   if (!(weight >= 0.0 && std::isfinite(wide ? weight : double(float(weight))))) {
     value_error({"pos_weight"}, "expected a finite number >= 0 of the dtype of the arithmetic, got " +
                                     std::string(py::repr(pos_weight)));
   }
-  return elementwise(ElementwiseLoss::binary, "logits", logits, targets, weight, reduction, out);
+  return elementwise(ElementwiseLoss::binary, "logits", logits, targets, weight, reduction, out, check);
 }
 
 py::tuple squared_error(py::object predictions, py::object targets, py::object reduction, py::object out) {
-  return elementwise(ElementwiseLoss::squared, "predictions", predictions, targets, 1.0, reduction, out);
+  return elementwise(ElementwiseLoss::squared, "predictions", predictions, targets, 1.0, reduction, out, py::none());
 }
 
 // y = residual + dropout(x): of elements, or of whole samples, which the first axis counts.

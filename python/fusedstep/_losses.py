@@ -1,10 +1,15 @@
 """Losses, each with its gradient, and softmax."""
 
+import math
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arguments import flag
+from fusedstep._arrays import dtype_name
+from fusedstep.reference.codec import widened
 
 Array = NDArray[Any]
 
@@ -18,6 +23,7 @@ def softmax_cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     out: Array | None = None,
+    check_targets: bool = True,
 ) -> tuple[Any, Array]:
     r"""Softmax cross-entropy and its gradient, in one read and one write of the logits.
 
@@ -33,14 +39,15 @@ def softmax_cross_entropy(
     Args:
         logits: (…, C), two axes or more, rows of C classes, C-contiguous; float32, float64, float16 or bfloat16 (of 16
             bits the arithmetic is float32, rounded once).
-        labels: (…) integers in [0, C) or `ignore_index`; or (…, C) probabilities, in the dtype of the logits (taken as
-            they are: they need not sum to 1).
+        labels: (…) integers in [0, C) or `ignore_index`; or (…, C) probabilities, in the dtype of the logits.
         weight: (C,) weights of the classes, finite and ≥ 0; float32, float64 for float64 logits.
         ignore_index: Rows of this label do not count: loss 0, gradient 0. Where no row counts, or none has weight, the
             mean is 0 and so is the gradient.
         label_smoothing: In [0, 1]: so much of each target is spread over all classes.
         reduction: "mean", "sum", or "none".
         out: Where the gradient goes: an array like logits, or logits itself; by default a new one.
+        check_targets: Whether probabilities must be some: in [0, 1], each row with the sum 1 within the rounding of
+            its dtype. False takes whatever numbers there are.
 
     Returns:
         The loss in nats, and the gradient with respect to the logits, in their shape and dtype. With "none" the loss is
@@ -48,8 +55,9 @@ def softmax_cross_entropy(
 
     Raises:
         TypeError: A wrong dtype or kind of argument.
-        ValueError: A wrong shape, no rows or no classes; a label, weight or other number out of range; arrays that
-            overlap. Whatever is raised, nothing has been written.
+        ValueError: A wrong shape, no rows or no classes; a label, probability, weight or other number out of range;
+            probabilities of a row that do not sum to 1; arrays that overlap. Whatever is raised, nothing has been
+            written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -65,11 +73,18 @@ def softmax_cross_entropy(
         Weights, `ignore_index` and smoothing mean what they mean in `torch.nn.functional.cross_entropy`, but that rows
         that are ignored count nowhere, and that a mean over nothing is 0, not NaN. The classes are the last axis.
     """
-    return _core.softmax_cross_entropy(logits, labels, weight, ignore_index, label_smoothing, reduction, out)
+    check = _check_rows if flag(check_targets, "check_targets") else None
+    return _core.softmax_cross_entropy(logits, labels, weight, ignore_index, label_smoothing, reduction, out, check)
 
 
 def sigmoid_binary_cross_entropy(
-    logits: Array, targets: Array, *, pos_weight: float = 1.0, reduction: str = "mean", out: Array | None = None
+    logits: Array,
+    targets: Array,
+    *,
+    pos_weight: float = 1.0,
+    reduction: str = "mean",
+    out: Array | None = None,
+    check_targets: bool = True,
 ) -> tuple[Any, Array]:
     r"""Binary cross-entropy of sigmoid(logits), and its gradient.
 
@@ -82,17 +97,19 @@ def sigmoid_binary_cross_entropy(
 
     Args:
         logits: Any shape, C-contiguous; float32, float64, float16 or bfloat16.
-        targets: The same shape and dtype; probabilities, usually 0 and 1 (taken as they are).
+        targets: The same shape and dtype; probabilities, usually 0 and 1.
         pos_weight: What a positive weighs; ≥ 0, finite in the dtype of the arithmetic.
         reduction: "mean", "sum", or "none".
         out: Where the gradient goes: an array like logits, or logits itself; by default a new one.
+        check_targets: Whether the targets must be in [0, 1]. False takes whatever numbers there are.
 
     Returns:
         The loss in nats and the gradient, as `softmax_cross_entropy`.
 
     Raises:
         TypeError: A wrong dtype or kind of argument.
-        ValueError: A wrong shape, no elements; a number out of range; arrays that overlap. Nothing has been written.
+        ValueError: A wrong shape, no elements; a target or other number out of range; arrays that overlap. Nothing has
+            been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -100,7 +117,47 @@ def sigmoid_binary_cross_entropy(
         >>> print(round(loss, 4), dlogits)
         0.6931 [ 0.25 -0.25]
     """
-    return _core.sigmoid_binary_cross_entropy(logits, targets, pos_weight, reduction, out)
+    check = _check_unit_interval if flag(check_targets, "check_targets") else None
+    return _core.sigmoid_binary_cross_entropy(logits, targets, pos_weight, reduction, out, check)
+
+
+def _check_rows(targets: Array) -> None:
+    """ValueError for a row that is no distribution over the classes."""
+    probabilities = _within(targets, "labels", "probabilities")
+    with np.errstate(all="ignore"):
+        sums = probabilities.sum(axis=-1, dtype=np.float64)
+    # Of each number its rounding, which together are at most half a unit of 1; and as much for each of a few
+    # operations that have made them, and for the errors of their sum, which grow with its root.
+    unit = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}.get(dtype_name(targets.dtype), 2.0**-52)
+    wrong = ~(np.abs(sums - 1.0) <= unit / 2 * (4 + math.sqrt(targets.shape[-1])))
+    if wrong.any():
+        where = _place(wrong)
+        raise ValueError(
+            f"labels{where}: expected probabilities that sum to 1, got the sum {sums[wrong].flat[0]:.6g} "
+            "(check_targets=False takes it)"
+        )
+
+
+def _check_unit_interval(targets: Array) -> None:
+    """ValueError for a target that is no probability."""
+    _within(targets, "targets", "a probability")
+
+
+def _within(targets: Array, name: str, what: str) -> Array:
+    numbers = widened(np.asarray(targets))
+    wrong = ~((numbers >= 0) & (numbers <= 1))
+    if wrong.any():
+        got = numbers[wrong].flat[0]
+        raise ValueError(
+            f"{name}{_place(wrong)}: expected {what} in [0, 1], got {got:.6g} (check_targets=False takes it)"
+        )
+    return numbers
+
+
+def _place(wrong: NDArray[np.bool_]) -> str:
+    """The first place that is wrong, as an index."""
+    place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    return f"[{', '.join(str(int(index)) for index in place)}]" if place else ""
 
 
 def mean_squared_error(
