@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep._arrays import as_array
+from fusedstep.reference.sums import scaled_to_one
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
@@ -82,6 +83,14 @@ class Space:
         if self._kind is not None:
             return tuple(pieces) if issubclass(self._kind, tuple) else pieces
         return pieces[0]
+
+
+def size_of(vector: Array) -> float:
+    """The root of the sum of the squares, which may leave the range of doubles."""
+    with np.errstate(all="ignore"):
+        size = float(np.linalg.norm(vector))
+        scaled = None if 1e-140 < size < math.inf else scaled_to_one(vector)
+        return size if scaled is None else float(np.ldexp(np.linalg.norm(scaled[0]), scaled[1]))
 
 
 def _array(value: object, name: str) -> Array:
