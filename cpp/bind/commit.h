@@ -17,6 +17,7 @@ class Ledger {
 
   void put(py::handle dict, py::handle key, py::handle value);
   void keep() { entries_.clear(); }
+  bool empty() const { return entries_.empty(); }
 
  private:
   struct Entry {

@@ -31,6 +31,7 @@ struct Settings {
   bool cautious = false;
   bool average = false;
   double ema_decay = 0.0;
+  bool ema_warmup = false;
   // How new states are stored; 8 bits stand for codes of either kind, of parameters that are not too small for them.
   Dtype state_dtype = Dtype::float32;
   std::int64_t least_8bit = 0;
@@ -59,6 +60,17 @@ struct Item {
   double advanced[kMaxScalars] = {};  // after it
 };
 
+// A sum of products as value · 2^exponent: where doubles are beyond 10^154, or below 10^-162, their squares are no
+// numbers. The exponent is 0 where nothing of the kind has happened, and that of squares is even.
+struct Ranged {
+  double value = 0.0;
+  int exponent = 0;
+};
+// The root, divided by a number.
+double root_of(const Ranged& squares, double divisor = 1.0);
+// The sum in the order of the parts.
+Ranged total_of(const std::vector<Ranged>& parts);
+
 // What a step did.
 struct Outcome {
   bool skipped = false;
@@ -67,7 +79,13 @@ struct Outcome {
   double grad_norm = 0.0;
   double nonfinite = 0.0;
   double clip_coefficient = 1.0;
-  std::vector<double> sums;  // kStepSums an item
+  std::vector<double> sums;    // kStepSums an item
+  std::vector<int> exponents;  // of these, or empty: all 0
+
+  Ranged sum(std::size_t item, int which) const {
+    const std::size_t at = item * kStepSums + std::size_t(which);
+    return {sums[at], exponents.empty() ? 0 : exponents[at]};
+  }
 };
 
 // How errors name an argument: params[2] and state[2]['exp_avg'], or param[2] and exp_avg[2].
@@ -98,6 +116,8 @@ class Engine {
   // What a parameter must be, alone and beside the others.
   void check_params(const std::vector<py::handle>& params);
 
+  // Whether the last run got as far as the arrays, though it may have failed to report on it.
+  bool written() const { return written_out_; }
   const runtime::Rule& rule() const { return rule_; }
   int states() const { return int(rule_.states.size()); }
   int scalars() const { return int(rule_.scalars.size()); }
@@ -140,6 +160,8 @@ class Engine {
   void measure(const std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
   void measure_gradient(const std::vector<Item>& items, double grad_scale);
   void total_gradient(double grad_scale);
+  py::dict describe(const Item& item, const Settings& settings, const StepArgs& args) const;
+  void measure_again(const std::vector<Item>& items, const std::vector<py::object>& before);
   int fused_way(const Item& item, const StepArgs& args) const;
   void prepare_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
   void write_native(bool telemetry);
@@ -155,7 +177,10 @@ class Engine {
   std::vector<runtime::StepTensor> tensors_;
   runtime::Step step_;
   std::vector<double> sums_;
+  std::vector<int> exponents_;  // of these, or empty: all 0
+  Ranged squares_;              // of all gradients
   Outcome outcome_;
+  bool written_out_ = false;
   std::vector<unsigned char> coefficients_;
   std::vector<Span> written_, read_, seen_, seen_read_, sorted_;
 };

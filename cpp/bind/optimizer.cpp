@@ -62,17 +62,23 @@ struct Measured {
   py::object update_ratio, cosine;
   double nonfinite;
 
-  // `averaged_squares` are the gradient's squares, of the parameters that keep an average of it.
-  Measured(const double* sums, double averaged_squares, double grad_scale, double moment_sign)
-      : grad_norm(std::sqrt(sums[kGradSquares]) / grad_scale),
-        update_norm(std::sqrt(sums[kUpdateSquares])),
-        param_norm(std::sqrt(sums[kParamSquares])),
+  // `averaged` are the gradient's squares, of the parameters that keep an average of it.
+  Measured(const Ranged (&sums)[kStepSums], const Ranged& averaged, double grad_scale, double moment_sign)
+      : grad_norm(root_of(sums[kGradSquares], grad_scale)),
+        update_norm(root_of(sums[kUpdateSquares])),
+        param_norm(root_of(sums[kParamSquares])),
         update_ratio(py::none()),
         cosine(py::none()),
-        nonfinite(sums[kNonFinite]) {
-    if (param_norm > 0.0) update_ratio = py::float_(update_norm / param_norm);
-    const double norms = std::sqrt(averaged_squares) * std::sqrt(sums[kMomentSquares]);
-    const double value = moment_sign * sums[kGradMoment] / norms;
+        nonfinite(sums[kNonFinite].value) {
+    const Ranged &update = sums[kUpdateSquares], &param = sums[kParamSquares];
+    if (param.value > 0.0) {
+      const double ratio = std::sqrt(update.value) / std::sqrt(param.value);
+      update_ratio = py::float_(std::ldexp(ratio, (update.exponent - param.exponent) / 2));
+    }
+    const Ranged &cross = sums[kGradMoment], &moment = sums[kMomentSquares];
+    const double norms = std::sqrt(averaged.value) * std::sqrt(moment.value);
+    const double value =
+        std::ldexp(moment_sign * cross.value / norms, cross.exponent - (averaged.exponent + moment.exponent) / 2);
     if (norms > 0.0 && std::isfinite(value)) cosine = py::float_(std::clamp(value, -1.0, 1.0));
   }
 };
@@ -168,15 +174,22 @@ class Optimizer {
     read_shared();
     Ledger ledger;
     py::object made;
-    const Outcome& outcome = engine_.run(items_, settings_, shared_, scale, [&](const Outcome& known) {
+    const auto settle = [&](const Outcome& known) {
       enter(ledger);
       if (known.measured || !settings_[0].whole.telemetry) made = report(known, scale, taken_ + 1);
-    });
-    if (!outcome.skipped) {
+    };
+    const auto taken = [&] {
       ++taken_;
       ledger.keep();
+    };
+    try {
+      const Outcome& outcome = engine_.run(items_, settings_, shared_, scale, settle);
+      if (!outcome.skipped) taken();
+      return made ? made : report(outcome, scale, taken_);
+    } catch (...) {
+      if (engine_.written() && !ledger.empty()) taken();
+      throw;
     }
-    return made ? made : report(outcome, scale, taken_);
   }
 
  private:
@@ -491,11 +504,15 @@ class Optimizer {
   void report_tensors(const Outcome& outcome, double grad_scale, py::object* fields) const {
     py::tuple tensors(grads_.size());
     for (std::size_t k = 0; k < grads_.size(); ++k) tensors[k] = py::none();
-    double all[kStepSums] = {}, averaged_squares = 0.0;
+    std::vector<Ranged> parts[kStepSums], averaged;
     for (std::size_t k = 0; k < items_.size(); ++k) {
-      const double* sums = &outcome.sums[k * kStepSums];
-      for (int s = 0; s < kStepSums; ++s) all[s] += s == kGradMoment ? cosine_sign(items_[k]) * sums[s] : sums[s];
-      if (keeps_average(items_[k])) averaged_squares += sums[kGradSquares];
+      Ranged sums[kStepSums];
+      for (int s = 0; s < kStepSums; ++s) {
+        sums[s] = outcome.sum(k, s);
+        parts[s].push_back(sums[s]);
+      }
+      parts[kGradMoment].back().value *= cosine_sign(items_[k]);
+      if (keeps_average(items_[k])) averaged.push_back(sums[kGradSquares]);
       const Measured one(sums, sums[kGradSquares], grad_scale, cosine_sign(items_[k]));
       auto tensor = py::reinterpret_steal<py::object>(PyStructSequence_New(tensor_report_type()));
       if (!tensor) throw py::error_already_set();
@@ -508,7 +525,9 @@ class Optimizer {
       for (int v = 0; v < 6; ++v) PyStructSequence_SetItem(tensor.ptr(), v, values[v].release().ptr());
       tensors[std::size_t(items_[k].index)] = tensor;
     }
-    const Measured whole(all, averaged_squares, grad_scale, 1.0);
+    Ranged all[kStepSums];
+    for (int s = 0; s < kStepSums; ++s) all[s] = total_of(parts[s]);
+    const Measured whole(all, total_of(averaged), grad_scale, 1.0);
     fields[0] = py::float_(whole.update_norm);
     fields[1] = py::float_(whole.param_norm);
     fields[2] = whole.update_ratio;

@@ -23,6 +23,7 @@ struct Rule {
   int first_moment;
   double moment_sign;
   int sums;
+  bool norms;
   bool cautious, sparse, dense, native;
 
   // Hyper-parameters are doubles in the order of the fields, tuples flattened.

@@ -1,6 +1,7 @@
 """A step, stage by stage."""
 
 from collections.abc import Callable, Iterator
+from math import sqrt
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +17,14 @@ from fusedstep.reference.codec import (
     random_words,
     widened,
 )
-from fusedstep.reference.sums import pair_sums, strip_sums
+from fusedstep.reference.maths import norm_parts
+from fusedstep.reference.sums import in_range, pair_sums, scaled_to_one, strip_sums
 
 Array = NDArray[Any]
 #: Arrays, and what they are to hold.
 Writes = list[tuple[Array, Array]]
+#: s and k for s · 2^k.
+Ranged = tuple[float, int]
 
 
 def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
@@ -157,6 +161,8 @@ def measure(optimizer: Any, tensors: list[SimpleNamespace], shared: dict[str, fl
             states = {name: state.copy(order="K") for name, state in states.items()}
             terms = optimizer.measure(t.h, coefficients_of(t), g, p, **states)
             t.sums = [sum_of_products(a, b, t.rows is not None) for a, b in terms]
+            if getattr(optimizer, "norms", False):
+                t.sums = [norm_of(total, a) for total, (a, _) in zip(t.sums, terms, strict=True)]
             if shared:
                 optimizer.weigh(t.h, t.step, shared, t.sums)
                 totals = [total + value for total, value in zip(totals, t.sums, strict=True)]
@@ -167,7 +173,7 @@ def measure(optimizer: Any, tensors: list[SimpleNamespace], shared: dict[str, fl
             t.coefficients |= optimizer.settle(t.h, t.sums, shared)
 
 
-def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> tuple[float, ...] | None:
+def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> list[Ranged] | None:
     """The rule and what comes after it; with telemetry, its sums."""
     g, p, states = pieces(t)
     before = p.copy(order="K")
@@ -195,14 +201,77 @@ def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> tuple[float, 
     def products(a: Array, b: Array) -> float:
         return sum_of_products(a, b, t.rows is not None, strip_sums)
 
-    return (
+    sums = [
         sum_of_products(t.grad, t.grad, t.rows is not None),
         float(np.count_nonzero(~np.isfinite(t.grad))),
         products(moved, moved),
         products(before, before),
         0.0 if moment is None else products(t.grad, moment),
         0.0 if moment is None else products(moment, moment),
-    )
+    ]
+    return ranged_telemetry(sums, t.grad, before, moved, moment, t.rows is not None)
+
+
+def ranged_telemetry(
+    sums: list[float], grad: Array, before: Array, moved: Array, moment: Array | None, rows: bool
+) -> list[Ranged]:
+    """The sums of a tensor's telemetry, those that went out of range taken anew."""
+    pairs = [(grad, grad), None, (moved, moved), (before, before), (grad, moment), (moment, moment)]
+    return [
+        (total, 0) if pair is None or (moment is None and k > 3) else ranged(total, *pair, rows)
+        for k, (total, pair) in enumerate(zip(sums, pairs, strict=True))
+    ]
+
+
+def measured_again(
+    sums: list[float], grad: Array, before: Array, param: Array, moment: Array | None, rows: Array | None
+) -> list[Ranged]:
+    """The same after a step of the native sets, which have the parameter's values before it beside it."""
+    with np.errstate(all="ignore"):
+        before, param = plain(before), plain(param)
+        moment = None if moment is None else widened(plain(moment))
+        if rows is not None:
+            before, param = before[rows], param[rows]
+            moment = None if moment is None else moment[rows]
+        return ranged_telemetry(sums, widened(plain(grad)), before, param - before, moment, rows is not None)
+
+
+def norms_again(rule: str, tensor: dict[str, Any], shared: dict[str, float]) -> list[float]:
+    """The norms that a rule settles from."""
+    from fusedstep.optimizers import REGISTRY
+
+    optimizer: Any = REGISTRY[rule]
+    with np.errstate(all="ignore"):
+        t = prepare(optimizer, tensor, shared)
+        g, p, states = pieces(t)
+        terms = optimizer.measure(t.h, coefficients_of(t), g, p, **states)
+        return [norm_of(sum_of_products(a, b, t.rows is not None), a) for a, b in terms]
+
+
+def squares_again(grad: Array, rows: bool, total: float) -> Ranged:
+    """The sum of a gradient's squares."""
+    with np.errstate(all="ignore"):
+        values = plain(grad)
+        return ranged(total, values, values, rows)
+
+
+def ranged(total: float, a: Array, b: Array, rows: bool) -> Ranged:
+    """Σ a b as s · 2^k, k = 0 where it was in range: of doubles beyond 10^±154 the squares are not."""
+    if a.dtype != np.float64 or in_range(total):
+        return total, 0
+    scaled = scaled_to_one(a), scaled_to_one(b)
+    if scaled[0] is None or scaled[1] is None:
+        return total, 0
+    (x, i), (y, j) = scaled
+    return sum_of_products(x, y, rows), i + j
+
+
+def norm_of(total: float, x: Array) -> float:
+    """The root of the sum of squares of x, of which `total` is the plain one."""
+    if x.dtype != np.float64 or in_range(total):
+        return sqrt(total)
+    root, exponent = norm_parts(x)
+    return float(np.ldexp(root, exponent))
 
 
 def gradient_stage(g: Array, p: Array, factor: float, decay: float) -> Array:
