@@ -925,7 +925,7 @@ class TestEmaWarmup:
         np.testing.assert_array_equal(optimizer.ema, outside.params)
 
     def test_a_short_run(self):
-        """After 2,000 steps at 1 the average of 0.99999 has forgotten where it began, for (1 + t) / (10 + t) is less."""
+        """After 2,000 steps at 1 the average of 0.99999 has forgotten its start, for (1 + t) / (10 + t) is less."""
         p = np.zeros(1)
         optimizer = fs.SGD(p, lr=0.0, ema_decay=0.99999, ema_warmup=True)
         optimizer.step(np.zeros(1))

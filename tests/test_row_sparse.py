@@ -126,8 +126,8 @@ class TestRows:
         assert results[0] == results[1] == results[2]
 
     def test_repeated_rows_are_summed_in_the_order_given(self):
-        """In the dtype of the values: 10⁸ + 1 − 10⁸ is 0 in float32, 10⁸ − 10⁸ + 1 is 1."""
-        for values, expected in (([1e8, 1.0, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
+        """In double, whatever their dtype: there 10⁸ + 1 − 10⁸ is 1; 10¹⁷ + 1 − 10¹⁷ is 0, and 10¹⁷ − 10¹⁷ + 1 is 1."""
+        for values, expected in (([1e8, 1.0, -1e8], 1.0), ([1e17, 1.0, -1e17], 0.0), ([1e17, -1e17, 1.0], 1.0)):
             p = np.zeros((3, 2), F)
             fs.SGD(p, lr=1.0).step(fs.RowSparse([1, 1, 1], np.repeat(np.array(values, F)[:, None], 2, 1), p.shape))
             assert p.tolist() == [[0.0, 0.0], [-expected, -expected], [0.0, 0.0]]

@@ -216,11 +216,10 @@ def ranged_telemetry(
     sums: list[float], grad: Array, before: Array, moved: Array, moment: Array | None, rows: bool
 ) -> list[Ranged]:
     """The sums of a tensor's telemetry, those that went out of range taken anew."""
-    pairs = [(grad, grad), None, (moved, moved), (before, before), (grad, moment), (moment, moment)]
-    return [
-        (total, 0) if pair is None or (moment is None and k > 3) else ranged(total, *pair, rows)
-        for k, (total, pair) in enumerate(zip(sums, pairs, strict=True))
-    ]
+    pairs: list[tuple[Array, Array] | None] = [(grad, grad), None, (moved, moved), (before, before), None, None]
+    if moment is not None:
+        pairs[4:] = [(grad, moment), (moment, moment)]
+    return [(total, 0) if pair is None else ranged(total, *pair, rows) for total, pair in zip(sums, pairs, strict=True)]
 
 
 def measured_again(
@@ -259,11 +258,10 @@ def ranged(total: float, a: Array, b: Array, rows: bool) -> Ranged:
     """Σ a b as s · 2^k, k = 0 where it was in range: of doubles beyond 10^±154 the squares are not."""
     if a.dtype != np.float64 or in_range(total):
         return total, 0
-    scaled = scaled_to_one(a), scaled_to_one(b)
-    if scaled[0] is None or scaled[1] is None:
+    scaled_a, scaled_b = scaled_to_one(a), scaled_to_one(b)
+    if scaled_a is None or scaled_b is None:
         return total, 0
-    (x, i), (y, j) = scaled
-    return sum_of_products(x, y, rows), i + j
+    return sum_of_products(scaled_a[0], scaled_b[0], rows), scaled_a[1] + scaled_b[1]
 
 
 def norm_of(total: float, x: Array) -> float:
