@@ -1,11 +1,25 @@
 """Every kernel test runs on every instruction set of the machine and on 1, 2 and 3 threads, through these fixtures."""
 
+import builtins
+import os
+
 import numpy as np
 import pytest
 
 import fusedstep as fs
 from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
+
+if os.environ.get("FUSEDSTEP_WITHOUT_ML_DTYPES"):
+    # For the library it is not installed, so that bfloat16 is words; tests make their numbers with it as ever.
+    imported = builtins.__import__
+
+    def without_ml_dtypes(name, scope=None, *arguments, **named):
+        if name == "ml_dtypes" and (scope or {}).get("__name__", "").startswith("fusedstep"):
+            raise ModuleNotFoundError("No module named 'ml_dtypes'", name="ml_dtypes")
+        return imported(name, scope, *arguments, **named)
+
+    builtins.__import__ = without_ml_dtypes
 
 NATIVE = [name for name in fs.runtime.available_isas() if name != "numpy"]
 

@@ -346,3 +346,51 @@ def test_powers_of_the_reference(base):
             assert integer_power(base, n) == float(exact)
         else:
             assert integer_power(base, n) < 1e-20
+
+
+class TestTargets:
+    """Targets that are no probabilities are refused by the place of the first."""
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+    @pytest.mark.parametrize("value", [-0.25, 1.5, np.nan, np.inf])
+    def test_outside_of_the_unit_interval(self, dtype, value):
+        logits, targets = np.zeros((2, 3), dtype), np.full((2, 3), 0.25, dtype)
+        targets[1, 2] = value
+        for loss, name in ((fs.sigmoid_binary_cross_entropy, "targets"), (fs.softmax_cross_entropy, "labels")):
+            out = np.ones_like(logits)
+            with pytest.raises(ValueError, match=rf"{name}\[1, 2\]: expected .* in \[0, 1\], got {value:g}"):
+                loss(logits, targets, out=out)
+            assert (out == 1).all()
+            loss(logits, targets, check_targets=False)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+    @pytest.mark.parametrize("share", [0.0, 0.8, 1.25])
+    def test_rows_that_do_not_sum_to_1(self, dtype, share):
+        logits, targets = np.zeros((2, 2, 4), dtype), np.full((2, 2, 4), 0.25, dtype)
+        targets[1, 0] *= dtype(share)
+        with pytest.raises(ValueError, match=r"labels\[1, 0\]: expected probabilities that sum to 1, got the sum"):
+            fs.softmax_cross_entropy(logits, targets)
+        fs.softmax_cross_entropy(logits, targets, check_targets=False)
+        fs.sigmoid_binary_cross_entropy(logits, np.minimum(targets, dtype(1)))
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+    @pytest.mark.parametrize("classes", [1, 2, 10, 1000])
+    def test_rounded_probabilities(self, dtype, classes, rng):
+        """Of a softmax, a mixture, smoothed labels: rounded to the dtype, they are taken."""
+        logits = rng.standard_normal((50, classes)).astype(dtype)
+        smooth = np.full((50, classes), 0.1 / classes)
+        smooth[:, 0] += 0.9
+        for targets in (rng.dirichlet(np.ones(classes), 50), fs.softmax(logits), smooth):
+            fs.softmax_cross_entropy(logits, targets.astype(dtype))
+
+    def test_words_of_bfloat16(self):
+        half = np.full((3, 2), 0x3F00, np.uint16)
+        assert fs.softmax_cross_entropy(half.view(fs.bfloat16), half.view(fs.bfloat16))[0] == pytest.approx(np.log(2))
+        with pytest.raises(ValueError, match=r"labels\[0, 0\]: expected probabilities"):
+            fs.softmax_cross_entropy(half.view(fs.bfloat16), (half | 0x8000).view(fs.bfloat16))
+
+    def test_other_errors_come_first(self):
+        with pytest.raises(ValueError, match="reduction"):
+            fs.softmax_cross_entropy(np.zeros((2, 2), F), np.full((2, 2), 7, F), reduction="none?")
+        with pytest.raises(TypeError, match="check_targets: expected True or False"):
+            fs.softmax_cross_entropy(np.zeros((2, 2), F), np.full((2, 2), 7, F), check_targets=1)

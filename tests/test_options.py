@@ -907,3 +907,40 @@ def test_names_of_a_state_dict_must_agree():
     with pytest.raises(ValueError, match=r"state_dict: expected parameters \['b', 'a'\], got \['a', 'b'\]"):
         other.load_state_dict(saved.state_dict())
     assert other.state == {}
+
+
+class TestEmaWarmup:
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("isa", fs.runtime.available_isas())
+    def test_as_averaging_has_it(self, isa, dtype, rng):
+        """The bits of an `averaging.EMA` that is updated after every step, across a saved state."""
+        p = rng.standard_normal(5000).astype(dtype)
+        with fs.runtime.use_isa(isa):
+            outside = fs.averaging.EMA(p, 0.99999, warmup=True)
+            optimizer = fs.AdamW(p, lr=0.1, ema_decay=0.99999, ema_warmup=True)
+            for step in range(12):
+                if step == 5:
+                    saved = optimizer.state_dict()
+                    optimizer = fs.AdamW(p, lr=0.1)
+                    optimizer.load_state_dict(saved)
+                optimizer.step(rng.standard_normal(5000).astype(dtype))
+                outside.update()
+        np.testing.assert_array_equal(optimizer.ema, outside.params)
+
+    def test_a_short_run(self):
+        """After 2,000 steps at 1 the average of 0.99999 has forgotten its start, for (1 + t) / (10 + t) is less."""
+        p = np.zeros(1)
+        optimizer = fs.SGD(p, lr=0.0, ema_decay=0.99999, ema_warmup=True)
+        optimizer.step(np.zeros(1))
+        p[...] = 1
+        for _ in range(2000):
+            optimizer.step(np.zeros(1))
+        assert optimizer.ema[0] > 0.999
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="ema_warmup: expected False without ema_decay"):
+            fs.SGD(np.zeros(1), ema_warmup=True)
+        with pytest.raises(TypeError, match="ema_warmup: expected True or False"):
+            fs.SGD(np.zeros(1), ema_decay=0.9, ema_warmup=1)
+        with pytest.raises(TypeError, match="ema_warmup: does not apply to SparseAdam"):
+            fs.SparseAdam(np.zeros((2, 2)), ema_warmup=True)

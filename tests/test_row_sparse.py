@@ -3,6 +3,7 @@
 import copy
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -10,10 +11,12 @@ import torch
 import fusedstep as fs
 from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
+from fusedstep.reference import codec
 from helpers import assert_same_bits, ones
 from runs import bits, snapshot
 
 F, D = np.float32, np.float64
+BF16 = ml_dtypes.bfloat16
 DTYPES = [F, D]
 SPARSE = ["adagrad", "sgd", "sparse_adam"]
 
@@ -123,8 +126,8 @@ class TestRows:
         assert results[0] == results[1] == results[2]
 
     def test_repeated_rows_are_summed_in_the_order_given(self):
-        """In the dtype of the values: 10⁸ + 1 − 10⁸ is 0 in float32, 10⁸ − 10⁸ + 1 is 1."""
-        for values, expected in (([1e8, 1.0, -1e8], 0.0), ([1e8, -1e8, 1.0], 1.0)):
+        """In double, whatever their dtype: there 10⁸ + 1 − 10⁸ is 1; 10¹⁷ + 1 − 10¹⁷ is 0, and 10¹⁷ − 10¹⁷ + 1 is 1."""
+        for values, expected in (([1e8, 1.0, -1e8], 1.0), ([1e17, 1.0, -1e17], 0.0), ([1e17, -1e17, 1.0], 1.0)):
             p = np.zeros((3, 2), F)
             fs.SGD(p, lr=1.0).step(fs.RowSparse([1, 1, 1], np.repeat(np.array(values, F)[:, None], 2, 1), p.shape))
             assert p.tolist() == [[0.0, 0.0], [-expected, -expected], [0.0, 0.0]]
@@ -498,3 +501,30 @@ class TestWhatIsCheckedNatively:
         with pytest.raises(ValueError, match=r"grads\[0\]: its coalesced form: expected"):
             fs.SGD(p).step(Sly([1], ones(1, 2), (4, 2)))
         assert (p == 1.0).all()
+
+
+class TestSums:
+    """Of repeated rows: in double, rounded once, to float32 where the values are narrower."""
+
+    @pytest.mark.parametrize("isa", fs.runtime.available_isas())
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "words", "float32"])
+    def test_many_of_a_row(self, isa, dtype):
+        values = np.full((5000, 2), 1.5, np.float32)
+        if dtype in ("bfloat16", "words"):
+            values = codec.narrowed(values, np.dtype(np.uint16)).view(fs.bfloat16 if dtype == "words" else BF16)
+        else:
+            values = values.astype(dtype)
+        p = np.zeros((4, 2), np.float32)
+        with fs.runtime.use_isa(isa):
+            fs.SGD(p, lr=1.0).step(fs.RowSparse([1] * 5000, values, (4, 2)))
+        np.testing.assert_array_equal(p, -7500.0 * (np.arange(4) == 1)[:, None] * np.ones(2))
+
+    def test_float32_beyond_its_digits(self):
+        values = np.ones((3, 1), np.float32)
+        values[0] = 2.0**24
+        rows, summed = fs.RowSparse([2, 2, 2], values, (4, 1)).coalesced()
+        assert (rows.tolist(), summed.tolist(), summed.dtype) == ([2], [[2.0**24 + 2]], np.float32)
+
+    def test_float64_stays(self):
+        _, summed = fs.RowSparse([0, 0], np.full((2, 1), 0.1), (1, 1)).coalesced()
+        assert (summed.dtype, summed[0, 0]) == (np.float64, 0.2)

@@ -199,9 +199,9 @@ Array inspect(py::handle object, const Label& label) { return inspect_dtypes(obj
 Array inspect_stored(py::handle object, const Label& label) { return inspect_dtypes(object, label, true); }
 Array inspect_coded(py::handle object, const Label& label) { return inspect_dtypes(object, label, true, true); }
 
-void require_dense(py::handle array, const Label& label) {
+bool is_dense(py::handle array) {
   const auto* a = proxy(array);
-  if ((a->flags & kContiguous) != 0 || count(a) == 0) return;
+  if ((a->flags & kContiguous) != 0 || count(a) == 0) return true;
   std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;  // stride, length
   for (int i = 0; i < a->nd; ++i) {
     if (a->dimensions[i] != 1) axes.push_back({a->strides[i], a->dimensions[i]});
@@ -209,12 +209,16 @@ void require_dense(py::handle array, const Label& label) {
   std::sort(axes.begin(), axes.end());
   py::ssize_t expected = py::reinterpret_borrow<py::dtype>(a->descr).itemsize();
   for (const auto& [stride, length] : axes) {
-    if (stride != expected) {
-      value_error(label, "expected one dense block of memory, got shape " + shape_text(array) + " with strides " +
-                             strides_text(array));
-    }
+    if (stride != expected) return false;
     expected *= length;
   }
+  return true;
+}
+
+void require_dense(py::handle array, const Label& label) {
+  if (is_dense(array)) return;
+  value_error(label, "expected one dense block of memory, got shape " + shape_text(array) + " with strides " +
+                         strides_text(array));
 }
 
 void require_writable(py::handle array, const Label& label) {

@@ -54,6 +54,7 @@ Array inspect_stored(py::handle object, const Label& label);
 // The same, or of codes of 8 bits, which it calls unsigned.
 Array inspect_coded(py::handle object, const Label& label);
 // One block of memory, whatever the order of the axes.
+bool is_dense(py::handle array);
 void require_dense(py::handle array, const Label& label);
 void require_writable(py::handle array, const Label& label);
 void require_same_dtype(py::handle array, const Label& label, py::handle other, const Label& other_label);

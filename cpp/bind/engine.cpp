@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "bind/memory.h"
 #include "runtime/isa.h"
@@ -84,6 +85,8 @@ void strip(std::vector<Item>& items) {
     }
   }
 }
+// As in reference/sums.py.
+bool in_range(double sum) { return std::fabs(sum) >= 0x1p-970 && std::isfinite(sum); }
 
 void fetch_shapes(const Item& item) {
   const auto fetch = [](const py::object& array) {
@@ -111,6 +114,28 @@ Geometry geometry_of(py::handle owner, py::handle array, const Label& label) {
           py::reinterpret_borrow<py::object>(a->descr),
           {a->dimensions, a->dimensions + a->nd},
           {a->strides, a->strides + a->nd}};
+}
+
+double root_of(const Ranged& squares, double divisor) {
+  return std::ldexp(std::sqrt(squares.value) / divisor, squares.exponent / 2);
+}
+
+Ranged total_of(const std::vector<Ranged>& parts) {
+  double plain = 0.0;
+  int largest = std::numeric_limits<int>::min();
+  bool scaled = false;
+  for (const Ranged& part : parts) {
+    plain += part.value;
+    scaled = scaled || part.exponent != 0;
+    if (part.value != 0.0 && std::isfinite(part.value))
+      largest = std::max(largest, std::ilogb(part.value) + part.exponent);
+  }
+  const bool finite =
+      std::all_of(parts.begin(), parts.end(), [](const Ranged& part) { return std::isfinite(part.value); });
+  if (!finite || (!scaled && in_range(plain)) || largest == std::numeric_limits<int>::min()) return {plain, 0};
+  Ranged total = {0.0, largest - (largest & 1)};
+  for (const Ranged& part : parts) total.value += std::ldexp(part.value, part.exponent - total.exponent);
+  return total;
 }
 
 py::handle get(py::handle dict, py::handle key) {
@@ -230,6 +255,7 @@ void Engine::read_field(const Field& field, py::handle given, double* out) const
 Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken) const {
   static const py::handle maximize_key = PyUnicode_InternFromString("maximize");
   static const py::handle ema_key = PyUnicode_InternFromString("ema_decay");
+  static const py::handle warmup_key = PyUnicode_InternFromString("ema_warmup");
   static const py::handle cautious_key = PyUnicode_InternFromString("cautious");
   static const py::handle state_dtype_key = PyUnicode_InternFromString("state_dtype");
   static const py::handle least_8bit_key = PyUnicode_InternFromString("min_8bit_size");
@@ -294,6 +320,12 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
     settings.average = true;
     settings.ema_decay = number(average, "ema_decay");
     check_domain({"ema_decay", Domain::unit_interval}, settings.ema_decay, average);
+  }
+  if (const py::handle given = option(warmup_key)) {
+    settings.ema_warmup = flag(given, "ema_warmup");
+    if (settings.ema_warmup && !settings.average) {
+      throw py::value_error("ema_warmup: expected False without ema_decay, which it is for");
+    }
   }
   if (const py::handle given = option(cautious_key)) {
     settings.cautious = flag(given, "cautious");
@@ -574,13 +606,15 @@ void Engine::inspect_item(Item& item, const Settings& settings, double grad_scal
   args.grad_factor = (settings.maximize ? -1.0 : 1.0) / grad_scale;
   args.decay = settings.coupled_decay;
   args.ema_decay = settings.ema_decay;
+  if (settings.ema_warmup)
+    args.ema_decay = std::min(args.ema_decay, (1.0 + double(item.step)) / (10.0 + double(item.step)));
   tensor.bytes_per_element = 2 * item_bytes(args.param_dtype) + item_bytes(args.grad_dtype) + state_bytes +
                              2 * settings.average * item_bytes(tensor.dtype) +
                              (args.copy != nullptr ? 2 * item_bytes(args.copy_dtype) : 0);
 }
 
-// The arrays that are written must overlap neither each other nor a gradient. They are sorted once, for as long as they
-// stay where they are.
+// The arrays that are written must overlap neither each other nor a gradient. They are sorted once, for as long as
+// they stay where they are.
 void Engine::refuse_overlaps() {
   const auto overlap = [](const Span& a, const Span& b) {
     return a.bytes > 0 && b.bytes > 0 && a.data < b.data + b.bytes && b.data < a.data + a.bytes;
@@ -733,6 +767,15 @@ void Engine::measure(const std::vector<Item>& items, const std::vector<Settings>
   for (std::size_t k = 0; k < items.size(); ++k) {
     const Settings& settings = groups[std::size_t(items[k].group)];
     double* sums = &sums_[k * kStepSums];
+    if (rule_.norms) {
+      const bool lost = tensors_[k].dtype == Dtype::float64 && !std::all_of(sums, sums + rule_.sums, in_range);
+      py::list norms;
+      if (lost) {
+        norms = py::module_::import("fusedstep.reference.step")
+                    .attr("norms_again")(rule_.name, describe(items[k], settings, tensors_[k].args), py::dict());
+      }
+      for (int s = 0; s < rule_.sums; ++s) sums[s] = lost ? norms[std::size_t(s)].cast<double>() : std::sqrt(sums[s]);
+    }
     if (settings.cautious) tensors_[k].args.scale = double(tensors_[k].size) / (sums[0] + 1.0);
     if (!rule_.shared_scalars) continue;
     rule_.weigh(settings.hypers, {items[k].step, items[k].first}, shared, sums);
@@ -748,14 +791,47 @@ void Engine::measure(const std::vector<Item>& items, const std::vector<Settings>
 
 // From sums_: kGradSquares and kNonFinite of each item.
 void Engine::total_gradient(double grad_scale) {
-  double squares = 0.0, nonfinite = 0.0;
+  std::vector<Ranged> squares;
+  double nonfinite = 0.0;
   for (std::size_t k = 0; k < sums_.size(); k += kStepSums) {
-    squares += sums_[k + kGradSquares];
+    squares.push_back({sums_[k + kGradSquares], exponents_.empty() ? 0 : exponents_[k + kGradSquares]});
     nonfinite += sums_[k + kNonFinite];
   }
+  squares_ = total_of(squares);
   outcome_.has_norm = true;
-  outcome_.grad_norm = std::sqrt(squares) / grad_scale;
+  outcome_.grad_norm = root_of(squares_, grad_scale);
   outcome_.nonfinite = nonfinite;
+}
+
+// Sums of doubles that went out of range, by the reference, which is the same for all sets. Telemetry, where there
+// are parameters before the step; else the gradients' squares.
+void Engine::measure_again(const std::vector<Item>& items, const std::vector<py::object>& before) {
+  const py::module_ reference = py::module_::import("fusedstep.reference.step");
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    const Item& item = items[k];
+    double* sums = &sums_[k * kStepSums];
+    const bool telemetry = !before.empty();
+    bool lost = false;
+    for (int s = 0; s < (telemetry ? kStepSums : 1); ++s) lost = lost || (s != kNonFinite && !in_range(sums[s]));
+    if (tensors_[k].dtype != Dtype::float64 || tensors_[k].size == 0 || !lost) continue;
+    const py::object rows = item.rows ? item.rows : py::object(py::none());
+    py::list again;
+    if (telemetry) {
+      const bool averages = rule_.first_moment >= 0 && keeps(item, rule_.first_moment);
+      const py::object moment = averages ? item.state[rule_.first_moment] : py::object(py::none());
+      py::list totals;
+      for (int s = 0; s < kStepSums; ++s) totals.append(sums[s]);
+      again = reference.attr("measured_again")(totals, item.grad, before[k], item.param, moment, rows);
+    } else {
+      again.append(reference.attr("squares_again")(item.grad, bool(item.rows), sums[kGradSquares]));
+    }
+    exponents_.resize(sums_.size(), 0);
+    for (std::size_t s = 0; s < again.size(); ++s) {
+      const py::tuple parts = again[s];
+      sums[s] = parts[0].cast<double>();
+      exponents_[k * kStepSums + s] = parts[1].cast<int>();
+    }
+  }
 }
 
 void Engine::measure_gradient(const std::vector<Item>& items, double grad_scale) {
@@ -773,11 +849,14 @@ void Engine::measure_gradient(const std::vector<Item>& items, double grad_scale)
       sums_[k * kStepSums + kNonFinite] = sums[1].cast<double>();
     }
   }
+  exponents_.clear();
+  measure_again(items, {});
   total_gradient(grad_scale);
 }
 
 const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared,
-                           double grad_scale) {
+                           double grad_scale, const Settle& settle) {
+  written_out_ = false;
   // Its reciprocal must be a number in float32 too.
   if (!(std::isfinite(grad_scale) && grad_scale > 0.0 && std::isfinite(float(1.0 / grad_scale)) &&
         float(1.0 / grad_scale) > 0.0f)) {
@@ -808,21 +887,44 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
     }
     if (whole.clip && std::isfinite(whole.max_grad_norm)) {
       // PyTorch's bound; the sum with 1e-6 keeps it from dividing by 0. NaN stays NaN.
-      const double coefficient = whole.max_grad_norm / (outcome_.grad_norm + 1e-6);
+      double coefficient = whole.max_grad_norm / (outcome_.grad_norm + 1e-6);
+      if (std::isinf(outcome_.grad_norm) && std::isfinite(squares_.value)) {
+        coefficient =
+            std::ldexp(whole.max_grad_norm / (std::sqrt(squares_.value) / grad_scale), -squares_.exponent / 2);
+      }
       outcome_.clip_coefficient = coefficient > 1.0 ? 1.0 : coefficient;
       for (runtime::StepTensor& tensor : tensors_) tensor.args.grad_factor *= outcome_.clip_coefficient;
     }
   }
   make_states(items, groups);
-  if (table_ == nullptr) {
-    run_reference(items, groups, shared);
-  } else {
-    run_native(items, groups, shared);
-  }
-  if (whole.telemetry) {
+  const auto measured = [&] {
     outcome_.measured = true;
-    outcome_.sums = sums_;
     if (!outcome_.has_norm) total_gradient(grad_scale);
+    outcome_.sums.swap(sums_);
+    outcome_.exponents.swap(exponents_);
+  };
+  if (table_ == nullptr) {
+    const Writes writes = compute_reference(items, groups, shared);
+    if (whole.telemetry) measured();
+    settle(outcome_);
+    writes.run();
+    return outcome_;
+  }
+  prepare_native(items, groups, shared);
+  std::vector<py::object> before;
+  for (std::size_t k = 0; whole.telemetry && k < items.size(); ++k) {
+    before.push_back(py::none());
+    if (tensors_[k].dtype != Dtype::float64) continue;
+    before[k] = array_like(items[k].param, "empty_like");
+    copy_values(items[k].param, before[k]);
+  }
+  settle(outcome_);
+  write_native(whole.telemetry);
+  written_out_ = true;
+  if (whole.telemetry) {
+    exponents_.clear();
+    measure_again(items, before);
+    measured();
   }
   return outcome_;
 }
@@ -841,7 +943,7 @@ int Engine::fused_way(const Item& item, const StepArgs& args) const {
   return way;
 }
 
-void Engine::run_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
+void Engine::prepare_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
   set_coefficients(items, groups, shared);
   for (std::size_t k = 0; k < items.size(); ++k) {
     const bool cautious = groups[std::size_t(items[k].group)].cautious;
@@ -852,79 +954,91 @@ void Engine::run_native(std::vector<Item>& items, const std::vector<Settings>& g
     args.watched = table_->watched[rule_.index][int(tensors_[k].dtype)][items[k].variant][cautious];
   }
   measure(items, groups, shared);
+  if (groups[0].whole.telemetry) step_.reserve(sums_);
+}
+
+void Engine::write_native(bool telemetry) {
   const py::gil_scoped_release released;
-  if (groups[0].whole.telemetry) {
+  if (telemetry) {
     step_.run(table_->step, sums_);
   } else {
     step_.run(table_->step);
   }
 }
 
-void Engine::run_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
+// What the reference takes of a tensor.
+py::dict Engine::describe(const Item& item, const Settings& settings, const StepArgs& args) const {
+  py::dict hypers;
+  const double* value = settings.hypers;
+  const auto next = [&](const Field& field) -> py::object {
+    const double x = *value++;
+    if (field.optional && x != x) return py::none();
+    if (field.domain == Domain::flag) return py::bool_(x != 0.0);
+    if (field.domain == Domain::choice) return py::str(field.choices[int(x)]);
+    return py::float_(x);
+  };
+  for (const Field& field : rule_.fields) {
+    if (field.count > 1) {
+      py::tuple values{std::size_t(field.count)};
+      for (int i = 0; i < field.count; ++i) values[std::size_t(i)] = next(field);
+      hypers[field.name] = values;
+    } else {
+      hypers[field.name] = next(field);
+    }
+  }
+  py::dict kept, scalars;
+  py::list squares;
+  for (int s = 0; s < states(); ++s) {
+    if (!keeps(item, s)) continue;
+    const bool coded = bool(item.scales[s]);
+    kept[rule_.states[std::size_t(s)]] = coded ? py::make_tuple(item.state[s], item.scales[s]) : item.state[s];
+    if (rule_.squares >> s & 1) squares.append(rule_.states[std::size_t(s)]);
+  }
+  if (!rule_.shared_scalars) {
+    for (std::size_t s = 0; s < rule_.scalars.size(); ++s) scalars[rule_.scalars[s]] = item.scalars[s];
+  }
+  py::dict tensor;
+  tensor["param"] = item.param;
+  tensor["grad"] = item.grad;
+  tensor["rows"] = item.rows ? item.rows : py::object(py::none());
+  tensor["states"] = kept;
+  tensor["squares"] = squares;
+  tensor["master"] = args.copy != nullptr ? item.master : py::object(py::none());
+  tensor["random_param"] = args.random_param;
+  tensor["key"] = args.key;
+  tensor["ema"] = settings.average ? item.ema : py::object(py::none());
+  tensor["hypers"] = hypers;
+  tensor["step"] = item.step;
+  tensor["first"] = item.first;
+  tensor["scalars"] = scalars;
+  tensor["cautious"] = settings.cautious;
+  tensor["grad_factor"] = args.grad_factor;
+  tensor["decay"] = args.decay;
+  tensor["ema_decay"] = args.ema_decay;
+  const bool averages = rule_.first_moment >= 0 && keeps(item, rule_.first_moment);
+  tensor["first_moment"] =
+      averages ? py::object(py::str(rule_.states[std::size_t(rule_.first_moment)])) : py::object(py::none());
+  return tensor;
+}
+
+Writes Engine::compute_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared) {
   py::list tensors;
   for (std::size_t k = 0; k < items.size(); ++k) {
-    const Item& item = items[k];
-    const Settings& settings = groups[std::size_t(item.group)];
-    py::dict hypers;
-    const double* value = settings.hypers;
-    const auto next = [&](const Field& field) -> py::object {
-      const double x = *value++;
-      if (field.optional && x != x) return py::none();
-      if (field.domain == Domain::flag) return py::bool_(x != 0.0);
-      if (field.domain == Domain::choice) return py::str(field.choices[int(x)]);
-      return py::float_(x);
-    };
-    for (const Field& field : rule_.fields) {
-      if (field.count > 1) {
-        py::tuple values{std::size_t(field.count)};
-        for (int i = 0; i < field.count; ++i) values[std::size_t(i)] = next(field);
-        hypers[field.name] = values;
-      } else {
-        hypers[field.name] = next(field);
-      }
-    }
-    py::dict kept, scalars;
-    py::list squares;
-    for (int s = 0; s < states(); ++s) {
-      if (!keeps(item, s)) continue;
-      const bool coded = bool(item.scales[s]);
-      kept[rule_.states[std::size_t(s)]] = coded ? py::make_tuple(item.state[s], item.scales[s]) : item.state[s];
-      if (rule_.squares >> s & 1) squares.append(rule_.states[std::size_t(s)]);
-    }
-    if (!rule_.shared_scalars) {
-      for (std::size_t s = 0; s < rule_.scalars.size(); ++s) scalars[rule_.scalars[s]] = item.scalars[s];
-    }
-    const StepArgs& args = tensors_[k].args;
-    py::dict tensor;
-    tensor["param"] = item.param;
-    tensor["grad"] = item.grad;
-    tensor["rows"] = item.rows ? item.rows : py::object(py::none());
-    tensor["states"] = kept;
-    tensor["squares"] = squares;
-    tensor["master"] = args.copy != nullptr ? item.master : py::object(py::none());
-    tensor["random_param"] = args.random_param;
-    tensor["key"] = args.key;
-    tensor["ema"] = settings.average ? item.ema : py::object(py::none());
-    tensor["hypers"] = hypers;
-    tensor["step"] = item.step;
-    tensor["first"] = item.first;
-    tensor["scalars"] = scalars;
-    tensor["cautious"] = settings.cautious;
-    tensor["grad_factor"] = args.grad_factor;
-    tensor["decay"] = args.decay;
-    tensor["ema_decay"] = args.ema_decay;
-    const bool averages = rule_.first_moment >= 0 && keeps(item, rule_.first_moment);
-    tensor["first_moment"] =
-        averages ? py::object(py::str(rule_.states[std::size_t(rule_.first_moment)])) : py::object(py::none());
-    tensors.append(tensor);
+    tensors.append(describe(items[k], groups[std::size_t(items[k].group)], tensors_[k].args));
   }
   py::dict common;
   if (rule_.shared_scalars) {
     for (std::size_t s = 0; s < rule_.scalars.size(); ++s) common[rule_.scalars[s]] = shared[s];
   }
-  // Gives the sums of telemetry by tensor, and leaves the scalars advanced.
-  const py::list sums = py::module_::import("fusedstep.reference.step")
-                            .attr("run")(rule_.name, tensors, common, groups[0].whole.telemetry);
+  // Gives what to write where and the sums of telemetry by tensor, and leaves the scalars advanced.
+  const py::tuple computed = py::module_::import("fusedstep.reference.step")
+                                 .attr("compute")(rule_.name, tensors, common, groups[0].whole.telemetry);
+  const py::list pairs = computed[0], sums = computed[1];
+  Writes writes;
+  for (const py::handle pair : pairs) {
+    const auto both = py::reinterpret_borrow<py::tuple>(pair);
+    writes.add(both[0], both[1]);
+  }
   for (std::size_t s = 0; s < rule_.scalars.size(); ++s) {
     const char* name = rule_.scalars[s];
     if (rule_.shared_scalars) {
@@ -935,12 +1049,20 @@ void Engine::run_reference(std::vector<Item>& items, const std::vector<Settings>
       }
     }
   }
-  if (!groups[0].whole.telemetry) return;
+  if (!groups[0].whole.telemetry) return writes;
+  exponents_.clear();
   sums_.assign(items.size() * kStepSums, 0.0);
   for (std::size_t k = 0; k < items.size(); ++k) {
-    const py::tuple of_tensor = sums[k];
-    for (std::size_t s = 0; s < kStepSums; ++s) sums_[k * kStepSums + s] = of_tensor[s].cast<double>();
+    const py::list of_tensor = sums[k];
+    for (std::size_t s = 0; s < kStepSums; ++s) {
+      const py::tuple parts = of_tensor[s];
+      sums_[k * kStepSums + s] = parts[0].cast<double>();
+      const int exponent = parts[1].cast<int>();
+      if (exponent != 0) exponents_.resize(sums_.size(), 0);
+      if (!exponents_.empty()) exponents_[k * kStepSums + s] = exponent;
+    }
   }
+  return writes;
 }
 
 }  // namespace fusedstep::bind

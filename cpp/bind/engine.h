@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "bind/arrays.h"
+#include "bind/commit.h"
 #include "kernels/random.h"
 #include "runtime/registry.h"
 #include "runtime/step.h"
@@ -30,6 +32,7 @@ struct Settings {
   bool cautious = false;
   bool average = false;
   double ema_decay = 0.0;
+  bool ema_warmup = false;
   // How new states are stored; 8 bits stand for codes of either kind, of parameters that are not too small for them.
   Dtype state_dtype = Dtype::float32;
   std::int64_t least_8bit = 0;
@@ -70,6 +73,16 @@ struct Geometry {
   std::string text() const;
 };
 Geometry geometry_of(py::handle owner, py::handle array, const Label& label);
+// A sum of products as value · 2^exponent: where doubles are beyond 10^154, or below 10^-162, their squares are no
+// numbers. The exponent is 0 where nothing of the kind has happened, and that of squares is even.
+struct Ranged {
+  double value = 0.0;
+  int exponent = 0;
+};
+// The root, divided by a number.
+double root_of(const Ranged& squares, double divisor = 1.0);
+// The sum in the order of the parts.
+Ranged total_of(const std::vector<Ranged>& parts);
 
 // What a step did.
 struct Outcome {
@@ -79,7 +92,13 @@ struct Outcome {
   double grad_norm = 0.0;
   double nonfinite = 0.0;
   double clip_coefficient = 1.0;
-  std::vector<double> sums;  // kStepSums an item
+  std::vector<double> sums;    // kStepSums an item
+  std::vector<int> exponents;  // of these, or empty: all 0
+
+  Ranged sum(std::size_t item, int which) const {
+    const std::size_t at = item * kStepSums + std::size_t(which);
+    return {sums[at], exponents.empty() ? 0 : exponents[at]};
+  }
 };
 
 // How errors name an argument: params[2] and state[2]['exp_avg'], or param[2] and exp_avg[2].
@@ -104,11 +123,16 @@ class Engine {
   // Reads a dict of hyper-parameters and options, and checks them. A schedule is asked for lr(taken).
   Settings read(py::handle group, Schedules schedules, std::int64_t taken) const;
   // Checks all items, then computes. States that were null are there afterwards, unless the step was skipped.
-  // `shared` are the rule's shared scalars, which move on.
-  const Outcome& run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale);
+  // `shared` are the rule's shared scalars, which move on. `settle` is called before the first array is written, when
+  // all but telemetry of the native sets is known: nothing that may fail comes after it.
+  using Settle = std::function<void(const Outcome&)>;
+  const Outcome& run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale,
+                     const Settle& settle);
   // What a parameter must be, alone and beside the others; and what it is.
   std::vector<Geometry> check_params(const std::vector<py::handle>& params);
 
+  // Whether the last run got as far as the arrays, though it may have failed to report on it.
+  bool written() const { return written_out_; }
   const runtime::Rule& rule() const { return rule_; }
   int states() const { return int(rule_.states.size()); }
   int scalars() const { return int(rule_.scalars.size()); }
@@ -156,9 +180,12 @@ class Engine {
   void measure(const std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
   void measure_gradient(const std::vector<Item>& items, double grad_scale);
   void total_gradient(double grad_scale);
+  py::dict describe(const Item& item, const Settings& settings, const StepArgs& args) const;
+  void measure_again(const std::vector<Item>& items, const std::vector<py::object>& before);
   int fused_way(const Item& item, const StepArgs& args) const;
-  void run_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
-  void run_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
+  void prepare_native(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
+  void write_native(bool telemetry);
+  Writes compute_reference(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared);
 
   const runtime::Rule& rule_;
   const Naming naming_;
@@ -171,7 +198,10 @@ class Engine {
   std::vector<runtime::StepTensor> tensors_;
   runtime::Step step_;
   std::vector<double> sums_;
+  std::vector<int> exponents_;  // of these, or empty: all 0
+  Ranged squares_;              // of all gradients
   Outcome outcome_;
+  bool written_out_ = false;
   std::vector<unsigned char> coefficients_;
   std::vector<Span> written_, read_, seen_, seen_read_, sorted_;
 };

@@ -242,9 +242,9 @@ class Reduced {
   char* data_ = nullptr;
 };
 
-// Gives (loss, dlogits).
+// Gives (loss, dlogits). `check` is asked about probabilities before anything is written, if there is one.
 py::tuple cross_entropy(py::object logits, py::object labels_given, py::object weight_given, py::object ignore_index,
-                        py::object label_smoothing, py::object reduction_name, py::object out) {
+                        py::object label_smoothing, py::object reduction_name, py::object out, py::object check) {
   // Numbers come first, for they may be objects of others, whose code may move arrays.
   const Reduction reduction = reduction_of(reduction_name);
   const double smoothing = number_in(label_smoothing, "label_smoothing", 0.0, 1.0, "in [0, 1]");
@@ -293,6 +293,7 @@ py::tuple cross_entropy(py::object logits, py::object labels_given, py::object w
   refuse_overlap(result, input, "logits", true);
   if (share_memory(result.array, labels)) value_error({"out"}, "overlaps labels");
   if (weight.array) refuse_overlap(result, weight, "weight", false);
+  if (!with_labels && !check.is_none()) check(targets.array);
 
   double divisor = double(wanted.counted);
   if (with_labels && !weights.empty()) {
@@ -367,9 +368,9 @@ py::object softmax(py::object logits, py::object out, bool log) {
   return result.out;
 }
 
-// Gives (loss, gradient).
+// Gives (loss, gradient). `check` as above.
 py::tuple elementwise(ElementwiseLoss loss, const char* name, py::object x, py::object targets, double weight,
-                      py::object reduction_name, py::object out) {
+                      py::object reduction_name, py::object out, const py::object& check) {
   const Reduction reduction = reduction_of(reduction_name);
   const Input input = read(x, {name});
   if (input.memory.size == 0) {
@@ -379,6 +380,7 @@ py::tuple elementwise(ElementwiseLoss loss, const char* name, py::object x, py::
   const Result result = make_result(out, input, name);
   refuse_overlap(result, input, name, true);
   refuse_overlap(result, wanted, "targets", false);
+  if (!check.is_none()) check(wanted.array);
   const double n = double(input.memory.size), scale = reduction == Reduction::mean ? 1.0 / n : 1.0;
   const Reduced reduced(reduction, n, shape_of(input.given), input.memory.dtype);
   double sum;
@@ -399,18 +401,18 @@ py::tuple elementwise(ElementwiseLoss loss, const char* name, py::object x, py::
 }
 
 py::tuple binary_cross_entropy(py::object logits, py::object targets, py::object pos_weight, py::object reduction,
-                               py::object out) {
+                               py::object out, py::object check) {
   const double weight = number(pos_weight, "pos_weight");
   const bool wide = is_array(logits) && dtype_text(logits) == "float64";
   if (!(weight >= 0.0 && std::isfinite(wide ? weight : double(float(weight))))) {
     value_error({"pos_weight"},
                 "expected a finite number >= 0 of the dtype of the arithmetic, got " + shown(pos_weight));
   }
-  return elementwise(ElementwiseLoss::binary, "logits", logits, targets, weight, reduction, out);
+  return elementwise(ElementwiseLoss::binary, "logits", logits, targets, weight, reduction, out, check);
 }
 
 py::tuple squared_error(py::object predictions, py::object targets, py::object reduction, py::object out) {
-  return elementwise(ElementwiseLoss::squared, "predictions", predictions, targets, 1.0, reduction, out);
+  return elementwise(ElementwiseLoss::squared, "predictions", predictions, targets, 1.0, reduction, out, py::none());
 }
 
 // y = residual + dropout(x): of elements, or of whole samples, which the first axis counts.

@@ -27,6 +27,7 @@ PYBIND11_MODULE(_core, m) {
   fusedstep::bind::register_memory(m);
   fusedstep::bind::register_exchange(m);
   fusedstep::bind::register_optimizer(m);
+  fusedstep::bind::register_commit(m);
   fusedstep::bind::register_batch_norm(m);
   fusedstep::bind::register_layers(m);
   fusedstep::bind::register_roofs(m);

@@ -11,6 +11,7 @@ pybind11::custom_type_setup whole_from_birth();
 
 void register_runtime(pybind11::module_& m);
 void register_optimizer(pybind11::module_& m);
+void register_commit(pybind11::module_& m);
 void register_batch_norm(pybind11::module_& m);
 void register_layers(pybind11::module_& m);
 void register_roofs(pybind11::module_& m);

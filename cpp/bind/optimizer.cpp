@@ -83,17 +83,23 @@ struct Measured {
   py::object update_ratio, cosine;
   double nonfinite;
 
-  // `averaged_squares` are the gradient's squares, of the parameters that keep an average of it.
-  Measured(const double* sums, double averaged_squares, double grad_scale, double moment_sign)
-      : grad_norm(std::sqrt(sums[kGradSquares]) / grad_scale),
-        update_norm(std::sqrt(sums[kUpdateSquares])),
-        param_norm(std::sqrt(sums[kParamSquares])),
+  // `averaged` are the gradient's squares, of the parameters that keep an average of it.
+  Measured(const Ranged (&sums)[kStepSums], const Ranged& averaged, double grad_scale, double moment_sign)
+      : grad_norm(root_of(sums[kGradSquares], grad_scale)),
+        update_norm(root_of(sums[kUpdateSquares])),
+        param_norm(root_of(sums[kParamSquares])),
         update_ratio(py::none()),
         cosine(py::none()),
-        nonfinite(sums[kNonFinite]) {
-    if (param_norm > 0.0) update_ratio = py::float_(update_norm / param_norm);
-    const double norms = std::sqrt(averaged_squares) * std::sqrt(sums[kMomentSquares]);
-    const double value = moment_sign * sums[kGradMoment] / norms;
+        nonfinite(sums[kNonFinite].value) {
+    const Ranged &update = sums[kUpdateSquares], &param = sums[kParamSquares];
+    if (param.value > 0.0) {
+      const double ratio = std::sqrt(update.value) / std::sqrt(param.value);
+      update_ratio = py::float_(std::ldexp(ratio, (update.exponent - param.exponent) / 2));
+    }
+    const Ranged &cross = sums[kGradMoment], &moment = sums[kMomentSquares];
+    const double norms = std::sqrt(averaged.value) * std::sqrt(moment.value);
+    const double value =
+        std::ldexp(moment_sign * cross.value / norms, cross.exponent - (averaged.exponent + moment.exponent) / 2);
     if (norms > 0.0 && std::isfinite(value)) cosine = py::float_(std::clamp(value, -1.0, 1.0));
   }
 };
@@ -207,13 +213,25 @@ class Optimizer {
     for (Item& item : items_) check_geometry(item);
     engine_.view_states(items_);
     read_shared();
-    const Outcome& outcome = engine_.run(items_, settings_, shared_, scale);
-    if (!outcome.skipped) {
-      commit();
+    Ledger ledger;
+    py::object made;
+    const auto settle = [&](const Outcome& known) {
+      enter(ledger);
+      if (known.measured || !settings_[0].whole.telemetry) made = report(known, scale, taken_ + 1);
+    };
+    const auto taken = [&] {
       ++taken_;
+      ledger.keep();
       tell_owners();
+    };
+    try {
+      const Outcome& outcome = engine_.run(items_, settings_, shared_, scale, settle);
+      if (!outcome.skipped) taken();
+      return made ? made : report(outcome, scale, taken_);
+    } catch (...) {
+      if (engine_.written() && !ledger.empty()) taken();
+      throw;
     }
-    return report(outcome, scale);
   }
 
  private:
@@ -571,10 +589,9 @@ class Optimizer {
     }
   }
 
-  void commit() {
-    const auto put = [](py::handle dict, py::handle key, py::handle value) {
-      if (PyDict_SetItem(dict.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
-    };
+  // What the state and the groups hold after this step.
+  void enter(Ledger& ledger) {
+    const auto put = [&](py::handle dict, py::handle key, py::handle value) { ledger.put(dict, key, value); };
     py::int_ step(0);
     std::int64_t value = 0;
     for (Item& item : items_) {
@@ -615,7 +632,7 @@ class Optimizer {
     return moment >= 0 && engine_.keeps(item, moment);
   }
 
-  py::object report(const Outcome& outcome, double grad_scale) const {
+  py::object report(const Outcome& outcome, double grad_scale, std::int64_t taken) const {
     py::object lr = py::float_(engine_.lr_of(settings_[0]));
     if (settings_.size() > 1) {
       py::tuple rates(settings_.size());
@@ -625,7 +642,7 @@ class Optimizer {
     const py::none none;
     const auto known = [&](bool is, double value) { return is ? py::object(py::float_(value)) : py::object(none); };
     const bool clips = settings_[0].whole.clip;
-    py::object fields[] = {py::int_(taken_),
+    py::object fields[] = {py::int_(taken),
                            lr,
                            known(outcome.has_norm, outcome.grad_norm),
                            known(clips && !outcome.skipped, outcome.clip_coefficient),
@@ -638,6 +655,7 @@ class Optimizer {
                            none};
     if (outcome.measured) report_tensors(outcome, grad_scale, fields + 5);
     auto report = py::reinterpret_steal<py::object>(PyStructSequence_New(report_type()));
+    if (!report) throw py::error_already_set();
     for (int k = 0; k < 11; ++k) PyStructSequence_SetItem(report.ptr(), k, fields[k].release().ptr());
     return report;
   }
@@ -646,13 +664,18 @@ class Optimizer {
   void report_tensors(const Outcome& outcome, double grad_scale, py::object* fields) const {
     py::tuple tensors(grads_.size());
     for (std::size_t k = 0; k < grads_.size(); ++k) tensors[k] = py::none();
-    double all[kStepSums] = {}, averaged_squares = 0.0;
+    std::vector<Ranged> parts[kStepSums], averaged;
     for (std::size_t k = 0; k < items_.size(); ++k) {
-      const double* sums = &outcome.sums[k * kStepSums];
-      for (int s = 0; s < kStepSums; ++s) all[s] += s == kGradMoment ? cosine_sign(items_[k]) * sums[s] : sums[s];
-      if (keeps_average(items_[k])) averaged_squares += sums[kGradSquares];
+      Ranged sums[kStepSums];
+      for (int s = 0; s < kStepSums; ++s) {
+        sums[s] = outcome.sum(k, s);
+        parts[s].push_back(sums[s]);
+      }
+      parts[kGradMoment].back().value *= cosine_sign(items_[k]);
+      if (keeps_average(items_[k])) averaged.push_back(sums[kGradSquares]);
       const Measured one(sums, sums[kGradSquares], grad_scale, cosine_sign(items_[k]));
       auto tensor = py::reinterpret_steal<py::object>(PyStructSequence_New(tensor_report_type()));
+      if (!tensor) throw py::error_already_set();
       py::object values[] = {py::float_(one.grad_norm),
                              py::float_(one.update_norm),
                              py::float_(one.param_norm),
@@ -662,7 +685,9 @@ class Optimizer {
       for (int v = 0; v < 6; ++v) PyStructSequence_SetItem(tensor.ptr(), v, values[v].release().ptr());
       tensors[std::size_t(items_[k].index)] = tensor;
     }
-    const Measured whole(all, averaged_squares, grad_scale, 1.0);
+    Ranged all[kStepSums];
+    for (int s = 0; s < kStepSums; ++s) all[s] = total_of(parts[s]);
+    const Measured whole(all, total_of(averaged), grad_scale, 1.0);
     fields[0] = py::float_(whole.update_norm);
     fields[1] = py::float_(whole.param_norm);
     fields[2] = whole.update_ratio;
@@ -780,15 +805,19 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
       if (count > 0) items[0].scalar_array[s] = hold(states[first_scalar + s]);
     }
   }
+  std::vector<std::pair<double*, const double*>> scalars;
   const double scale = number(grad_scale, "grad_scale");
   engine.view_states(items);
-  engine.run(items, settings, shared, scale);
-  for (std::size_t s = 0; s < r.scalars.size(); ++s) {
-    for (Item& item : items) {
-      if (!item.scalar_array[s]) continue;
-      *scalar_of(item.scalar_array[s], {r.scalars[s]}) = r.shared_scalars ? shared[s] : item.advanced[s];
+  engine.run(items, settings, shared, scale, [&](const Outcome&) {
+    for (std::size_t s = 0; s < r.scalars.size(); ++s) {
+      for (Item& item : items) {
+        if (!item.scalar_array[s]) continue;
+        const double* from = r.shared_scalars ? &shared[s] : &item.advanced[s];
+        scalars.push_back({scalar_of(item.scalar_array[s], {r.scalars[s], item.index}), from});
+      }
     }
-  }
+  });
+  for (const auto& [to, from] : scalars) *to = *from;
   std::vector<py::handle> written;
   for (const Item& item : items) {
     written.push_back(item.owner);

@@ -50,14 +50,15 @@ struct Lamb : RuleBase {
   }
 
   static constexpr int sums = 2;  // |p|^2, |u|^2
+  static constexpr bool norms = true;
   template <int V, class T>
   static void measure(const Coefficients<T>& c, T& a0, T& b0, T& a1, T& b1, T g, T p, T exp_avg, T exp_avg_sq) {
     a0 = b0 = p;
     a1 = b1 = adapted(c, g, p, exp_avg, exp_avg_sq);
   }
   template <class T>
-  static void settle(const Hypers& h, Coefficients<T>& c, const double* total, const double*) {
-    const double ratio = total[0] > 0.0 && total[1] > 0.0 ? square_root(total[0]) / square_root(total[1]) : 1.0;
+  static void settle(const Hypers& h, Coefficients<T>& c, const double* norms, const double*) {
+    const double ratio = norms[0] > 0.0 && norms[1] > 0.0 ? norms[0] / norms[1] : 1.0;
     c.step_size = T(h.lr * ratio);
   }
 

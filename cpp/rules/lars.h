@@ -41,14 +41,15 @@ struct Lars : RuleBase {
   }
 
   static constexpr int sums = 2;  // |p|^2, |g|^2
+  static constexpr bool norms = true;
   template <int V, class T, class... State>
   static void measure(const Coefficients<T>&, T& a0, T& b0, T& a1, T& b1, T g, T p, State...) {
     a0 = b0 = p;
     a1 = b1 = g;
   }
   template <class T>
-  static void settle(const Hypers& h, Coefficients<T>& c, const double* total, const double*) {
-    const double p_norm = square_root(total[0]), g_norm = square_root(total[1]);
+  static void settle(const Hypers& h, Coefficients<T>& c, const double* norms, const double*) {
+    const double p_norm = norms[0], g_norm = norms[1];
     double ratio = 1.0;
     if (p_norm > 0.0 && g_norm > 0.0) {
       ratio = h.trust_coefficient * p_norm / (g_norm + h.weight_decay * p_norm + h.eps);

@@ -64,6 +64,8 @@ struct RuleBase {
   static constexpr Shape shapes[] = {Shape::same, Shape::same, Shape::same, Shape::same};
   // Sums over the whole tensor that the update needs; measure() gives their terms.
   static constexpr int sums = 0;
+  // They are of squares, and settle() takes their roots: norms, of numbers whose squares overflow too.
+  static constexpr bool norms = false;
   static constexpr bool cautious = false;
   // How it takes row-sparse gradients.
   static constexpr bool sparse = false, dense = true;

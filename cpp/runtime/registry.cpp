@@ -95,6 +95,7 @@ Rule describe(int index) {
   rule.first_moment = R::first_moment;
   rule.moment_sign = R::moment_sign;
   rule.sums = R::sums;
+  rule.norms = R::norms;
   rule.cautious = R::cautious;
   rule.sparse = R::sparse;
   rule.dense = R::dense;

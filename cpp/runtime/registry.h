@@ -24,6 +24,7 @@ struct Rule {
   double moment_sign;
   int sums;
   bool cautious, sparse, dense, native, begins_with_lr;
+  bool norms;
 
   // Hyper-parameters are doubles in the order of the fields, tuples flattened.
   int (*variant)(const double* hypers);

@@ -88,6 +88,11 @@ void Step::run_all(const StepPass (&kernels)[kMathsDtypes], double* sums, std::i
   });
 }
 
+void Step::reserve(std::vector<double>& sums) {
+  piece_sums_.reserve(std::size_t(pieces_.back()) * kStepSums);
+  sums.reserve(tensors_->size() * kStepSums);
+}
+
 void Step::run(const StepPass (&kernels)[kMathsDtypes]) { run_all(kernels, nullptr, bytes_); }
 
 void Step::run(const StepPass (&kernels)[kMathsDtypes], std::vector<double>& sums, Reads reads) {

@@ -29,6 +29,8 @@ class Step {
   // `kernels` by dtype. With sums, gives kStepSums of them a tensor: those of its chunks (row by row, where the
   // gradient is row-sparse) added in order, so that they do not depend on the threads.
   void run(const StepPass (&kernels)[kMathsDtypes]);
+  // So that the next run with sums allocates nothing.
+  void reserve(std::vector<double>& sums);
   void run(const StepPass (&kernels)[kMathsDtypes], std::vector<double>& sums, Reads reads = Reads::all);
 
  private:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -74,6 +75,9 @@ def apply(
     step: int | list[int],
     hypers: dict[str, Any],
     grad_scale: float,
+) -> None: ...
+def commit(
+    pairs: list[tuple[NDArray[Any], NDArray[Any]]], entries: list[tuple[dict[Any, Any], object, object]] = ...
 ) -> None: ...
 def variant(rule: str, hypers: dict[str, Any], axes: int) -> int: ...
 
@@ -155,10 +159,16 @@ def softmax_cross_entropy(
     label_smoothing: float,
     reduction: str,
     out: NDArray[Any] | None,
+    check: Callable[[NDArray[Any]], None] | None,
 ) -> tuple[Any, NDArray[Any]]: ...
 def softmax(logits: NDArray[Any], out: NDArray[Any] | None, log: bool) -> NDArray[Any]: ...
 def sigmoid_binary_cross_entropy(
-    logits: NDArray[Any], targets: NDArray[Any], pos_weight: float, reduction: str, out: NDArray[Any] | None
+    logits: NDArray[Any],
+    targets: NDArray[Any],
+    pos_weight: float,
+    reduction: str,
+    out: NDArray[Any] | None,
+    check: Callable[[NDArray[Any]], None] | None,
 ) -> tuple[Any, NDArray[Any]]: ...
 def mean_squared_error(
     predictions: NDArray[Any], targets: NDArray[Any], reduction: str, out: NDArray[Any] | None

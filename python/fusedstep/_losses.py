@@ -1,11 +1,13 @@
 """Losses, each with its gradient, and softmax."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
+from fusedstep._arguments import flag
 from fusedstep._arrays import bfloat16_dtype, dtype_name, viewed, wrote
 from fusedstep.reference.codec import narrowed, widened
 
@@ -22,6 +24,7 @@ def softmax_cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     out: Array | None = None,
+    check_targets: bool = True,
 ) -> tuple[Any, Array]:
     r"""Softmax cross-entropy and its gradient, in one read and one write of the logits.
 
@@ -38,14 +41,16 @@ def softmax_cross_entropy(
         logits: (…, C), two axes or more, rows of C classes, of any strides (copied where they are not C-contiguous);
             float32, float64, float16 or bfloat16 (of 16 bits the arithmetic is float32, rounded once). A list of
             numbers is float64.
-        labels: (…) integers in [0, C) or `ignore_index`; or (…, C) probabilities, in the dtype of the logits (taken as
-            they are: they need not sum to 1). A list of numbers takes that dtype.
+        labels: (…) integers in [0, C) or `ignore_index`; or (…, C) probabilities, in the dtype of the logits. A list of
+            numbers takes that dtype.
         weight: (C,) weights of the classes, finite and ≥ 0; float32, float64 for float64 logits.
         ignore_index: Rows of this label do not count: loss 0, gradient 0. Where no row counts, or none has weight, the
             mean is 0 and so is the gradient.
         label_smoothing: In [0, 1]: so much of each target is spread over all classes.
         reduction: "mean", "sum", or "none".
         out: Where the gradient goes: a C-contiguous array like logits, or logits itself; by default a new one.
+        check_targets: Whether probabilities must be some: in [0, 1], each row with the sum 1 within the rounding of
+            its dtype. False takes whatever numbers there are.
 
     Returns:
         The loss in nats, and the gradient with respect to the logits, in their shape and dtype. With "none" the loss is
@@ -53,8 +58,9 @@ def softmax_cross_entropy(
 
     Raises:
         TypeError: A wrong dtype or kind of argument.
-        ValueError: A wrong shape, no rows or no classes; a label, weight or other number out of range; arrays that
-            overlap. Whatever is raised, nothing has been written.
+        ValueError: A wrong shape, no rows or no classes; a label, probability, weight or other number out of range;
+            probabilities of a row that do not sum to 1; arrays that overlap. Whatever is raised, nothing has been
+            written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -77,15 +83,22 @@ def softmax_cross_entropy(
             given = _rounded(given, "labels", _dtype_beside(z))
     if isinstance(weights, list | tuple):
         weights = _read(weights, "weight", np.float64 if _dtype_beside(z) == np.float64 else np.float32)
+    check = _check_rows if flag(check_targets, "check_targets") else None
     result: tuple[Any, Array] = _core.softmax_cross_entropy(
-        z, given, weights, ignore_index, label_smoothing, reduction, viewed(out, "out")
+        z, given, weights, ignore_index, label_smoothing, reduction, viewed(out, "out"), check
     )
     wrote(out)
     return result
 
 
 def sigmoid_binary_cross_entropy(
-    logits: Array, targets: Array, *, pos_weight: float = 1.0, reduction: str = "mean", out: Array | None = None
+    logits: Array,
+    targets: Array,
+    *,
+    pos_weight: float = 1.0,
+    reduction: str = "mean",
+    out: Array | None = None,
+    check_targets: bool = True,
 ) -> tuple[Any, Array]:
     r"""Binary cross-entropy of sigmoid(logits), and its gradient.
 
@@ -99,17 +112,19 @@ def sigmoid_binary_cross_entropy(
     Args:
         logits: Any shape and strides; float32, float64, float16 or bfloat16. A list of numbers takes the dtype of the
             targets, float64 where they are a list too.
-        targets: The same shape and dtype, or a list of numbers; probabilities, usually 0 and 1 (taken as they are).
+        targets: The same shape and dtype, or a list of numbers; probabilities, usually 0 and 1.
         pos_weight: What a positive weighs; ≥ 0, finite in the dtype of the arithmetic.
         reduction: "mean", "sum", or "none".
         out: Where the gradient goes: a C-contiguous array like logits, or logits itself; by default a new one.
+        check_targets: Whether the targets must be in [0, 1]. False takes whatever numbers there are.
 
     Returns:
         The loss in nats and the gradient, as `softmax_cross_entropy`.
 
     Raises:
         TypeError: A wrong dtype or kind of argument.
-        ValueError: A wrong shape, no elements; a number out of range; arrays that overlap. Nothing has been written.
+        ValueError: A wrong shape, no elements; a target or other number out of range; arrays that overlap. Nothing has
+            been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -118,9 +133,51 @@ def sigmoid_binary_cross_entropy(
         0.6931 [ 0.25 -0.25]
     """
     z, t = _read_pair(logits, "logits", targets)
-    result: tuple[Any, Array] = _core.sigmoid_binary_cross_entropy(z, t, pos_weight, reduction, viewed(out, "out"))
+    check = _check_unit_interval if flag(check_targets, "check_targets") else None
+    result: tuple[Any, Array] = _core.sigmoid_binary_cross_entropy(
+        z, t, pos_weight, reduction, viewed(out, "out"), check
+    )
     wrote(out)
     return result
+
+
+def _check_rows(targets: Array) -> None:
+    """ValueError for a row that is no distribution over the classes."""
+    probabilities = _within(targets, "labels", "probabilities")
+    with np.errstate(all="ignore"):
+        sums = probabilities.sum(axis=-1, dtype=np.float64)
+    # Of each number its rounding, which together are at most half a unit of 1; and as much for each of a few
+    # operations that have made them, and for the errors of their sum, which grow with its root.
+    unit = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}.get(dtype_name(targets.dtype), 2.0**-52)
+    wrong = ~(np.abs(sums - 1.0) <= unit / 2 * (4 + math.sqrt(targets.shape[-1])))
+    if wrong.any():
+        where = _place(wrong)
+        raise ValueError(
+            f"labels{where}: expected probabilities that sum to 1, got the sum {sums[wrong].flat[0]:.6g} "
+            "(check_targets=False takes it)"
+        )
+
+
+def _check_unit_interval(targets: Array) -> None:
+    """ValueError for a target that is no probability."""
+    _within(targets, "targets", "a probability")
+
+
+def _within(targets: Array, name: str, what: str) -> Array:
+    numbers = widened(np.asarray(targets))
+    wrong = ~((numbers >= 0) & (numbers <= 1))
+    if wrong.any():
+        got = numbers[wrong].flat[0]
+        raise ValueError(
+            f"{name}{_place(wrong)}: expected {what} in [0, 1], got {got:.6g} (check_targets=False takes it)"
+        )
+    return numbers
+
+
+def _place(wrong: NDArray[np.bool_]) -> str:
+    """The first place that is wrong, as an index."""
+    place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    return f"[{', '.join(str(int(index)) for index in place)}]" if place else ""
 
 
 def mean_squared_error(

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fusedstep._arguments import whole
 from fusedstep._arrays import as_array
+from fusedstep.reference.codec import widened
 
 Array = NDArray[Any]
 
@@ -27,7 +28,7 @@ class RowSparse:
 
     Args:
         indices: The rows, in any order, repeated or not; integers, shape (k,).
-        values: What they hold; float32 or float64 as the parameter, shape (k, *shape[1:]).
+        values: What they hold; float32, float16, bfloat16 or float64, as for any gradient; shape (k, *shape[1:]).
         shape: The parameter's shape, of at least one axis.
 
     Raises:
@@ -72,16 +73,20 @@ class RowSparse:
                 )
 
     def coalesced(self, name: str = "") -> tuple[NDArray[np.int64], Array]:
-        """The rows in rising order, once each, and their values, those of repeated rows summed in the order given."""
+        """The rows in rising order, once each, and their values: those of repeated rows are summed in the order given.
+
+        The sums are taken in double and rounded once, to float32 where the values are narrower.
+        """
         self._check(f"{name}.")
         indices = self.indices.astype(np.int64)
         rows, places = np.unique(indices, return_inverse=True)
         if len(rows) == len(indices):
             return rows, np.ascontiguousarray(self.values[np.argsort(indices)])
-        values = np.zeros((len(rows), *self.shape[1:]), self.values.dtype)
+        given = widened(self.values)
+        sums = np.zeros((len(rows), *self.shape[1:]))
         with np.errstate(all="ignore"):
-            np.add.at(values, places, self.values)
-        return rows, values
+            np.add.at(sums, places, given)
+            return rows, sums.astype(given.dtype, copy=False)
 
     def __repr__(self) -> str:
         return f"RowSparse({len(self.indices)} rows of shape {self.shape}, {self.values.dtype})"

@@ -29,8 +29,9 @@ class EMA(Guest):
         d = decay,  or with warmup  min(decay, (1 + n) / (10 + n))  in update n = 1, 2, …
 
     It starts from what the arrays hold when it is made. For float32 and float64 arrays its bits are those of the
-    optimizers' option `ema_decay`, which costs less: it averages while the step has the weights in the cache. Of
-    float16 and bfloat16 the average is float32; it sees the rounded weights, where the option sees them before.
+    optimizers' option `ema_decay` (and `ema_warmup`), which costs less: it averages while the step has the weights in
+    the cache. Of float16 and bfloat16 the average is float32; it sees the rounded weights, where the option sees them
+    before.
 
     Args:
         params: The arrays: float32, float64, float16 or bfloat16.

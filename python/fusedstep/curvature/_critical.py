@@ -8,7 +8,7 @@ import numpy as np
 from fusedstep._brief import brief_repr
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
-from fusedstep.curvature._space import Array, Gradient, Product, plain, positive, whole
+from fusedstep.curvature._space import Array, Gradient, Product, plain, positive, size_of, whole
 from fusedstep.curvature._spectrum import all_pairs, end_pairs, product_limit
 
 Kind = Literal["minimum", "maximum", "saddle", "degenerate", "not critical"]
@@ -155,8 +155,8 @@ def classify(
             operator.measure_noise(vectors[:, near])
     tolerance = max(operator.accuracy * largest, 4 * operator.noise)
     if complete:
-        tolerance = max(tolerance, 4 * operator.asymmetry * float(np.linalg.norm(values)))
-    norm = float(np.linalg.norm(operator.center))
+        tolerance = max(tolerance, 4 * operator.asymmetry * size_of(values))
+    norm = size_of(operator.center)
     allowed = operator.space.eps**0.5 * largest * operator.scale if given is None else given
     zeros = int(np.count_nonzero(np.abs(values) <= tolerance))
     kind, reason = _decide(values, residuals, tolerance, zeros, complete)

@@ -8,7 +8,7 @@ import numpy as np
 from fusedstep._brief import brief_repr
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
-from fusedstep.curvature._space import Array, Gradient, Product, Vector, plain, whole
+from fusedstep.curvature._space import Array, Gradient, Product, Vector, plain, size_of, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ def dense(operator: Operator) -> Vector:
         unit = np.zeros(n)
         unit[k] = 1.0
         raw[:, k] = operator.product(unit)
-    size = float(np.linalg.norm(raw))
-    operator.asymmetry = float(np.linalg.norm(raw - raw.T)) / (2 * size) if size > 0 else 0.0
+    size = size_of(raw)
+    operator.asymmetry = size_of(raw - raw.T) / (2 * size) if size > 0 else 0.0
     if size > operator.floor:
         operator.refuse_asymmetry(operator.asymmetry, 10 * operator.noise * n**0.5 / size)
     return raw

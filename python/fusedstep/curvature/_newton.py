@@ -9,7 +9,7 @@ from fusedstep._brief import brief_repr
 from fusedstep.curvature._hessian import dense
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
-from fusedstep.curvature._space import Gradient, Product, plain, positive, require, whole
+from fusedstep.curvature._space import Gradient, Product, plain, positive, require, size_of, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def newton_step(
         move=operator.space.pack(move),
         predicted_decrease=float(-(gradient @ move) - move @ matrix @ move / 2),
         damping=mu,
-        grad_norm=float(np.linalg.norm(gradient)),
+        grad_norm=size_of(gradient),
         eigenvalue=lowest,
         products=operator.products,
         gradients=operator.gradients,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusedstep.curvature._progress import Progress
-from fusedstep.curvature._space import Gradient, Product, Space, Vector, check_callable, positive
+from fusedstep.curvature._space import Gradient, Product, Space, Vector, check_callable, positive, size_of
 
 #: A unit switches between θ − h·v and θ + h·v where the middle one of three gradients is so far from the others' mean,
 #: relative to their difference.
@@ -53,7 +53,7 @@ class Operator:
         #: ‖H·u‖ of random unit vectors.
         self.typical = 0.0
         # Moves are measured by the parameters' own length, but by no less than 1, the length at the origin.
-        self.scale = max(1.0, float(np.linalg.norm(self.space.origin)))
+        self.scale = max(1.0, size_of(self.space.origin))
         self._guarded = step is None and self.space.eps < 1e-10
         self.step = self.space.eps ** (1 / 3) * self.scale if step is None else positive(step, "step")
         self._largest = self._explained = 0.0
@@ -66,7 +66,7 @@ class Operator:
     def gradient(self, at: Vector) -> Vector:
         """The gradient at a place, as a new vector."""
         self.gradients += 1
-        away = float(np.linalg.norm(at - self.space.origin))
+        away = size_of(at - self.space.origin)
         where = f" (at a distance of {away:.3g} from params)" if away else ""
         return self.space.flat(self._grad(self.space.pack(at)), "grad(params)", where)
 
@@ -94,7 +94,7 @@ class Operator:
         if self._hvp is not None:
             given = self._hvp(self.space.pack(self.space.origin), self.space.pack(v))
             return self.space.flat(given, "hvp(params, v)")
-        length = float(np.linalg.norm(v))
+        length = size_of(v)
         if length == 0.0:
             return np.zeros_like(v)
         return length * self._quotient(v / length)
@@ -107,7 +107,7 @@ class Operator:
             value, bend, noise = self._difference(unit, step)
             if not self._guarded:
                 return value
-            size = float(np.linalg.norm(value))
+            size = size_of(value)
             if bend <= _BEND * max(size, self._largest) + noise:
                 break
             if step / 16 < shortest:
@@ -132,8 +132,8 @@ class Operator:
         value = (ahead - behind) / moved
         if not self._guarded:
             return value, 0.0, 0.0
-        bend = float(np.linalg.norm(ahead - 2 * self.center + behind)) / moved
-        size = float(np.linalg.norm(ahead) + np.linalg.norm(behind) + 2 * np.linalg.norm(self.center))
+        bend = size_of(ahead - 2 * self.center + behind) / moved
+        size = size_of(ahead) + size_of(behind) + 2 * size_of(self.center)
         return value, bend, 8 * self.space.eps * size / moved
 
     def jump(self, unit: Vector) -> tuple[float, float]:
@@ -185,11 +185,11 @@ class Operator:
         units = rng.standard_normal((CHECKS, self.space.size))
         units /= np.linalg.norm(units, axis=1, keepdims=True)
         products = [self.product(unit) for unit in units]
-        self.typical = max(float(np.linalg.norm(product)) for product in products)
+        self.typical = max(size_of(product) for product in products)
         self.vanishes = self.typical == 0.0
         self.measure_noise(units[0])
         for (u, hu), (v, hv) in itertools.combinations(zip(units, products, strict=True), 2):
-            size = float(np.linalg.norm(hu) + np.linalg.norm(hv)) + self.floor
+            size = size_of(hu) + size_of(hv) + self.floor
             if size > 0:
                 # uᵀHv of random units is √n smaller than the lengths of Hu and Hv, of any H.
                 difference = math.sqrt(self.space.size) * abs(float(u @ hv - v @ hu))
@@ -200,14 +200,14 @@ class Operator:
         """Takes one product at two steps: rounding differs wholly, and the third derivative's part is a quarter."""
         if self._hvp is None:
             whole, half = (self._difference(unit, step)[0] for step in (self.step, self.step / 2))
-            self.noise = max(self.noise, float(np.linalg.norm(whole - half)))
+            self.noise = max(self.noise, size_of(whole - half))
 
     @property
     def floor(self) -> float:
         """Lengths of products that rounding of the gradient alone can make."""
         if self._hvp is not None:
             return 0.0
-        return 100 * self.space.eps * float(np.linalg.norm(self.center)) / self.step
+        return 100 * self.space.eps * size_of(self.center) / self.step
 
     def refuse_asymmetry(self, asymmetry: float, explained: float) -> None:
         """GradientError where H is less symmetric than rounding and the measured noise explain."""

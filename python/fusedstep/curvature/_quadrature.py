@@ -9,7 +9,7 @@ from fusedstep._brief import brief_repr
 from fusedstep.curvature._plots import saved_axes
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show
-from fusedstep.curvature._space import Array, Gradient, Product, Vector, plain, positive, require, whole
+from fusedstep.curvature._space import Array, Gradient, Product, Vector, plain, positive, require, size_of, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ def _lanczos(operator: Operator, start: Vector, steps: int) -> tuple[Vector, Vec
         # Against all before, twice: else a converged eigenvalue comes back as a copy of itself.
         for _ in range(2):
             w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
-        norm = float(np.linalg.norm(w))
+        norm = size_of(w)
         size = max(np.abs(diagonal).max(), max(beside, default=0.0))
         if k + 1 == steps or norm <= operator.accuracy * size:
             break

@@ -9,7 +9,7 @@ import numpy as np
 from fusedstep._arrays import unmasked
 from fusedstep._brief import brief_repr
 from fusedstep.curvature._products import Operator
-from fusedstep.curvature._space import Array, Gradient, are_numbers, check_callable, plain, positive, real
+from fusedstep.curvature._space import Array, Gradient, are_numbers, check_callable, plain, positive, real, size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +83,16 @@ def measure_smoothness(loss: Callable[[Any], float], grad: Gradient, params: Any
     rates = np.array([positive(lr, f"lrs[{k}]") for k, lr in enumerate(lrs)])
     operator = Operator(grad, params)
     space, g = operator.space, operator.center
-    norm = float(np.linalg.norm(g))
+    norm = size_of(g)
     if norm == 0.0:
         raise ValueError("params: the gradient is 0 and has no direction")
     losses, changes, betas, cosines = (np.empty(len(rates)) for _ in range(4))
     for k, lr in enumerate(rates):
         at = space.origin - lr * g
         other = operator.gradient(at)
-        size = float(np.linalg.norm(other))
+        size = size_of(other)
         losses[k] = real(loss(space.pack(at)), "loss(params)")
-        changes[k] = np.linalg.norm(other - g)
+        changes[k] = size_of(other - g)
         betas[k] = changes[k] / (lr * norm)
         cosines[k] = other @ g / (size * norm) if size > 0 else np.nan
     return Smoothness(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep._arrays import unmasked
+from fusedstep.reference.sums import scaled_to_one
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
@@ -131,6 +132,14 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
     if not are_numbers(value):
         return None
     return (len(value), *(_shape_of(value[0]) or ())) if isinstance(value, (list, tuple)) else ()
+
+
+def size_of(vector: Array) -> float:
+    """The root of the sum of the squares, which may leave the range of doubles."""
+    with np.errstate(all="ignore"):
+        size = float(np.linalg.norm(vector))
+        scaled = None if 1e-140 < size < math.inf else scaled_to_one(vector)
+        return size if scaled is None else float(np.ldexp(np.linalg.norm(scaled[0]), scaled[1]))
 
 
 def require(module: str, extra: str) -> Any:

@@ -8,6 +8,7 @@ from numpy.typing import DTypeLike
 from fusedstep._arguments import flag, number, whole
 from fusedstep._arrays import dtype_name
 from fusedstep.data._images import Array, generator, plain_array, result, typed
+from fusedstep.reference.codec import narrowed
 
 
 def mixup(
@@ -85,7 +86,7 @@ def one_hot(labels: Array, classes: int, dtype: DTypeLike = np.float32) -> Array
     Args:
         labels: (…) integers in [0, classes).
         classes: How many there are, ≥ 1.
-        dtype: Of the result: any floating dtype, ml_dtypes.bfloat16 included.
+        dtype: Of the result: any floating dtype, bfloat16 included.
 
     Returns:
         (…, classes).
@@ -107,11 +108,13 @@ def one_hot(labels: Array, classes: int, dtype: DTypeLike = np.float32) -> Array
     if dtype is None:
         raise TypeError("dtype: expected a floating dtype, got None")
     kind: np.dtype[Any] = np.dtype(dtype)
-    if kind.kind != "f" and kind.name != "bfloat16":
+    if kind.kind != "f" and dtype_name(kind) != "bfloat16":
         raise TypeError(f"dtype: expected a floating dtype, got {dtype_name(kind)}")
     bad = (labels < 0) | (labels >= classes)
     if bad.any():
         raise ValueError(f"labels: expected classes in [0, {classes}), got {labels[bad].flat[0]}")
     rows = np.zeros((labels.size, classes), kind)
-    rows[np.arange(labels.size), labels.ravel().astype(np.intp)] = 1
+    rows[np.arange(labels.size), labels.ravel().astype(np.intp)] = (
+        narrowed(np.ones(1, np.float32), kind) if dtype_name(kind) == "bfloat16" else 1
+    )
     return rows.reshape(*labels.shape, classes)

@@ -11,6 +11,7 @@ from fusedstep._arrays import dtype_name, unmasked
 from fusedstep._core import StepReport
 from fusedstep._sparse import RowSparse
 from fusedstep.doctor.run import finite
+from fusedstep.reference.codec import widened
 
 Gradients = list[NDArray[np.float64] | None]
 
@@ -52,8 +53,7 @@ def flattened(grads: Any) -> Gradients:
         return [None]
     array = unmasked(grads, "grads")
     if dtype_name(array.dtype) == "bfloat16":
-        # Its bits are the upper half of a float32's.
-        array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        array = widened(array)
     if array.dtype.kind != "f":
         raise TypeError(f"grads: expected arrays of floating-point numbers or None, got {array.dtype}")
     return [np.array(array, np.float64).ravel()]
@@ -64,10 +64,21 @@ def grad_cosine(before: Gradients, now: Gradients) -> float:
     if [None if g is None else g.size for g in before] != [None if g is None else g.size for g in now]:
         return math.nan
     pairs = [(a, b) for a, b in zip(before, now, strict=True) if a is not None and b is not None]
+    # Of one size, for squares beyond 10^±154 are no numbers.
+    pairs = list(zip(*(_scaled([pair[k] for pair in pairs]) for k in (0, 1)), strict=True))
     with np.errstate(all="ignore"):
         dot, aa, bb = (sum(float(x[i] @ x[j]) for x in pairs) for i, j in ((0, 1), (0, 0), (1, 1)))
     norms = math.sqrt(aa) * math.sqrt(bb) if aa >= 0 and bb >= 0 else 0.0
     return max(-1.0, min(1.0, dot / norms)) if norms > 0 and math.isfinite(dot / norms) else math.nan
+
+
+def _scaled(vectors: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """The vectors times the power of 2 that brings the largest number below 1."""
+    with np.errstate(all="ignore"):
+        largest = max((float(np.abs(v).max(initial=0.0)) for v in vectors), default=0.0)
+        if not (0 < largest < math.inf):
+            return vectors
+        return [np.ldexp(v, -int(np.frexp(largest)[1])) for v in vectors]
 
 
 def dead_part(activations: Any) -> float:
@@ -96,6 +107,8 @@ def dead_part(activations: Any) -> float:
     parts = []
     for layer in layers:
         array = unmasked(layer, "activations")
+        if dtype_name(array.dtype) == "bfloat16":  # words have a zero with a sign
+            array = widened(array)
         if array.ndim < 2 or 0 in array.shape:
             raise ValueError(f"activations: expected shape (rows, units, …), got {array.shape}")
         axes = tuple(axis for axis in range(array.ndim) if axis != 1)

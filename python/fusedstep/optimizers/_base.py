@@ -35,6 +35,8 @@ class Options(TypedDict, total=False):
         ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter, starting from the parameter
             before its first step; in [0, 1). It moves where the parameter has a gradient. None, for no average, by
             default. Not for row-sparse gradients.
+        ema_warmup: Lets the first steps weigh more in the average, so that the start is soon forgotten: with
+            `min(ema_decay, (1 + t) / (10 + t))` in a parameter's t-th step, as `averaging.EMA`. False by default.
         max_grad_norm: Multiplies all gradients by `min(1, max_grad_norm / (norm + 1e-6))`, with the norm of all of them
             together; > 0, infinity to have the norm reported only. None, for no clipping, by default. For the whole
             step: the same in all groups.
@@ -65,6 +67,7 @@ class Options(TypedDict, total=False):
 
     maximize: bool
     ema_decay: float | None
+    ema_warmup: bool
     max_grad_norm: float | None
     skip_nonfinite: bool
     telemetry: bool
@@ -80,6 +83,7 @@ class Options(TypedDict, total=False):
 OPTIONS: dict[str, Any] = {
     "maximize": False,
     "ema_decay": None,
+    "ema_warmup": False,
     "max_grad_norm": None,
     "skip_nonfinite": False,
     "telemetry": False,
@@ -141,7 +145,7 @@ class Optimizer:
         """The options that apply to this optimizer, with their defaults; see `Options`."""
         rule = _core.rules()[cls.rule]
         # An average moves rows that a row-sparse gradient leaves alone.
-        applies = {"cautious": rule["cautious"], "ema_decay": rule["dense"]}
+        applies = {"cautious": rule["cautious"], "ema_decay": rule["dense"], "ema_warmup": rule["dense"]}
         return {name: default for name, default in OPTIONS.items() if applies.get(name, True)}
 
     @property
@@ -173,7 +177,7 @@ class Optimizer:
         Raises:
             TypeError: A wrong dtype or kind of argument.
             ValueError: A wrong shape, number of arrays, or hyper-parameter; arrays that overlap.
-                Whatever is raised, nothing has been written.
+                Whatever is raised, nothing has been written; `KeyboardInterrupt` may also come after a whole step.
         """
         return self._native.step(self._param_groups, self._state, self._given, grads, grad_scale)
 

@@ -47,7 +47,7 @@ def load_state(
     if dtype_name(source.dtype) not in kinds:
         raise TypeError(f"{label}: expected dtype {kinds[0]}, got {source.dtype}")
     signed = name not in rule["squares"]
-    scales = _scales(entry, name, label, source.size) if source.dtype == np.uint8 else None
+    scales = _scales(entry, name, label, source) if source.dtype == np.uint8 else None
     if scales is not None and not _same_layout(source, param):
         # Other numbers share a scale there.
         wide = np.empty_like(source, np.float32)
@@ -94,18 +94,23 @@ def _same_layout(a: Array, b: Array) -> bool:
     return all(length == 1 or x * b.itemsize == y * a.itemsize for length, x, y in steps)
 
 
-def _scales(entry: Mapping[str, Any], name: str, label: str, size: int) -> Array:
-    """Those of codes, which must be numbers: the codes of a whole block mean nothing otherwise."""
+def _scales(entry: Mapping[str, Any], name: str, label: str, codes: Array) -> Array:
+    """Those of codes, which mean nothing without; NaN is that of a block that lost its numbers: its codes are 0."""
     label = label.replace(f"[{name!r}]", f"[{name + '_scale'!r}]")
     if entry.get(f"{name}_scale") is None:
         raise ValueError(f"{label}: missing, and {name} is of 8 bits, which need it")
     scales = unmasked(entry[f"{name}_scale"], label)
     if scales.dtype != np.float32:
         raise TypeError(f"{label}: expected dtype float32, got {scales.dtype}")
-    if scales.shape != (scale_count(size),):
-        raise ValueError(f"{label}: expected shape ({scale_count(size)},), got {scales.shape}")
+    count = scale_count(codes.size)
+    if scales.shape != (count,):
+        raise ValueError(f"{label}: expected shape ({count},), got {scales.shape}")
     with np.errstate(all="ignore"):
-        powers = np.isfinite(scales) & (scales >= 0) & ((scales == 0) | (np.frexp(scales)[0] == 0.5))
+        finite = np.isfinite(scales) & (scales >= 0) & ((scales == 0) | (np.frexp(scales)[0] == 0.5))
+        used = (
+            np.logical_or.reduceat(in_memory_order(codes) != 0, np.arange(0, codes.size, SCALED)) if count else finite
+        )
+        powers = finite | (np.isnan(scales) & ~used)
     if not powers.all():
         wrong = np.flatnonzero(~powers)[0]
         raise ValueError(f"{label}: expected 0 or powers of 2, finite, got {scales[wrong]} at {wrong}")

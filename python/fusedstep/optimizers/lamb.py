@@ -45,6 +45,7 @@ class LAMB(Optimizer):
     """
 
     rule: ClassVar[str] = "lamb"
+    norms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -96,9 +97,9 @@ class LAMB(Optimizer):
         return [(p, p), (u, u)]
 
     @staticmethod
-    def settle(h: Any, sums: list[float], shared: dict[str, float]) -> dict[str, float]:
-        """The coefficients that wait for the sums."""
-        ratio = sqrt(sums[0]) / sqrt(sums[1]) if sums[0] > 0.0 and sums[1] > 0.0 else 1.0
+    def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, float]:
+        """The coefficients that wait for the norms."""
+        ratio = norms[0] / norms[1] if norms[0] > 0.0 and norms[1] > 0.0 else 1.0
         return {"step_size": h.lr * ratio}
 
     @staticmethod

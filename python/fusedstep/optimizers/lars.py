@@ -1,6 +1,5 @@
 """Stochastic gradient descent with a rate per tensor in proportion to its norm, for large batches."""
 
-from math import sqrt
 from typing import Any, ClassVar, Unpack
 
 from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
@@ -45,6 +44,7 @@ class LARS(Optimizer):
     """
 
     rule: ClassVar[str] = "lars"
+    norms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -88,9 +88,9 @@ class LARS(Optimizer):
         return [(p, p), (g, g)]
 
     @staticmethod
-    def settle(h: Any, sums: list[float], shared: dict[str, float]) -> dict[str, float]:
-        """The coefficients that wait for the sums."""
-        p_norm, g_norm = (sqrt(value) for value in sums)
+    def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, float]:
+        """The coefficients that wait for the norms."""
+        p_norm, g_norm = norms
         ratio = 1.0
         if p_norm > 0.0 and g_norm > 0.0:
             ratio = h.trust_coefficient * p_norm / (g_norm + h.weight_decay * p_norm + h.eps)

@@ -100,8 +100,9 @@ class LBFGS:
             or all float64.
         lr: Length of a move in units of d, or a schedule `steps taken -> lr`; finite, >= 0.
         max_iter: Moves per step; a whole number >= 1.
-        max_eval: No further move after so many evaluations, and a line search is over then, if it has found a lower
-            loss; a whole number >= 1. None: `max_iter * 5 // 4`, of which a line search may want more.
+        max_eval: The most evaluations of a step; a whole number >= 1. Where a line search has seen no lower loss by
+            then, nothing moves, and the next step starts with shorter moves; a move that none are left for, as with 1,
+            is made unseen. None: `max_iter * 5 // 4`.
         tolerance_grad: The step ends where max |g| is at most this; finite, >= 0.
         tolerance_change: The step ends where a move's max |t · d| is at most this, or it changes the loss by less, or
             the slope gᵀd is above its negative; finite, >= 0.
@@ -133,9 +134,10 @@ class LBFGS:
     Reference:
         Nocedal, "Updating quasi-Newton matrices with limited storage", Mathematics of Computation 35, 1980; Nocedal and
         Wright, "Numerical Optimization", algorithms 7.4, 7.5, 3.5 and 3.6. Names, defaults, state and, without a line
-        search, every decision are those of `torch.optim.LBFGS`, but for three: a loss or gradient that is not finite
-        is an error here (a point to back off from, in a line search); a group that sets `max_iter` alone has the
-        `max_eval` that follows; and sums are taken in double, so that float32 parameters differ in rounding.
+        search, every decision are those of `torch.optim.LBFGS`, but for four: `max_eval` is never exceeded; a loss or
+        gradient that is not finite is an error here (a point to back off from, in a line search); a group that sets
+        `max_iter` alone has the `max_eval` that follows; and sums are taken in double, so that float32 parameters
+        differ in rounding.
     """
 
     def __init__(
@@ -245,17 +247,17 @@ class LBFGS:
             while reason is None:
                 x, progress = accepted
                 iterations += 1
-                move = _next_move(progress.move, point, settings)
-                reached = progress._replace(n_iter=progress.n_iter + 1, move=move)
+                move = _next_move(progress, point, settings)
+                reached = progress._replace(n_iter=progress.n_iter + 1, move=move, first=None)
                 slope = _core.dot(point.grad, move.d)
                 if not math.isfinite(slope):
                     raise ValueError(f"grads: too large for a direction in {x.dtype}, max |g| is {point.grad_max:g}")
                 if slope > -settings.tolerance_change:
                     reason = "tolerance_change"
-                elif settings.line_search is None:
+                elif settings.line_search is None or evaluations >= settings.max_eval:
                     x = _moved(x, move)
                     problem.write(x)
-                    evaluated = iterations < settings.max_iter
+                    evaluated = iterations < settings.max_iter and evaluations < settings.max_eval
                     if evaluated:
                         point = problem.evaluate_finite(
                             f" after a move of t = {move.t:g} (a line search would back off)"
@@ -264,7 +266,7 @@ class LBFGS:
                         evaluations += 1
                     reason = settings.reason(move, point if evaluated else None, evaluations, iterations)
                 else:
-                    line = _Line(problem, x, move, point, slope, max(1, settings.max_eval - evaluations))
+                    line = _Line(problem, x, move, point, slope, settings.max_eval - evaluations)
                     t, found = line.search(settings.line_search, settings.tolerance_change)
                     evaluations += line.evaluations
                     move = move._replace(t=t)
@@ -274,18 +276,22 @@ class LBFGS:
                         point, reached = found, reached._replace(move=move)
                         reason = settings.reason(move, point, evaluations, iterations)
                     else:
-                        # Forgets the pairs: down the gradient once more, at once if the limits allow it.
-                        reached = reached._replace(n_iter=0, move=None)
+                        # Forgets the pairs: down the gradient once more, at once if the limits allow it. Where they
+                        # ended the search, the next one starts from shorter moves than it has tried.
+                        shorter = line.shortest() / 2 if line.spent and progress.move is None else None
+                        reached = reached._replace(n_iter=0, move=None, first=shorter)
                         limit = iterations >= settings.max_iter or evaluations >= settings.max_eval
                         reason = "line_search" if limit or progress.move is None else None
+                        reason = "max_eval" if line.spent else reason
                 accepted = x, reached._replace(func_evals=before.func_evals + evaluations)
+            taken = self._taken + 1
+            report = LBFGSReport(taken, point.loss, initial.loss, point.grad_max, evaluations, iterations, reason)
+            _core.commit([], [(self._state, 0, accepted[1].entry()), (self.__dict__, "_taken", taken)])
+            return report
         except BaseException:
-            problem.write(accepted[0])
+            pairs = problem.pairs(accepted[0])
+            _core.commit(pairs, [(self._state, 0, accepted[1].entry())])
             raise
-        finally:
-            self._state[0] = accepted[1].entry()
-        self._taken += 1
-        return LBFGSReport(self._taken, point.loss, initial.loss, point.grad_max, evaluations, iterations, reason)
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """The state, laid out as PyTorch lays out its own: `state` by position and `param_groups` with positions.
@@ -456,10 +462,13 @@ class _Progress(NamedTuple):
     func_evals: int
     n_iter: int
     move: _Move | None
+    first: float | None = None  # what the next move tries first, if less than otherwise
 
     def entry(self) -> dict[str, Any]:
         """As the optimizer's state shows it."""
         move = {} if self.move is None else self.move._asdict()
+        if self.move is None and self.first is not None:
+            move = {"t": self.first}
         return {"func_evals": self.func_evals, "n_iter": self.n_iter, **move}
 
 
@@ -491,9 +500,13 @@ class _Layout:
         return vector
 
     def write(self, vector: Array) -> None:
-        """Sets the parameters."""
-        _core.write(self.params, self.parts(vector))
+        """Sets the parameters, all of them or, whatever is raised, none."""
+        _core.commit(self.pairs(vector))
         _core.wrote(self.group["params"])
+
+    def pairs(self, vector: Array) -> list[tuple[Array, Array]]:
+        """The parameters, and what a vector holds for them."""
+        return list(zip(self.params, self.parts(vector), strict=True))
 
     def gradient(self, grads: Any) -> Array:
         """The gradients, structured as `LBFGS.step` says, as a vector."""
@@ -554,7 +567,8 @@ class _Layout:
         func_evals = whole_number(entry.get("func_evals", 0), f"{label}['func_evals']")
         n_iter = whole_number(entry.get("n_iter", 0), f"{label}['n_iter']")
         if n_iter == 0:
-            return _Progress(func_evals, 0, None)
+            first = entry.get("t")
+            return _Progress(func_evals, 0, None, None if first is None else _finite(first, f"{label}['t']"))
         values: dict[str, Any] = {}
         for name in _Move._fields:
             value, what = entry.get(name), f"{label}[{name!r}]"
@@ -616,6 +630,7 @@ class _Line:
     def __init__(self, problem: _Problem, x: Array, move: _Move, start: _Point, slope: float, budget: int) -> None:
         self.problem, self.x, self.move, self.start, self.budget = problem, x, move, start, budget
         self.evaluations = 0
+        self.spent = False
         self.known = {0.0: (start.loss, slope)}
         self.last = self.best = 0.0, start
 
@@ -623,8 +638,8 @@ class _Line:
         """The loss and its slope along d after a move of t; an infinite loss where something is not finite."""
         if t not in self.known:
             place = _moved(self.x, self.move._replace(t=t))
-            spent = self.evaluations >= self.budget and self.best[1] is not self.start
-            if spent or np.array_equal(place, self.x):
+            self.spent = self.evaluations >= self.budget
+            if self.spent or np.array_equal(place, self.x):
                 raise _Exhausted
             self.problem.write(place)
             point = self.problem.evaluate()
@@ -634,6 +649,10 @@ class _Line:
             if self.known[t][0] < self.best[1].loss:
                 self.best = self.last
         return self.known[t]
+
+    def shortest(self) -> float:
+        """The shortest move that was tried."""
+        return min(filter(None, self.known))
 
     def search(self, line_search: Callable[..., Any], tolerance_change: float) -> tuple[float, _Point]:
         """The t that satisfies the Wolfe conditions; failing that, the one with the lowest loss; 0 if none is lower."""
@@ -666,10 +685,12 @@ class _Line:
         return self.best
 
 
-def _next_move(last: _Move | None, point: _Point, settings: _Settings) -> _Move:
+def _next_move(progress: _Progress, point: _Point, settings: _Settings) -> _Move:
     """The direction, and the first try of how far."""
+    last = progress.move
     if last is None:
         t = min(1.0, 1.0 / _core.dot(np.sign(point.grad), point.grad)) * settings.lr
+        t = t if progress.first is None else min(t, progress.first)
         return _Move(-point.grad, t, [], [], [], 1.0, point.grad, point.loss)
     old_dirs, old_stps, ro, diagonal = last.old_dirs, last.old_stps, last.ro, last.H_diag
     # What overflows is seen in the slope.

@@ -3,8 +3,10 @@
 from math import sqrt
 from typing import Any, ClassVar, Unpack
 
+import numpy as np
+
 from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.reference.maths import blend, sum_of_squares
+from fusedstep.reference.maths import blend, norm_parts
 
 
 class Muon(Optimizer):
@@ -103,7 +105,11 @@ class Muon(Optimizer):
         a, b, c = (dtype(value) for value in coefficients)
         tall = x.shape[0] > x.shape[1]
         x = x.T if tall else x
-        x = x / dtype(max(sqrt(sum_of_squares(x)), eps))
+        root, exponent = norm_parts(x)
+        if exponent > 0 or float(np.ldexp(root, exponent)) > eps:
+            x = np.ldexp(x, -exponent) / dtype(root) if exponent else x / dtype(root)
+        else:
+            x = x / dtype(eps)
         for _ in range(steps):
             gram = x @ x.T
             x = a * x + (b * gram + c * (gram @ gram)) @ x

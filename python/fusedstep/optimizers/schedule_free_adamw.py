@@ -1,6 +1,6 @@
 """AdamW that needs no schedule: it averages its iterates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import sqrt
 from typing import Any, ClassVar, Unpack
 
@@ -11,8 +11,26 @@ from fusedstep._arguments import flag
 from fusedstep._core import StepReport
 from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options, _arrays
 from fusedstep.optimizers._reading import parts_of
+from fusedstep.reference.codec import narrowed, widened
 from fusedstep.reference.maths import blend
 from fusedstep.reference.power import integer_power, real_power
+from fusedstep.reference.step import Writes, plain
+
+
+def _moved(param: Array, entry: Mapping[str, Any], group: Mapping[str, Any], training: bool) -> Writes:
+    """A parameter as y or as x, beside what it is for; its master stays y, where the parameter has followed it."""
+    here, z = widened(plain(param)), plain(entry["z"])
+    beta1 = group["betas"][0]
+    to_x, to_y = (here.dtype.type(weight) for weight in (1.0 - 1.0 / beta1, 1.0 - beta1))
+    if not (group["master_weights"] and "master" in entry):
+        values = blend(here, z, to_y if training else to_x)
+        return [(param, narrowed(values, param.dtype).reshape(param.shape))]
+    y = plain(entry["master"])
+    expected = narrowed(blend(y, z, to_x) if training else y, param.dtype)
+    followed = expected.view(np.uint16) == plain(param).view(np.uint16)
+    y = np.where(followed, y, blend(here, z, to_y) if training else here)
+    values = narrowed(y if training else blend(y, z, to_x), param.dtype)
+    return [(param, values.reshape(param.shape)), (entry["master"], y.reshape(param.shape))]
 
 
 class ScheduleFreeAdamW(Optimizer):
@@ -100,29 +118,25 @@ class ScheduleFreeAdamW(Optimizer):
 
     def eval(self) -> None:
         """Makes the parameters the average x, in place: to evaluate, and to keep in the end."""
-        if self._training:
-            self._move(lambda beta1: 1.0 - 1.0 / beta1)
-        self._training = False
+        self._move(training=False)
 
     def train(self) -> None:
-        """Makes the parameters y again, in place, up to rounding."""
-        if not self._training:
-            self._move(lambda beta1: 1.0 - beta1)
-        self._training = True
+        """Makes the parameters y again, in place: up to rounding, and to the last bit with `master_weights`."""
+        self._move(training=True)
 
-    def _move(self, weight: Callable[[float], float]) -> None:
+    def _move(self, *, training: bool) -> None:
+        """All parameters and the mode, or none whatever is raised."""
+        if training is self._training:
+            return
+        writes, owners = [], []
         arrays = iter(_arrays(self.param_groups))
-        targets, values, owners, position = [], [], [], 0
-        for group in self.param_groups:
-            for owner in group["params"]:
+        with np.errstate(all="ignore"):
+            for position, (group, owner) in enumerate((g, p) for g in self.param_groups for p in g["params"]):
                 _, param = next(arrays)
                 if position in self.state:
-                    z = self.state[position]["z"]
-                    targets.append(param)
-                    values.append(np.asarray(blend(param, z, param.dtype.type(weight(group["betas"][0])))))
+                    writes += _moved(param, self.state[position], group, training)
                     owners.append(owner)
-                position += 1
-        _core.write(targets, values)
+        _core.commit(writes, [(self.__dict__, "_training", training)])
         _core.wrote(owners)
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:

@@ -325,9 +325,16 @@ def two_sum(a: Doubles, b: Doubles) -> TwoDoubles:
 def two_product(a: Doubles, b: Doubles) -> TwoDoubles:
     """a · b without error, by Dekker's splitting: the C++ has a fused multiply-add for it."""
     product = a * b
-    a_high, a_low = split(a)
-    b_high, b_low = split(b)
-    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    # Near the ends of the doubles the parts are of numbers times a power of 2, so that none of them leaves the range.
+    size = np.abs(product)
+    scale = np.where(size > 2.0**900, 2.0**-100, np.where(size < 2.0**-800, 2.0**250, 1.0))
+    larger, smaller = np.where(np.abs(a) >= np.abs(b), (a, b), (b, a))
+    x, y = larger * np.minimum(scale, 1.0), smaller * np.maximum(scale, 1.0)
+    near = x * y
+    x_high, x_low = split(x)
+    y_high, y_low = split(y)
+    error = ((x_high * y_high - near) + x_high * y_low + x_low * y_high) + x_low * y_low
+    return product, ((near - product * scale) + error) / scale
 
 
 def split(a: Doubles) -> TwoDoubles:

@@ -53,6 +53,8 @@ SIGNED, UNSIGNED = _companding(8), _companding(16)
 def widened(stored: Array) -> Array:
     """The values in the dtype of the arithmetic on them, float32 or float64: the array itself where it is that."""
     if dtype_name(stored.dtype) == "bfloat16":
+        if stored.ndim == 0:  # NumPy's arithmetic would make a number of it
+            return widened(stored.reshape(1)).reshape(())
         return (stored.view(np.uint16).astype(np.uint32, order="K") << np.uint32(16)).view(np.float32)
     values: Array = stored.astype(np.float64 if stored.dtype == np.float64 else np.float32, order="K", copy=False)
     return values
@@ -62,6 +64,8 @@ def narrowed(values: Array, dtype: np.dtype[Any], words: Words | None = None) ->
     """The values in a dtype of stored ones: rounded to the nearest, ties to even, or by random words of 32 bits."""
     if dtype == values.dtype:
         return values
+    if values.ndim == 0:  # NumPy's arithmetic would make a number of it
+        return narrowed(values.reshape(1), dtype, words).reshape(())
     if dtype == np.float16:
         if words is not None:
             return _random_float16(values.view(np.uint32), words).view(np.float16)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep.reference.sums import pair_sum
+from fusedstep.reference.sums import in_range, pair_sum, scaled_to_one
 
 Array = NDArray[Any]
 
@@ -28,6 +28,24 @@ def sum_of_squares(x: Array) -> float:
     return pair_sum(flat, flat)
 
 
+def norm_parts(x: Array) -> tuple[float, int]:
+    """(r, e): the root of the sum of the squares is r · 2^e. e is 0 where the squares need no scaling."""
+    squares = sum_of_squares(x)
+    if in_range(squares) or x.dtype != np.float64:
+        return sqrt(squares), 0
+    with np.errstate(all="ignore"):
+        scaled = scaled_to_one(x)
+    if scaled is None:
+        return sqrt(squares), 0
+    return sqrt(sum_of_squares(scaled[0])), scaled[1]
+
+
 def root_mean_square(x: Array) -> float:
     """The root of the mean of the squares; 0 of no elements."""
-    return sqrt(sum_of_squares(x) / x.size) if x.size else 0.0
+    if not x.size:
+        return 0.0
+    squares = sum_of_squares(x)
+    if in_range(squares) or x.dtype != np.float64:
+        return sqrt(squares / x.size)
+    root, exponent = norm_parts(x)
+    return float(np.ldexp(root / sqrt(x.size), exponent))

@@ -24,6 +24,8 @@ def real_power(base: float, exponent: float) -> float:
         return 1.0
     if base == 0.0:
         return 0.0 if exponent > 0.0 else float("inf")
+    if exponent == 1.0:
+        return base
     with localcontext(Context(prec=50)):
         if isinf(base) or isinf(exponent):
             return float("inf") if (base > 1.0) == (exponent > 0.0) else 0.0

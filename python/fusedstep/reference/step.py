@@ -1,6 +1,7 @@
 """A step, stage by stage."""
 
 from collections.abc import Callable, Iterator
+from math import sqrt
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,14 @@ from fusedstep.reference.codec import (
     random_words,
     widened,
 )
-from fusedstep.reference.sums import pair_sums, strip_sums
+from fusedstep.reference.maths import norm_parts
+from fusedstep.reference.sums import in_range, pair_sums, scaled_to_one, strip_sums
 
 Array = NDArray[Any]
+#: Arrays, and what they are to hold.
+Writes = list[tuple[Array, Array]]
+#: s and k for s · 2^k.
+Ranged = tuple[float, int]
 
 
 def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
@@ -26,28 +32,36 @@ def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
     sums = []
     with np.errstate(all="ignore"):
         for given, rows in grads:
-            grad = widened(np.asarray(given))  # a subclass may redefine arithmetic
+            grad = widened(plain(given))
             sums.append((sum_of_products(grad, grad, rows), int(np.count_nonzero(~np.isfinite(grad)))))
     return sums
 
 
-def run(rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool) -> list[Any]:
-    """One step of `rule` for every tensor, in place; scalars move on in the dicts that hold them.
+def compute(
+    rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool
+) -> tuple[Writes, list[Any]]:
+    """One step of `rule` for every tensor; scalars move on in the dicts that hold them.
 
-    Gives, per tensor, the sums that telemetry is made of; None without it.
+    Writes to no array. Gives what each is to hold, for whatever is raised here must leave them all as they are; and,
+    per tensor, the sums that telemetry is made of, None without it.
     """
     from fusedstep.optimizers import REGISTRY  # the rules import their reference maths from this package
 
     optimizer: Any = REGISTRY[rule]
     with np.errstate(all="ignore"):
-        # All before the first write, as the native sets do.
         prepared = [prepare(optimizer, tensor, shared) for tensor in tensors]
         measure(optimizer, prepared, shared)
-        return [update(optimizer, t, telemetry) for t in prepared]
+        sums = [update(optimizer, t, telemetry) for t in prepared]
+        return [pair for t in prepared for pair in stored(t)], sums
+
+
+def plain(array: Array) -> Array:
+    """The array itself, of one axis where it has none: a subclass may redefine arithmetic, and NumPy makes scalars."""
+    return np.atleast_1d(np.asarray(array))
 
 
 def prepare(optimizer: Any, tensor: dict[str, Any], shared: dict[str, float]) -> SimpleNamespace:
-    """The coefficients, in double; and plain arrays, for a subclass may redefine arithmetic."""
+    """The coefficients, in double; and copies of the parameter and its states in the dtype of the arithmetic."""
     t = SimpleNamespace(**tensor)
     t.h = SimpleNamespace(**t.hypers)
     arguments = [t.h, t.step, t.first]
@@ -57,46 +71,65 @@ def prepare(optimizer: Any, tensor: dict[str, Any], shared: dict[str, float]) ->
     t.coefficients = optimizer.coefficients(*arguments)
     if t.scalars:
         tensor["scalars"].update(vars(scalars))
-    t.stored = np.asarray(t.param)
+    t.stored = t.param
     t.stored_states = list(t.states.values())
-    t.param, t.grad = widened(t.stored), widened(np.asarray(t.grad))
+    t.param, t.grad = widened(plain(t.stored)).copy(order="K"), widened(plain(t.grad))
     if t.master is not None:
         # Where the parameter is no longer the rounded master, somebody has changed it since: it holds.
-        master = np.asarray(t.master)
-        followed = narrowed(master, t.stored.dtype).view(np.uint16) == t.stored.view(np.uint16)
-        master[...] = np.where(followed, master, t.param)
-        t.param = master
+        master, words = plain(t.master), plain(t.stored).view(np.uint16)
+        followed = narrowed(master, t.stored.dtype).view(np.uint16) == words
+        t.param[...] = np.where(followed, master, t.param)
     t.states = {
-        name: decoded(stored, t.param, name not in t.squares)
-        if isinstance(stored, tuple)
-        else widened(np.asarray(stored))
-        for name, stored in t.states.items()
+        name: decoded(state, t.param, name not in t.squares)
+        if isinstance(state, tuple)
+        else widened(plain(state)).copy(order="K")
+        for name, state in t.states.items()
     }
+    t.average = None if t.ema is None else plain(t.ema).copy(order="K")
     t.scale = 1.0
     return t
 
 
-def decoded(stored: tuple[Array, Array], param: Array, signed: bool) -> Array:
+def decoded(state: tuple[Array, Array], param: Array, signed: bool) -> Array:
     """A state of 8 bits, in the layout of the parameter."""
     values = np.empty_like(param, np.float32)
-    in_memory_order(values)[:] = decode_8bit(in_memory_order(stored[0]), stored[1], signed)
+    in_memory_order(values)[:] = decode_8bit(in_memory_order(plain(state[0])), plain(state[1]), signed)
     return values
 
 
-def store(t: SimpleNamespace) -> None:
-    """Brings what was computed to where, and how, it is stored."""
-    for k, ((name, values), stored) in enumerate(zip(t.states.items(), t.stored_states, strict=True)):
-        if isinstance(stored, tuple):
+def stored(t: SimpleNamespace) -> Writes:
+    """What was computed as it is stored, beside the array that it is for."""
+    writes: Writes = []
+
+    def write(array: Array, values: Array) -> None:
+        writes.append((array, values.reshape(array.shape)))
+
+    def write_in_order(array: Array, numbers: Array) -> None:
+        values = np.empty_like(array, subok=False)
+        in_memory_order(values)[:] = numbers
+        writes.append((array, values))
+
+    for k, ((name, values), state) in enumerate(zip(t.states.items(), t.stored_states, strict=True)):
+        if isinstance(state, tuple):
             words = random_words(t.key, k, values.size)
             codes, scales = encode_8bit(in_memory_order(values), name not in t.squares, words)
-            in_memory_order(stored[0])[:] = codes
-            stored[1][:] = scales
-        elif stored.dtype != values.dtype:
+            write_in_order(state[0], codes)
+            write(state[1], scales)
+        elif state.dtype != values.dtype:
             words = random_words(t.key, k, values.size)
-            in_memory_order(np.asarray(stored))[:] = narrowed(in_memory_order(values), stored.dtype, words)
-    if t.stored.dtype != t.param.dtype:
+            write_in_order(state, narrowed(in_memory_order(values), state.dtype, words))
+        else:
+            write(state, values)
+    if t.stored.dtype == t.param.dtype:
+        write(t.stored, t.param)
+    else:
         param_words = random_words(t.key, PARAM_STREAM, t.param.size) if t.random_param else None
-        in_memory_order(t.stored)[:] = narrowed(in_memory_order(t.param), t.stored.dtype, param_words)
+        write_in_order(t.stored, narrowed(in_memory_order(t.param), t.stored.dtype, param_words))
+    if t.master is not None:
+        write(t.master, t.param)
+    if t.average is not None:
+        write(t.ema, t.average)
+    return writes
 
 
 def coefficients_of(t: SimpleNamespace) -> SimpleNamespace:
@@ -128,6 +161,8 @@ def measure(optimizer: Any, tensors: list[SimpleNamespace], shared: dict[str, fl
             states = {name: state.copy(order="K") for name, state in states.items()}
             terms = optimizer.measure(t.h, coefficients_of(t), g, p, **states)
             t.sums = [sum_of_products(a, b, t.rows is not None) for a, b in terms]
+            if getattr(optimizer, "norms", False):
+                t.sums = [norm_of(total, a) for total, (a, _) in zip(t.sums, terms, strict=True)]
             if shared:
                 optimizer.weigh(t.h, t.step, shared, t.sums)
                 totals = [total + value for total, value in zip(totals, t.sums, strict=True)]
@@ -138,7 +173,7 @@ def measure(optimizer: Any, tensors: list[SimpleNamespace], shared: dict[str, fl
             t.coefficients |= optimizer.settle(t.h, t.sums, shared)
 
 
-def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> tuple[float, ...] | None:
+def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> list[Ranged] | None:
     """The rule and what comes after it; with telemetry, its sums."""
     g, p, states = pieces(t)
     before = p.copy(order="K")
@@ -156,10 +191,8 @@ def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> tuple[float, 
         t.param[t.rows] = p
         for name, state in states.items():
             t.states[name][t.rows] = state
-    if t.ema is not None:
-        ema, dtype = np.asarray(t.ema), p.dtype.type
-        ema[...] = ema + dtype(1.0 - t.ema_decay) * (p - ema)
-    store(t)
+    if t.average is not None:
+        t.average += p.dtype.type(1.0 - t.ema_decay) * (p - t.average)
     if not telemetry:
         return None
     moment = None if t.first_moment is None else states[t.first_moment]
@@ -168,14 +201,75 @@ def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> tuple[float, 
     def products(a: Array, b: Array) -> float:
         return sum_of_products(a, b, t.rows is not None, strip_sums)
 
-    return (
+    sums = [
         sum_of_products(t.grad, t.grad, t.rows is not None),
         float(np.count_nonzero(~np.isfinite(t.grad))),
         products(moved, moved),
         products(before, before),
         0.0 if moment is None else products(t.grad, moment),
         0.0 if moment is None else products(moment, moment),
-    )
+    ]
+    return ranged_telemetry(sums, t.grad, before, moved, moment, t.rows is not None)
+
+
+def ranged_telemetry(
+    sums: list[float], grad: Array, before: Array, moved: Array, moment: Array | None, rows: bool
+) -> list[Ranged]:
+    """The sums of a tensor's telemetry, those that went out of range taken anew."""
+    pairs: list[tuple[Array, Array] | None] = [(grad, grad), None, (moved, moved), (before, before), None, None]
+    if moment is not None:
+        pairs[4:] = [(grad, moment), (moment, moment)]
+    return [(total, 0) if pair is None else ranged(total, *pair, rows) for total, pair in zip(sums, pairs, strict=True)]
+
+
+def measured_again(
+    sums: list[float], grad: Array, before: Array, param: Array, moment: Array | None, rows: Array | None
+) -> list[Ranged]:
+    """The same after a step of the native sets, which have the parameter's values before it beside it."""
+    with np.errstate(all="ignore"):
+        before, param = plain(before), plain(param)
+        moment = None if moment is None else widened(plain(moment))
+        if rows is not None:
+            before, param = before[rows], param[rows]
+            moment = None if moment is None else moment[rows]
+        return ranged_telemetry(sums, widened(plain(grad)), before, param - before, moment, rows is not None)
+
+
+def norms_again(rule: str, tensor: dict[str, Any], shared: dict[str, float]) -> list[float]:
+    """The norms that a rule settles from."""
+    from fusedstep.optimizers import REGISTRY
+
+    optimizer: Any = REGISTRY[rule]
+    with np.errstate(all="ignore"):
+        t = prepare(optimizer, tensor, shared)
+        g, p, states = pieces(t)
+        terms = optimizer.measure(t.h, coefficients_of(t), g, p, **states)
+        return [norm_of(sum_of_products(a, b, t.rows is not None), a) for a, b in terms]
+
+
+def squares_again(grad: Array, rows: bool, total: float) -> Ranged:
+    """The sum of a gradient's squares."""
+    with np.errstate(all="ignore"):
+        values = plain(grad)
+        return ranged(total, values, values, rows)
+
+
+def ranged(total: float, a: Array, b: Array, rows: bool) -> Ranged:
+    """Σ a b as s · 2^k, k = 0 where it was in range: of doubles beyond 10^±154 the squares are not."""
+    if a.dtype != np.float64 or in_range(total):
+        return total, 0
+    scaled_a, scaled_b = scaled_to_one(a), scaled_to_one(b)
+    if scaled_a is None or scaled_b is None:
+        return total, 0
+    return sum_of_products(scaled_a[0], scaled_b[0], rows), scaled_a[1] + scaled_b[1]
+
+
+def norm_of(total: float, x: Array) -> float:
+    """The root of the sum of squares of x, of which `total` is the plain one."""
+    if x.dtype != np.float64 or in_range(total):
+        return sqrt(total)
+    root, exponent = norm_parts(x)
+    return float(np.ldexp(root, exponent))
 
 
 def gradient_stage(g: Array, p: Array, factor: float, decay: float) -> Array:

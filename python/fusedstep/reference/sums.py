@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 LANES = 32
 CHUNK = 4096
 STRIP = 256
+#: Of squares below 2^-1022, which lose bits, 2^40 do not matter in it.
+LEAST_SUM = 2.0**-970
 
 
 def lane_sum(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -56,6 +58,20 @@ def strip_sums(a: NDArray[Any], b: NDArray[Any]) -> Iterator[float]:
         strips.reshape(-1)[: terms.size] = terms
         rows = np.add.reduce(strips, axis=1, initial=0.0)
         yield float(lane_sum(rows.astype(np.float64).reshape(-1)))
+
+
+def in_range(total: float) -> bool:
+    """Whether nothing was lost of a sum of products of doubles: none overflowed, and none that counts underflowed."""
+    return LEAST_SUM <= abs(total) < np.inf
+
+
+def scaled_to_one(x: NDArray[Any]) -> tuple[NDArray[Any], int] | None:
+    """x / 2^e with the largest of it between 1/2 and 1, and e; None where it is 0, or not finite."""
+    largest = float(np.abs(x).max(initial=0.0))
+    if not 0.0 < largest < np.inf:
+        return None
+    exponent = int(np.frexp(largest)[1])
+    return np.ldexp(x, -exponent), exponent
 
 
 def pair_sum(a: NDArray[Any], b: NDArray[Any]) -> float:

@@ -1,0 +1,52 @@
+// Everything or nothing: what must not fail between the first write and the last.
+#pragma once
+
+#include <vector>
+
+#include "bind/arrays.h"
+
+namespace fusedstep::bind {
+
+// Entries of dicts that stay only if `keep` is called. It runs no code of Python's, so that no signal is handled here.
+class Ledger {
+ public:
+  Ledger() = default;
+  Ledger(const Ledger&) = delete;
+  Ledger& operator=(const Ledger&) = delete;
+  ~Ledger();
+
+  void put(py::handle dict, py::handle key, py::handle value);
+  void keep() { entries_.clear(); }
+  bool empty() const { return entries_.empty(); }
+
+ private:
+  struct Entry {
+    py::object dict, key;
+    PyObject* before;  // owned; null: there was none
+    ~Entry() { Py_XDECREF(before); }
+    Entry(py::object d, py::object k, PyObject* b) : dict(std::move(d)), key(std::move(k)), before(b) {}
+    Entry(Entry&& other) noexcept
+        : dict(std::move(other.dict)), key(std::move(other.key)), before(std::exchange(other.before, nullptr)) {}
+    Entry(const Entry&) = delete;
+    Entry& operator=(const Entry&) = delete;
+    Entry& operator=(Entry&&) = delete;
+  };
+  std::vector<Entry> entries_;
+};
+
+// Values for arrays of the same shape and dtype, checked as they are added and copied together. TypeError, ValueError.
+class Writes {
+ public:
+  void add(py::handle target, py::handle value);
+  void run() const noexcept;
+
+ private:
+  struct Copy {
+    py::object target, value;
+    py::ssize_t item;
+    bool dense;  // both: one block of memory in the same order
+  };
+  std::vector<Copy> copies_;
+};
+
+}  // namespace fusedstep::bind
