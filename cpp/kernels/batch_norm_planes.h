@@ -51,7 +51,9 @@ template <bool Exact, class Args, class Term>
 FUSEDSTEP_INLINE void sum_block(const Args& a, std::int64_t c, std::int64_t block, double* sums, Term term) {
   constexpr int summed = kSummed<Exact>, lanes = summed < kLanes ? summed : kLanes, packs = summed / lanes;
   using V = Pack<double, lanes>;
-  alignas(64) double first_lanes[kWords<Exact> * kSumLanes] = {}, second_lanes[kWords<Exact> * kSumLanes] = {};
+  alignas(64) double first_lanes[kWords<Exact> * kSumLanes], second_lanes[kWords<Exact> * kSumLanes];
+  clear(first_lanes);
+  clear(second_lanes);
   const PlanesBlock b = block_of(a.n, a.l, block);
   const std::int64_t planes = summed == kSumLanes ? b.runs : b.l < kSumStrip ? kSumStrip / b.l : 1;
   const std::int64_t part = summed == kSumLanes || b.l < kSumStrip ? b.l : kSumStrip;
