@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 STORED = Path(__file__).with_suffix(".json")
-#: Compilers differ by a few in a hundred; a pack that is spilled costs more.
-TOLERANCE = 0.15
+#: A release of a compiler moves a count by a few in a hundred; a pack that goes through the stack, by more.
+TOLERANCE = 0.08
 #: What valgrind runs: it knows no AVX-512.
 SETS = ["baseline", "avx2"]
 
