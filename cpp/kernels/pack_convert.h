@@ -92,7 +92,7 @@ FUSEDSTEP_INLINE Like<std::uint32_t, V> bits_from(V v) {
 #else
     using Half = decltype(To::low);
     if constexpr (bytes) {
-      using Words8 = Pack<std::conditional_t<is_signed, std::int16_t, std::uint16_t>, 8>;
+      using Words8 [[maybe_unused]] = Pack<std::conditional_t<is_signed, std::int16_t, std::uint16_t>, 8>;
 #if defined(__SSE2__)
       // Zeros behind the lanes, or before them, whence a shift brings them down with their sign.
       const __m128i zero = _mm_setzero_si128();
@@ -264,9 +264,11 @@ using WordsVector = Pack<std::int16_t, kVectorBytes / 2>;
 template <class F>
 FUSEDSTEP_INLINE ManyBytes many_bytes(Bits near, Bits far, F at_words) {
 #if defined(__AVX512F__)
-  const __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)near)),
-                                           _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)far), 1);
-  return (ManyBytes)_mm512_maskz_cvtepi16_epi8(~0u, (__m512i)at_words((WordsVector)words));
+  const auto half = [](Bits v) FUSEDSTEP_LAMBDA {
+    return (Pack<std::int16_t, kLanes>)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v);
+  };
+  const auto words = joined<WordsVector>(half(near), half(far), std::make_integer_sequence<int, 2 * kLanes>());
+  return (ManyBytes)_mm512_maskz_cvtepi16_epi8(~0u, (__m512i)at_words(words));
 #elif defined(__AVX2__)
   const auto words = [&](Bits v) FUSEDSTEP_LAMBDA {
     return (__m256i)at_words((WordsVector)_mm256_packus_epi32((__m256i)v.low, (__m256i)v.high));
