@@ -15,48 +15,55 @@ namespace fusedstep::FUSEDSTEP_SET {
 // Values that the pivot is the mean of.
 inline constexpr std::int64_t kPivotValues = 16;
 
-// Sixteen sums. Exact, `low` gathers what rounding takes away.
-template <bool Exact>
-struct Sums16 {
-  Wide high = zeros();
+// A pack of sums. Exact, `low` gathers what rounding takes away.
+template <bool Exact, class V>
+struct Sums {
+  V high = {}, low = {};
 
-  FUSEDSTEP_INLINE void add(Wide v, Wide) { high += v; }
-  FUSEDSTEP_INLINE void read(const double* from, std::int64_t) { high = load_wide(from, kLanes); }
-  FUSEDSTEP_INLINE void write(double* to, std::int64_t) const { store(to, high, kLanes); }
-};
-template <>
-struct Sums16<true> {
-  Wide high = zeros(), low = zeros();
-
-  FUSEDSTEP_INLINE void add(Wide v, Wide v_low) {
-    const Wide sum = high + v, part = sum - high;
-    low += v_low + ((high - (sum - part)) + (v - part));
-    high = sum;
-  }
+  FUSEDSTEP_INLINE void add(V v, V v_low) { add_to(high, low, v, v_low); }
   FUSEDSTEP_INLINE void read(const double* from, std::int64_t pitch) {
-    high = load_wide(from, kLanes);
-    low = load_wide(from + pitch, kLanes);
+    high = load_pack<V>(from);
+    if constexpr (Exact) low = load_pack<V>(from + pitch);
   }
   FUSEDSTEP_INLINE void write(double* to, std::int64_t pitch) const {
-    store(to, high, kLanes);
-    store(to + pitch, low, kLanes);
+    store_pack(to, high);
+    if constexpr (Exact) store_pack(to + pitch, low);
+  }
+  // Of a pack, or of a part of one.
+  template <class P>
+  FUSEDSTEP_INLINE static void add_to(P& high, P& low, P v, P v_low) {
+    if constexpr (Exact) {
+      const P sum = high + v, part = sum - high;
+      low = low + (v_low + ((high - (sum - part)) + (v - part)));
+      high = sum;
+    } else {
+      high = high + v;
+    }
   }
 };
 
+// Lanes of two such sums that leave half of the registers free; 8 at least, a vector of 16 bits a lane.
+template <bool Exact>
+inline constexpr int kSummed = [] {
+  const int lanes = kRegisters * kVectorBytes / (Exact ? 64 : 32);
+  return lanes < 8 ? 8 : lanes > kSumLanes ? kSumLanes : lanes;
+}();
+
 // What a value adds to two sums; of the first one, also what rounding has taken from it.
+template <class V>
 struct Terms {
-  Wide u, v, u_low;
+  V u, v, u_low;
 };
 
 // d = x - pivot and its square.
-template <bool Exact>
-FUSEDSTEP_INLINE Terms moment_terms(Wide x, Wide pivot, std::int64_t n) {
-  const Wide d = first(x - pivot, n);
+template <bool Exact, class V>
+FUSEDSTEP_INLINE Terms<V> moment_terms(V x, V pivot, std::int64_t n) {
+  const V d = first(x - pivot, n);
   if constexpr (Exact) {
-    const Wide part = d - x;
+    const V part = d - x;
     return {d, d * d, first((x - (d - part)) - (pivot + part), n)};
   } else {
-    return {d, d * d, zeros()};
+    return {d, d * d, V{}};
   }
 }
 
@@ -71,27 +78,20 @@ FUSEDSTEP_INLINE void gather(TwoDoubles& total, TwoDoubles more) {
   total.low += more.low + sum.low;
 }
 
+// The sum of 32 lanes: their high parts, then, exact, their low ones.
 template <bool Exact>
-struct Sums32 {
-  Sums16<Exact> half[2];
-
-  FUSEDSTEP_INLINE TwoDoubles total() const {
-    if constexpr (Exact) {
-      TwoDoubles lane[2 * kLanes];
-      for (int k = 0; k < 2 * kLanes; ++k) {
-        const auto& [high, low] = half[k / kLanes];
-        const int i = k % 8;
-        lane[k] = k % kLanes < 8 ? TwoDoubles{high.low[i], low.low[i]} : TwoDoubles{high.high[i], low.high[i]};
-      }
-      for (int width = kLanes; width > 0; width /= 2) {
-        for (int k = 0; k < width; ++k) gather(lane[k], lane[k + width]);
-      }
-      return lane[0];
-    } else {
-      return {LaneSum{{half[0].high, half[1].high}}.total(), 0.0};
+FUSEDSTEP_INLINE TwoDoubles total_of(const double* lanes) {
+  if constexpr (Exact) {
+    TwoDoubles lane[kSumLanes];
+    for (int k = 0; k < kSumLanes; ++k) lane[k] = {lanes[k], lanes[kSumLanes + k]};
+    for (int width = kSumLanes / 2; width > 0; width /= 2) {
+      for (int k = 0; k < width; ++k) gather(lane[k], lane[k + width]);
     }
+    return lane[0];
+  } else {
+    return {LaneSum{{load(lanes), load(lanes + kLanes)}}.total(), 0.0};
   }
-};
+}
 
 struct Moments {
   TwoDoubles mean, m2;
@@ -198,18 +198,28 @@ struct Scaled {
   }
 };
 
-// Coefficients of runs of one channel each: of channel c, and with a stride of 1 of the next one in the next run.
+// Coefficients of runs that all belong to channel c. Constant, so that they stay in registers from run to run.
+template <class C, class Args>
+struct OfChannel {
+  C coefficients;
+
+  OfChannel(const Args& a, std::int64_t c) : coefficients(C::of(a, c)) {}
+  FUSEDSTEP_INLINE void begin() {}
+  FUSEDSTEP_INLINE const C& next(std::int64_t) { return coefficients; }
+  FUSEDSTEP_INLINE void take(const OfChannel&) {}
+};
+
+// The same of runs of one channel each: of channel c, and of the next one in the next run.
 template <class C, class Args>
 struct PerRun {
   const Args& args;
-  std::int64_t c, stride;
+  std::int64_t c;
   C coefficients;
 
-  PerRun(const Args& a, std::int64_t channel, std::int64_t step) : args(a), c(channel), stride(step) {}
+  PerRun(const Args& a, std::int64_t channel) : args(a), c(channel) {}
   FUSEDSTEP_INLINE void begin() {
     coefficients = C::of(args, c);
-    c += stride;
-    if (c == args.c) c = 0;
+    if (++c == args.c) c = 0;
   }
   FUSEDSTEP_INLINE const C& next(std::int64_t) { return coefficients; }
   FUSEDSTEP_INLINE void take(const PerRun& other) {
@@ -218,61 +228,21 @@ struct PerRun {
   }
 };
 
-// Bits of the lanes that relu lets pass, NaN among them, and relu.
-FUSEDSTEP_INLINE unsigned passing(Floats z) {
+// relu, and the bits of the lanes that it lets pass, NaN among them.
+template <class V>
+FUSEDSTEP_INLINE V rectified(V z, unsigned& passing) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NLE_UQ);
-#elif defined(__AVX__)
-  __m256 part[2];
-  __builtin_memcpy(part, &z, sizeof z);
-  const __m256 zero = _mm256_setzero_ps();
-  return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(part[0], zero, _CMP_NLE_UQ))) |
-         unsigned(_mm256_movemask_ps(_mm256_cmp_ps(part[1], zero, _CMP_NLE_UQ))) << 8;
-#elif defined(__SSE2__)
-  __m128 part[4];
-  __builtin_memcpy(part, &z, sizeof z);
-  unsigned bits = 0;
-  for (int k = 0; k < 4; ++k) bits |= unsigned(_mm_movemask_ps(_mm_cmpnle_ps(part[k], _mm_setzero_ps()))) << (4 * k);
-  return bits;
+  if constexpr (sizeof(Lane<V>) == 4) {
+    passing = _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NLE_UQ);
+  } else {
+    passing = unsigned(_mm512_cmp_pd_mask((__m512d)z.low, _mm512_setzero_pd(), _CMP_NLE_UQ)) |
+              unsigned(_mm512_cmp_pd_mask((__m512d)z.high, _mm512_setzero_pd(), _CMP_NLE_UQ)) << 8;
+  }
+  return where_not(z <= V{}, z);
 #else
-  const Ints bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  const Ints set = ~(z <= 0.0f) & bit;
-  int bits = 0;
-  for (int k = 0; k < kLanes; ++k) bits |= set[k];
-  return unsigned(bits);
-#endif
-}
-FUSEDSTEP_INLINE unsigned passing(Wide z) {
-#if defined(__AVX512F__)
-  return unsigned(_mm512_cmp_pd_mask((__m512d)z.low, _mm512_setzero_pd(), _CMP_NLE_UQ)) |
-         unsigned(_mm512_cmp_pd_mask((__m512d)z.high, _mm512_setzero_pd(), _CMP_NLE_UQ)) << 8;
-#else
-  unsigned bits = 0;
-  for (int k = 0; k < 8; ++k) bits |= unsigned(!(z.low[k] <= 0.0)) << k | unsigned(!(z.high[k] <= 0.0)) << (k + 8);
-  return bits;
-#endif
-}
-FUSEDSTEP_INLINE Floats rectified(Floats z) { return z <= 0.0f ? Floats{} : z; }
-FUSEDSTEP_INLINE Wide rectified(Wide z) {
-  return {z.low <= 0.0 ? Doubles{} : z.low, z.high <= 0.0 ? Doubles{} : z.high};
-}
-
-// Zeros in the lanes whose bit is 0.
-FUSEDSTEP_INLINE Floats keep(Floats v, unsigned bits) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_maskz_mov_ps(__mmask16(bits), (__m512)v);
-#else
-  const Ints bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  return (Floats)((Ints)v & (((Ints{} + int(bits)) & bit) != 0));
-#endif
-}
-FUSEDSTEP_INLINE Wide keep(Wide v, unsigned bits) {
-#if defined(__AVX512F__)
-  return {(Doubles)_mm512_maskz_mov_pd(__mmask8(bits), (__m512d)v.low),
-          (Doubles)_mm512_maskz_mov_pd(__mmask8(bits >> 8), (__m512d)v.high)};
-#else
-  const Longs bit = {1, 2, 4, 8, 16, 32, 64, 128}, all = Longs{} + long(bits);
-  return {(Doubles)((Longs)v.low & ((all & bit) != 0)), (Doubles)((Longs)v.high & (((all >> 8) & bit) != 0))};
+  const auto stopped = z <= V{};
+  passing = bits_of(stopped) ^ 0xffffu;
+  return where_not(stopped, z);
 #endif
 }
 
@@ -302,6 +272,14 @@ FUSEDSTEP_INLINE unsigned bits_at(const std::uint16_t* mask, std::int64_t i) {
   return (two >> (i % 16)) & 0xffffu;
 }
 
+// The first n values as doubles, and zeros where their bit is 0.
+template <int N = kLanes, class T>
+FUSEDSTEP_INLINE Pack<double, N> load_kept(const T* p, std::int64_t n, unsigned bits) {
+  // With a mask register the conversion from memory is worth more than half as many masks.
+  if constexpr (kVectorBytes == 64) return keep(load_wide<N>(p, n), bits);
+  return widen(keep(load<N>(p, n), bits));
+}
+
 // Contiguous runs of values in memory: `runs` of l values, `pitch` apart; of a mask, `words` apart. The first may go on
 // with what an earlier one began.
 struct Runs {
@@ -321,8 +299,9 @@ void normalize_values(T* y, const T* x, const T* residual, std::uint16_t* mask, 
       auto z = local.next(n)(load(x + i, n));
       if constexpr (Residual) z = z + load(residual + k * r.pitch + i, n);
       if constexpr (Relu) {
-        writer.put(passing(z), n);
-        z = rectified(z);
+        unsigned passing;
+        z = rectified(z, passing);
+        writer.put(passing, n);
       }
       return z;
     });

@@ -26,25 +26,73 @@ FUSEDSTEP_INLINE PlanesBlock block_of(std::int64_t n, std::int64_t l, std::int64
   return {begin, 0, n - begin < planes ? n - begin : planes, l};
 }
 
-// Adds up a block's pairs of terms into two sums: term(offset of the value in the array, lanes).
+// Values that are summed before the next lanes' turn, so that every turn but the first finds them in the cache.
+inline constexpr std::int64_t kSumStrip = 2048;
+
+// Adds the terms of the first n of N values from place i on; of 8 alone where they hold them all.
+template <int N, bool Exact, class V, class Terms>
+FUSEDSTEP_INLINE void add_terms(Sums<Exact, V>& u, Sums<Exact, V>& v, std::int64_t i, std::int64_t n, Terms terms) {
+  if constexpr (N == 16 && is_pair<V> && kVectorBytes < 64) {
+    if (n <= 8) {
+      const auto t = terms.template operator()<8>(i, n);
+      u.add_to(u.high.low, u.low.low, t.u, t.u_low);
+      v.add_to(v.high.low, v.low.low, t.v, decltype(t.v){});
+      return;
+    }
+  }
+  const auto t = terms.template operator()<N>(i, n);
+  u.add(t.u, t.u_low);
+  v.add(t.v, V{});
+}
+
+// Adds up a block's pairs of terms into two sums: term<N>(offset of the value in the array, its run, its place in the
+// run, lanes) gives those of N lanes. As many of the 32 lanes at a time as the registers take.
 template <bool Exact, class Args, class Term>
 FUSEDSTEP_INLINE void sum_block(const Args& a, std::int64_t c, std::int64_t block, double* sums, Term term) {
-  Sums32<Exact> first_sum, second_sum;
+  constexpr int summed = kSummed<Exact>, lanes = summed < kLanes ? summed : kLanes, packs = summed / lanes;
+  using V = Pack<double, lanes>;
+  alignas(64) double first_lanes[kWords<Exact> * kSumLanes], second_lanes[kWords<Exact> * kSumLanes];
+  clear(first_lanes);
+  clear(second_lanes);
   const PlanesBlock b = block_of(a.n, a.l, block);
-  for (std::int64_t k = 0; k < b.runs; ++k) {
-    const std::int64_t run = (b.plane + k) * a.c + c, offset = run * a.l + b.at;
-    each_half(b.l, [&](std::int64_t i, std::int64_t n, int half) FUSEDSTEP_LAMBDA {
-      const Terms t = term(offset + i, run, b.at + i, n);
-      first_sum.half[half].add(t.u, t.u_low);
-      second_sum.half[half].add(t.v, zeros());
-    });
+  const std::int64_t planes = summed == kSumLanes ? b.runs : b.l < kSumStrip ? kSumStrip / b.l : 1;
+  const std::int64_t part = summed == kSumLanes || b.l < kSumStrip ? b.l : kSumStrip;
+  for (std::int64_t plane = 0; plane < b.runs; plane += planes) {
+    const std::int64_t end = b.runs - plane < planes ? b.runs : plane + planes;
+    for (std::int64_t at = 0; at < b.l; at += part) {
+      const std::int64_t stop = b.l - at < part ? b.l : at + part;
+      for (int turn = 0; turn < kSumLanes && turn < stop - at; turn += summed) {
+        Sums<Exact, V> u[packs], v[packs];
+        for (int k = 0; k < packs; ++k) {
+          u[k].read(first_lanes + turn + k * lanes, kSumLanes);
+          v[k].read(second_lanes + turn + k * lanes, kSumLanes);
+        }
+        for (std::int64_t k = plane; k < end; ++k) {
+          const std::int64_t run = (b.plane + k) * a.c + c, offset = run * a.l + b.at;
+          const auto terms = [&]<int N>(std::int64_t i, std::int64_t n)
+                                 FUSEDSTEP_LAMBDA { return term.template operator()<N>(offset + i, run, b.at + i, n); };
+          std::int64_t i = at + turn;
+          for (; i + summed <= stop; i += kSumLanes) {
+            for (int pack = 0; pack < packs; ++pack) add_terms<lanes>(u[pack], v[pack], i + pack * lanes, lanes, terms);
+          }
+          if (i < stop) add_terms<lanes>(u[0], v[0], i, stop - i < lanes ? stop - i : lanes, terms);
+          if (packs > 1 && i + lanes < stop) {
+            add_terms<lanes>(u[packs - 1], v[packs - 1], i + lanes, stop - i - lanes, terms);
+          }
+        }
+        for (int k = 0; k < packs; ++k) {
+          u[k].write(first_lanes + turn + k * lanes, kSumLanes);
+          v[k].write(second_lanes + turn + k * lanes, kSumLanes);
+        }
+      }
+    }
   }
-  const TwoDoubles u = first_sum.total(), v = second_sum.total();
-  sums[0] = u.high;
-  sums[kWords<Exact>] = v.high;
+  const TwoDoubles first_total = total_of<Exact>(first_lanes), second_total = total_of<Exact>(second_lanes);
+  sums[0] = first_total.high;
+  sums[kWords<Exact>] = second_total.high;
   if constexpr (Exact) {
-    sums[1] = u.low;
-    sums[3] = v.low;
+    sums[1] = first_total.low;
+    sums[3] = second_total.low;
   }
 }
 
@@ -56,8 +104,7 @@ FUSEDSTEP_INLINE TwoDoubles block_sum(const double* sums) {
 template <class T>
 inline double plane_pivot(const T* plane, std::int64_t l) {
   const std::int64_t n = l < kPivotValues ? l : kPivotValues;
-  const Wide first_values = load_wide(plane, n);
-  const double mean = LaneSum{{first_values, zeros()}}.total() / double(n);
+  const double mean = sum_of_lanes(load_wide(plane, n)) / double(n);
   return double(typename Arithmetic<T>::Scalar(mean));
 }
 
@@ -71,10 +118,11 @@ __attribute__((noinline)) void block_moments(const BatchNormArgs& a, std::int64_
                                              double* sums) {
   const T* x = static_cast<const T*>(a.x);
   const std::int64_t ahead = planes_ahead(a.c, a.l);
-  sum_block<Exact>(a, c, block, sums, [&](std::int64_t i, std::int64_t, std::int64_t, std::int64_t n) FUSEDSTEP_LAMBDA {
-    fetch_line(x + i + ahead);
-    return moment_terms<Exact>(load_wide(x + i, n), zeros() + pivot, n);
-  });
+  sum_block<Exact>(a, c, block, sums,
+                   [&]<int N>(std::int64_t i, std::int64_t, std::int64_t, std::int64_t n) FUSEDSTEP_LAMBDA {
+                     fetch_line(x + i + ahead);
+                     return moment_terms<Exact>(load_wide<N>(x + i, n), spread<Pack<double, N>>(pivot), n);
+                   });
 }
 
 // Items: blocks of channels.
@@ -100,11 +148,10 @@ inline void plane_statistics(const BatchNormArgs& a, double* workspace) {
   }
 }
 
-// Runs of planes from the one of a number on, `at` values into each; of a block of channel c, or as they lie in memory.
-template <class T, template <class> class Coefficients>
-inline void normalize_runs(const BatchNormArgs& a, std::int64_t run, std::int64_t at, const Runs& r,
-                           std::int64_t stride) {
-  const PerRun<Coefficients<typename Arithmetic<T>::Scalar>, BatchNormArgs> coefficients(a, run % a.c, stride);
+// Runs of planes from the one of a number on, `at` values into each; `Per`: of one channel, or as they lie in memory.
+template <class T, template <class, class> class Per, template <class> class Coefficients>
+inline void normalize_runs(const BatchNormArgs& a, std::int64_t run, std::int64_t at, const Runs& r) {
+  const Per<Coefficients<typename Arithmetic<T>::Scalar>, BatchNormArgs> coefficients(a, run % a.c);
   const std::int64_t offset = run * a.l + at;
   normalize(static_cast<T*>(a.y) + offset, static_cast<const T*>(a.x) + offset,
             a.residual ? static_cast<const T*>(a.residual) + offset : nullptr,
@@ -131,7 +178,7 @@ FUSEDSTEP_INLINE void each_plane(const Args& a, std::int64_t begin, std::int64_t
 template <class T>
 inline void apply_planes(const BatchNormArgs& a, const void*, std::int64_t begin, std::int64_t end) {
   each_plane(a, begin, end, [&](std::int64_t run, std::int64_t at, const Runs& r) FUSEDSTEP_LAMBDA {
-    a.folded ? normalize_runs<T, Folded>(a, run, at, r, 1) : normalize_runs<T, Affine>(a, run, at, r, 1);
+    a.folded ? normalize_runs<T, PerRun, Folded>(a, run, at, r) : normalize_runs<T, PerRun, Affine>(a, run, at, r);
   });
   if (a.stream) end_stream();
 }
@@ -152,7 +199,7 @@ inline void forward_planes(const BatchNormArgs& a, std::int64_t begin, std::int6
     // What was read last is likeliest still in the cache.
     for (std::int64_t block = blocks - 1; block >= 0; --block) {
       const PlanesBlock b = block_of(a.n, a.l, block);
-      normalize_runs<T, Affine>(a, b.plane * a.c + c, b.at, runs_of(a, b), 0);
+      normalize_runs<T, OfChannel, Affine>(a, b.plane * a.c + c, b.at, runs_of(a, b));
     }
   }
   if (a.stream) end_stream();
@@ -165,12 +212,17 @@ __attribute__((noinline)) void block_gradient_sums(const BatchNormGradientArgs& 
   const double mean = a.mean[c];
   const std::int64_t ahead = planes_ahead(a.c, a.l), words = mask_words(a.l);
   sum_block<false>(a, c, block, sums,
-                   [&](std::int64_t i, std::int64_t run, std::int64_t at, std::int64_t n) FUSEDSTEP_LAMBDA {
+                   [&]<int N>(std::int64_t i, std::int64_t run, std::int64_t at, std::int64_t n) FUSEDSTEP_LAMBDA {
+                     using V = Pack<double, N>;
                      fetch_line(x + i + ahead);
                      fetch_line(dy + i + ahead);
-                     Wide g = load_wide(dy + i, n);
-                     if constexpr (Relu) g = keep(g, bits_at(a.mask + run * words, at));
-                     return Terms{g, g * first(load_wide(x + i, n) - mean, n), zeros()};
+                     V g;
+                     if constexpr (Relu) {
+                       g = load_kept<N>(dy + i, n, bits_at(a.mask + run * words, at));
+                     } else {
+                       g = load_wide<N>(dy + i, n);
+                     }
+                     return Terms<V>{g, g * first(load_wide<N>(x + i, n) - mean, n), V{}};
                    });
 }
 
@@ -196,27 +248,24 @@ inline void plane_gradient_totals(const BatchNormGradientArgs& a, double* worksp
   }
 }
 
-template <class T, template <class> class Coefficients>
-inline void differentiate_runs(const BatchNormGradientArgs& a, std::int64_t run, std::int64_t at, const Runs& r,
-                               std::int64_t stride) {
-  const PerRun<Coefficients<typename Arithmetic<T>::Scalar>, BatchNormGradientArgs> coefficients(a, run % a.c, stride);
+template <class T, template <class, class> class Per, template <class> class Coefficients>
+inline void differentiate_runs(const BatchNormGradientArgs& a, std::int64_t run, std::int64_t at, const Runs& r) {
+  const Per<Coefficients<typename Arithmetic<T>::Scalar>, BatchNormGradientArgs> coefficients(a, run % a.c);
   const std::int64_t offset = run * a.l + at;
   differentiate(static_cast<T*>(a.dx) + offset, a.dresidual ? static_cast<T*>(a.dresidual) + offset : nullptr,
                 static_cast<const T*>(a.dy) + offset, static_cast<const T*>(a.x) + offset,
                 a.mask ? a.mask + run * mask_words(a.l) + at / 16 : nullptr, r, a.stream, coefficients);
 }
 
-template <class T>
-inline void differentiate_any(const BatchNormGradientArgs& a, std::int64_t run, std::int64_t at, const Runs& r,
-                              std::int64_t stride) {
-  a.training ? differentiate_runs<T, Gradient>(a, run, at, r, stride)
-             : differentiate_runs<T, Scaled>(a, run, at, r, stride);
+template <class T, template <class, class> class Per>
+inline void differentiate_any(const BatchNormGradientArgs& a, std::int64_t run, std::int64_t at, const Runs& r) {
+  a.training ? differentiate_runs<T, Per, Gradient>(a, run, at, r) : differentiate_runs<T, Per, Scaled>(a, run, at, r);
 }
 
 template <class T>
 inline void plane_gradient(const BatchNormGradientArgs& a, const void*, std::int64_t begin, std::int64_t end) {
   each_plane(a, begin, end, [&](std::int64_t run, std::int64_t at, const Runs& r) FUSEDSTEP_LAMBDA {
-    differentiate_any<T>(a, run, at, r, 1);
+    differentiate_any<T, PerRun>(a, run, at, r);
   });
   if (a.stream) end_stream();
 }
@@ -235,7 +284,7 @@ inline void backward_planes(const BatchNormGradientArgs& a, std::int64_t begin, 
     take_gradient_sums(a, c, sum_dy, sum_dy_d);
     for (std::int64_t block = blocks - 1; block >= 0; --block) {
       const PlanesBlock b = block_of(a.n, a.l, block);
-      differentiate_any<T>(a, b.plane * a.c + c, b.at, runs_of(a, b), 0);
+      differentiate_any<T, OfChannel>(a, b.plane * a.c + c, b.at, runs_of(a, b));
     }
   }
   if (a.stream) end_stream();

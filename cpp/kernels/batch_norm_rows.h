@@ -9,23 +9,29 @@ namespace fusedstep::FUSEDSTEP_SET {
 // Rows added up in registers before the sums go back to memory.
 inline constexpr int kRowsAtOnce = 8;
 
-// sums[place] += terms of `rows` wide rows from value `at` on: term(offset of the value, place, lanes).
+// sums[place] += terms of `rows` wide rows from value `at` on: term<N>(offset of the value, place, lanes) gives those
+// of N lanes.
 template <bool Exact, class Term>
 FUSEDSTEP_INLINE void add_rows(double* sums, std::int64_t width, std::int64_t at, int rows, std::int64_t places,
                                Term term) {
+  constexpr int lanes = kSummed<Exact> < kLanes ? kSummed<Exact> : kLanes;
+  using V = Pack<double, lanes>;
   const std::int64_t pitch = width + kPadding;
-  each_lanes(places, [&](std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
-    Sums16<Exact> first_sum, second_sum;
+  const auto add = [&](std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
+    Sums<Exact, V> first_sum, second_sum;
     first_sum.read(sums + j, pitch);
     second_sum.read(sums + j + kWords<Exact> * pitch, pitch);
     for (int r = 0; r < rows; ++r) {
-      const Terms t = term(at + r * width + j, j, n);
+      const Terms<V> t = term.template operator()<lanes>(at + r * width + j, j, n);
       first_sum.add(t.u, t.u_low);
-      second_sum.add(t.v, zeros());
+      second_sum.add(t.v, V{});
     }
     first_sum.write(sums + j, pitch);
     second_sum.write(sums + j + kWords<Exact> * pitch, pitch);
-  });
+  };
+  std::int64_t j = 0;
+  for (; j + lanes <= places; j += lanes) add(j, lanes);
+  if (j < places) add(j, places - j);
 }
 
 // Items: blocks of wide rows, the last of which may be cut short.
@@ -51,10 +57,10 @@ inline const double* add_blocks(const Args& a, double* workspace, int sum) {
   const std::int64_t width = row_width(a.c), pitch = width + kPadding, blocks = row_blocks(a.n, a.c);
   double* totals = workspace + (blocks * kWords<Exact> + sum) * 2 * pitch;
   each_lanes(width, [&](std::int64_t j, std::int64_t) FUSEDSTEP_LAMBDA {
-    Sums16<true> total;
+    Sums<true, Doubles> total;
     for (std::int64_t block = 0; block < blocks; ++block) {
       const double* sums = workspace + (block * 2 + sum) * kWords<Exact> * pitch + j;
-      total.add(load_wide(sums, kLanes), Exact ? load_wide(sums + pitch, kLanes) : zeros());
+      total.add(load_wide(sums, kLanes), Exact ? load_wide(sums + pitch, kLanes) : Doubles{});
     }
     total.write(totals + j, pitch);
   });
@@ -81,8 +87,8 @@ inline void row_pivots(const BatchNormArgs& a) {
   const std::int64_t rows = a.n < kPivotValues ? a.n : kPivotValues;
   const T* x = static_cast<const T*>(a.x);
   each_lanes(a.c, [&](std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
-    Wide sum = zeros();
-    for (std::int64_t r = 0; r < rows; ++r) sum += load_wide(x + r * a.c + j, n);
+    Doubles sum = {};
+    for (std::int64_t r = 0; r < rows; ++r) sum = sum + load_wide(x + r * a.c + j, n);
     store(a.pivot + j, sum, n);
   });
   for (std::int64_t c = 0; c < a.c; ++c) {
@@ -95,10 +101,11 @@ template <class T, bool Exact>
 inline void row_moments(const BatchNormArgs& a, double* workspace, std::int64_t begin, std::int64_t end) {
   const T* x = static_cast<const T*>(a.x);
   const std::int64_t ahead = kRowsAtOnce * row_width(a.c);
-  sum_rows<Exact>(a, workspace, begin, end, [&](std::int64_t i, std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
-    __builtin_prefetch(x + i + ahead, 0, 2);
-    return moment_terms<Exact>(load_wide(x + i, n), load_wide(a.pivot + j, kLanes), n);
-  });
+  sum_rows<Exact>(a, workspace, begin, end,
+                  [&]<int N>(std::int64_t i, std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
+                    __builtin_prefetch(x + i + ahead, 0, 2);
+                    return moment_terms<Exact>(load_wide<N>(x + i, n), load_wide<N>(a.pivot + j, N), n);
+                  });
 }
 
 template <bool Exact>
@@ -135,13 +142,12 @@ struct Repeated {
   FUSEDSTEP_INLINE void begin() {}
   FUSEDSTEP_INLINE void take(const Repeated& other) { place = other.place; }
   FUSEDSTEP_INLINE Coefficients<Lanes> next(std::int64_t n) {
-    constexpr int values = Coefficients<Lanes>::values;
-    Lanes lanes[values];
-    for (int k = 0; k < values; ++k) lanes[k] = load(arrays + k * (period + kPadding) + place, kLanes);
+    const std::int64_t pitch = period + kPadding;
+    const auto coefficients = [&]<int... K>(std::integer_sequence<int, K...>) FUSEDSTEP_LAMBDA {
+      return Coefficients<Lanes>{load(arrays + K * pitch + place)...};
+    }(std::make_integer_sequence<int, Coefficients<Lanes>::values>());
     place += n;
     if (place >= period) place -= period;
-    Coefficients<Lanes> coefficients;
-    __builtin_memcpy(&coefficients, lanes, sizeof lanes);
     return coefficients;
   }
 };
@@ -184,13 +190,19 @@ inline void row_gradient_sums_of(const BatchNormGradientArgs& a, double* workspa
                                  std::int64_t end) {
   const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
   const std::int64_t ahead = kRowsAtOnce * row_width(a.c);
-  sum_rows<false>(a, workspace, begin, end, [&](std::int64_t i, std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
-    __builtin_prefetch(x + i + ahead, 0, 2);
-    __builtin_prefetch(dy + i + ahead, 0, 2);
-    Wide g = load_wide(dy + i, n);
-    if constexpr (Relu) g = keep(g, bits_at(a.mask, i));
-    return Terms{first(g, n), g * first(load_wide(x + i, n) - load_wide(a.mean + j, kLanes), n), zeros()};
-  });
+  sum_rows<false>(
+      a, workspace, begin, end, [&]<int N>(std::int64_t i, std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
+        using V = Pack<double, N>;
+        __builtin_prefetch(x + i + ahead, 0, 2);
+        __builtin_prefetch(dy + i + ahead, 0, 2);
+        V g;
+        if constexpr (Relu) {
+          g = load_kept<N>(dy + i, n, bits_at(a.mask, i));
+        } else {
+          g = load_wide<N>(dy + i, n);
+        }
+        return Terms<V>{first(g, n), g * first(load_wide<N>(x + i, n) - load_wide<N>(a.mean + j, N), n), V{}};
+      });
 }
 
 template <class T>

@@ -18,11 +18,7 @@ struct RandomWords {
   std::uint32_t key;
 
   // Of 16 elements from the i-th on, a multiple of 16.
-  FUSEDSTEP_INLINE Bits load(std::int64_t i) const {
-    Bits v;
-    __builtin_memcpy(&v, words + i, sizeof v);
-    return v ^ key;
-  }
+  FUSEDSTEP_INLINE Bits load(std::int64_t i) const { return load_pack<Bits>(words + i) ^ key; }
 };
 
 // 8 bits: a power of 2 beside every kScaled elements, and what is left as the companding of G.711 (mu-law) codes it. A
@@ -59,64 +55,27 @@ inline float scale_from(std::uint32_t largest) {
   return power < kLeastScale ? kLeastScale : power;
 }
 
-typedef std::uint8_t Bytes __attribute__((vector_size(16)));
-
-// 16 bytes as numbers of 32 bits, and the lowest bytes of these. GCC 12 takes the conversions apart.
-FUSEDSTEP_INLINE Bits load_bytes(const std::uint8_t* p, std::int64_t n) {
-  Bytes bytes = {};
-  if (n >= kLanes) {
-    __builtin_memcpy(&bytes, p, sizeof bytes);
-  } else {
-    copy_items(reinterpret_cast<std::uint8_t*>(&bytes), p, n);
-  }
-#if defined(__AVX512F__)
-  return (Bits)_mm512_maskz_cvtepu8_epi32(0xffff, (__m128i)bytes);
-#elif defined(__AVX2__)
-  const __m256i half[2] = {_mm256_cvtepu8_epi32((__m128i)bytes),
-                           _mm256_cvtepu8_epi32(_mm_unpackhi_epi64((__m128i)bytes, (__m128i)bytes))};
-  Bits v;
-  __builtin_memcpy(&v, half, sizeof v);
-  return v;
-#else
-  return __builtin_convertvector(bytes, Bits);
-#endif
+// The codes of 16 numbers, of those with a sign in the upper bits, too.
+template <bool Signed>
+FUSEDSTEP_INLINE Bits load_codes(const std::uint8_t* codes, std::int64_t n) {
+  return load_bits<std::conditional_t<Signed, std::int8_t, std::uint8_t>>(codes, n);
 }
-FUSEDSTEP_INLINE void store_bytes(std::uint8_t* p, Bits v, std::int64_t n) {
-#if defined(__AVX512F__)
-  const Bytes bytes = (Bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v);
-#elif defined(__AVX2__)
-  __m256i half[2];
-  __builtin_memcpy(half, &v, sizeof v);
-  const __m256i low = _mm256_set1_epi32(0xff);
-  const __m256i words = _mm256_packus_epi32(_mm256_and_si256(half[0], low), _mm256_and_si256(half[1], low));
-  const __m256i packed = _mm256_packus_epi16(_mm256_permute4x64_epi64(words, 0xd8), words);
-  const Bytes bytes = (Bytes)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0xd8));
-#else
-  const Bytes bytes = __builtin_convertvector(v, Bytes);
-#endif
-  if (n >= kLanes) {
-    __builtin_memcpy(p, &bytes, sizeof bytes);
-  } else {
-    copy_items(p, reinterpret_cast<const std::uint8_t*>(&bytes), n);
-  }
-}
-
 template <bool Signed>
 FUSEDSTEP_INLINE Bits places_of(Bits code) {
   using C = Companding<Signed>;
-  return Signed ? code << C::shift & (0x7fu << C::shift) : code << C::shift;
+  return Signed ? (code << C::shift) & (0x7fu << C::shift) : code << C::shift;
 }
 template <bool Signed>
 FUSEDSTEP_INLINE Floats with_sign(Floats value, Bits code) {
-  return Signed ? (Floats)((Bits)value | (code << 24 & 0x80000000u)) : value;
+  return Signed ? as<Floats>(as<Bits>(value) | (code & 0x80000000u)) : value;
 }
 
 template <bool Signed>
 FUSEDSTEP_INLINE void decode_codes(const std::uint8_t* codes, float scale, float* to, std::int64_t n) {
   using C = Companding<Signed>;
   each_lanes(n, [=](std::int64_t i, std::int64_t lanes) FUSEDSTEP_LAMBDA {
-    const Bits code = load_bytes(codes + i, lanes);
-    const Floats value = ((Floats)(places_of<Signed>(code) | (C::base << C::shift)) - C::offset) * scale;
+    const Bits code = load_codes<Signed>(codes + i, lanes);
+    const Floats value = (as<Floats>(places_of<Signed>(code) | (C::base << C::shift)) - C::offset) * scale;
     store(to + i, with_sign<Signed>(value, code), lanes);
   });
 }
@@ -124,24 +83,14 @@ FUSEDSTEP_INLINE void decode_codes(const std::uint8_t* codes, float scale, float
 template <bool Signed>
 FUSEDSTEP_INLINE Floats decode_plain(const std::uint8_t* codes, float scale) {
   using C = Companding<Signed>;
-  const Bits code = load_bytes(codes, kLanes);
+  const Bits code = load_codes<Signed>(codes, kLanes);
   const Bits place = places_of<Signed>(code) + ((C::base << C::shift) + exponent_of(scale));
-  return with_sign<Signed>((Floats)place - C::offset * scale, code);
+  return with_sign<Signed>(as<Floats>(place) - C::offset * scale, code);
 }
 
 template <bool Signed>
 FUSEDSTEP_INLINE Bits largest_of(Bits largest, Floats v) {
-  const Bits bits = Signed ? (Bits)v & 0x7fffffff : (Bits)v;
-#if defined(__AVX512F__)
-  return (Bits)_mm512_maskz_max_epu32(0xffff, (__m512i)largest, (__m512i)bits);
-#else
-  return bits > largest ? bits : largest;
-#endif
-}
-FUSEDSTEP_INLINE std::uint32_t largest_lane(Bits lanes) {
-  std::uint32_t largest = 0;
-  for (int k = 0; k < kLanes; ++k) largest = lanes[k] > largest ? lanes[k] : largest;
-  return largest;
+  return larger_bits(largest, Signed ? as<Bits>(v) & 0x7fffffffu : as<Bits>(v));
 }
 template <bool Signed>
 inline float scale_of(const float* values, std::int64_t n) {
@@ -151,20 +100,37 @@ inline float scale_of(const float* values, std::int64_t n) {
   return scale_from<Signed>(largest_lane(largest));
 }
 
-// 16 numbers as codes, each with the bits of a float above them. The code 0 is not used where there is no sign: a root
-// of what is so small would divide.
+// Codes of numbers, without a sign, above them what the base of the codes leaves.
 template <bool Signed>
-FUSEDSTEP_INLINE Bits encode_plain(Floats v, float scale, Bits random) {
+FUSEDSTEP_INLINE Bits raised_codes(Floats v, float scale, Bits random) {
   using C = Companding<Signed>;
-  const Bits bits = (Bits)v;
-  const Floats place = (Floats)(Signed ? bits & 0x7fffffff : bits) + C::offset * scale;
-  const Bits code = ((Bits)place + random) >> C::shift;
+  const Bits bits = as<Bits>(v);
+  const Floats place = as<Floats>(Signed ? bits & 0x7fffffffu : bits) + C::offset * scale;
+  return (as<Bits>(place) + random) >> C::shift;
+}
+// Without what is above them. The code 0 is not used where there is no sign: a root of what is so small would divide.
+template <bool Signed, class V>
+FUSEDSTEP_INLINE V bare_codes(V raised) {
   if constexpr (Signed) {
-    return (code & 0x7f) | (bits >> 24 & 0xffffff80u);
+    return raised & 0x7f;
   } else {
-    const Ints least = Ints{} + std::int32_t(C::base + 1);
-    return (Bits)((Ints)code > least ? (Ints)code : least);
+    const V used = larger(raised, spread<V>(Lane<V>(Companding<Signed>::base + 1)));
+    return kVectorBytes == 64 ? used : used & 0xff;
   }
+}
+template <bool Signed>
+FUSEDSTEP_INLINE Bytes encode_plain(Floats v, float scale, Bits random) {
+  const Bits codes = as<Bits>(bare_codes<Signed>(as<Ints>(raised_codes<Signed>(v, scale, random))));
+  return low_bytes(Signed ? codes | ((as<Bits>(v) >> 24) & 0x80) : codes);
+}
+// The same of 32 numbers.
+template <bool Signed>
+FUSEDSTEP_INLINE ManyBytes encode_many(const float* from, float scale, Bits near, Bits far) {
+  const Floats v = load(from), w = load(from + kLanes);
+  const auto bare = [](WordsVector words) FUSEDSTEP_LAMBDA { return bare_codes<Signed>(words); };
+  ManyBytes codes = many_bytes(raised_codes<Signed>(v, scale, near), raised_codes<Signed>(w, scale, far), bare);
+  if constexpr (Signed) codes = codes | sign_bytes(as<Bits>(v), as<Bits>(w));
+  return in_order(codes);
 }
 // Takes the scale off the bits of a number along with what rounds it.
 inline RandomWords unscaled(RandomWords random, float scale) {
@@ -179,37 +145,43 @@ FUSEDSTEP_INLINE void encode_codes(const float* from, std::uint8_t* codes, float
     return;
   }
   const RandomWords words = unscaled(random, scale);
-  each_lanes(n, [=](std::int64_t i, std::int64_t lanes) FUSEDSTEP_LAMBDA {
-    store_bytes(codes + i, encode_plain<Signed>(load(from + i, lanes), scale, words.load(i)), lanes);
-  });
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    store_pack(codes + i, encode_many<Signed>(from + i, scale, words.load(i), words.load(i + kLanes)));
+  }
+  for (; i < n; i += kLanes) {
+    const std::int64_t lanes = n - i < kLanes ? n - i : kLanes;
+    store_pack(codes + i, encode_plain<Signed>(load(from + i, lanes), scale, words.load(i)), lanes);
+  }
 }
 
 // 16 bits, rounded up with the probability of what is cut off.
 FUSEDSTEP_INLINE Words rounded_at_random(BFloat16, Bits bits, Bits random) {
-  const Bits nan = (bits & 0x80000000u) | 0x7fc00000u;
-  return __builtin_convertvector(choose((Floats)bits == (Floats)bits, bits + random, nan) >> 16, Words);
+  const Floats v = as<Floats>(bits);
+  return high_words(select(v == v, bits + random, narrow_nan(bits)));
 }
 
 FUSEDSTEP_INLINE Words rounded_at_random(Float16, Bits bits, Bits random) {
-  const Bits magnitude = bits & 0x7fffffff, exponent = magnitude >> 23;
+  // Without the sign, so that comparisons are right with one, too.
+  const Ints magnitude = as<Ints>(bits & 0x7fffffffu), exponent = magnitude >> 23;
   // Below the least normal number the units are even: so many bits are cut off.
-  const Bits cut = 126 - (exponent < 113 ? exponent : Bits{} + 112);
-  const Bits shift = cut < 31 ? cut : Bits{} + 31, beyond = cut - shift < 24 ? cut - shift : Bits{} + 24;
-  const Bits hidden = exponent == 0 ? Bits{} : Bits{} + 0x800000;
-  const Bits mantissa = ((magnitude & 0x7fffff) | hidden) >> beyond;
-  const Bits small = (mantissa + (random >> (32 - shift))) >> shift;
-  const Bits normal = (magnitude - (112u << 23) + (random >> 19)) >> 13;
-  const Bits rounded = normal < 0x7c00 ? normal : Bits{} + 0x7c00;
-  const Bits finite = magnitude < (113u << 23) ? small : rounded;
-  const Bits special = magnitude > 0x7f800000 ? Bits{} + 0x7e00 : Bits{} + 0x7c00;
-  const Bits value = magnitude >= (143u << 23) ? special : finite;
-  return __builtin_convertvector(value | (bits >> 16 & 0x8000), Words);
+  const Ints cut = 126 - smaller(exponent, spread<Ints>(112));
+  const Ints shift = smaller(cut, spread<Ints>(31)), beyond = smaller(cut - shift, spread<Ints>(24));
+  const Bits hidden = where_not(exponent == 0, spread<Bits>(0x800000));
+  const Bits mantissa = shifted_right(as<Bits>(magnitude & 0x7fffff) | hidden, beyond);
+  const Bits small = shifted_right(mantissa + shifted_right(random, 32 - shift), shift);
+  const Bits normal = (as<Bits>(magnitude) - (112u << 23) + (random >> 19)) >> 13;
+  const Bits rounded = select(as<Ints>(normal) < 0x7c00, normal, spread<Bits>(0x7c00));
+  const Bits finite = select(magnitude < (113 << 23), small, rounded);
+  const Bits special = select(magnitude > 0x7f800000, spread<Bits>(0x7e00), spread<Bits>(0x7c00));
+  const Bits value = select(magnitude >= (143 << 23), special, finite);
+  return low_words(value | ((bits >> 16) & 0x8000));
 }
 
 template <class To>
 FUSEDSTEP_INLINE void encode_at_random(const float* from, To* to, std::int64_t n, RandomWords random) {
   each_lanes(n, [=](std::int64_t i, std::int64_t lanes) FUSEDSTEP_LAMBDA {
-    store_words(to + i, rounded_at_random(To{}, (Bits)load(from + i, lanes), random.load(i)), lanes);
+    store_words(to + i, rounded_at_random(To{}, as<Bits>(load(from + i, lanes)), random.load(i)), lanes);
   });
 }
 // Seldom asked for, and long.
@@ -265,8 +237,8 @@ FUSEDSTEP_INLINE void follow_words(float* master, const Narrow* copy, std::int64
   each_lanes(n, [=](std::int64_t i, std::int64_t lanes) FUSEDSTEP_LAMBDA {
     const Floats mine = load(master + i, lanes);
     const Words theirs = load_words(copy + i, lanes);
-    const Bits differ = __builtin_convertvector(theirs ^ encode(Narrow{}, mine), Bits);
-    store(master + i, (Floats)choose((Ints)(differ == 0), (Bits)mine, (Bits)decode(Narrow{}, theirs)), lanes);
+    const Bits differ = bits_from(theirs ^ encode(Narrow{}, mine));
+    store(master + i, select(differ == 0, mine, decode(Narrow{}, theirs)), lanes);
   });
 }
 __attribute__((noinline)) inline void follow_copy(float* master, const void* copy, Dtype copy_dtype, std::int64_t at,

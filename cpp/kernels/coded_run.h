@@ -98,8 +98,9 @@ class CodedRun {
   void run_fused(const Block<float>& block) {
     if (before_->count > 0 && !has_plain_scales(*before_)) encode_states();
     const bool waits = before_->count > 0;
-    FusedState states[kMaxStates] = {};
+    FusedState states[kMaxStates];
     for (int k = 0; k < a_.states; ++k) {
+      states[k] = {};
       char* const array = static_cast<char*>(a_.state[k]);
       const std::int64_t item = item_bytes(a_.state_dtype[k]);
       states[k].stored = array + now_->at * item;

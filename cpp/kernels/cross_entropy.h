@@ -17,10 +17,9 @@ FUSEDSTEP_INLINE V with_lane(V v, std::int64_t k, S x) {
   if (std::uint64_t(k) >= kLanes) [[likely]]
     return v;
   alignas(64) S lanes[kLanes];
-  __builtin_memcpy(lanes, &v, sizeof lanes);
+  store(lanes, v);
   set_lane(lanes, k, x);
-  __builtin_memcpy(&v, lanes, sizeof lanes);
-  return v;
+  return load(lanes);
 }
 
 // What the losses of some rows are made of. Their logarithms are taken together.
@@ -35,7 +34,7 @@ class Losses {
     if (++count_ == kLanes) write();
   }
   FUSEDSTEP_INLINE void write() {
-    const Wide log = log_of_sum(load_wide(ties_, kLanes), load_wide(rest_, kLanes));
+    const Doubles log = log_of_sum(load_wide(ties_, kLanes), load_wide(rest_, kLanes));
     store(out_, load_wide(whole_, kLanes) * log - load_wide(wanted_, kLanes), count_);
     out_ += count_;
     count_ = 0;
@@ -51,7 +50,7 @@ FUSEDSTEP_INLINE double as_double(const float* z) { return double(*z); }
 FUSEDSTEP_INLINE double as_double(const double* z) { return *z; }
 template <class T>
 FUSEDSTEP_INLINE double as_double(const T* z) {
-  return double(load(z, 1)[0]);
+  return double(lowest(load(z, 1)));
 }
 
 template <class T, Goal G>
@@ -77,12 +76,12 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
     if (a.labels != nullptr && label == a.ignore) {
       losses.add({1.0, 0.0}, 0.0, 0.0);
       look_ahead();
-      write_lanes(dz, classes, a.stream, [&](std::int64_t, std::int64_t) FUSEDSTEP_LAMBDA { return spread<V>(0.0); });
+      write_lanes(dz, classes, a.stream, [&](std::int64_t, std::int64_t) FUSEDSTEP_LAMBDA { return spread<V>(0); });
       continue;
     }
     const double peak = label < 0 ? 0.0 : a.peak * (weight == nullptr ? 1.0 : double(weight[label]));
     const T* targets = a.targets == nullptr ? nullptr : static_cast<const T*>(a.targets) + row * classes;
-    const V rest = spread<V>(a.rest);
+    const V rest = spread<V>(S(a.rest));
     const S peak_of_targets = S(a.peak);
     // What every class has, beside the label's peak.
     const auto goal = [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
@@ -102,7 +101,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
                                           if constexpr (G == Goal::targets) {
                                             const V q = goal(i, n);
                                             // A class that is ruled out by -inf does not count where it is not wanted.
-                                            t[1] = where_zero(q, q, q * d);
+                                            t[1] = where_not(q == spread<V>(0), q * d);
                                             t[2] = q;
                                           }
                                         });
@@ -133,7 +132,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
         label_gradient = (e[label] * factor - q * S(scale)) - S(scale * peak);
       }
     }
-    const V uniform = spread<V>(scale * a.rest);
+    const V uniform = spread<V>(S(scale * a.rest));
     write_lanes(dz, classes, a.stream, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
       V p = load(e + i, n) * factor;
       if constexpr (G == Goal::smooth_labels) p = p - uniform;
@@ -150,8 +149,8 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
 // In 32 lanes, as every sum here.
 inline double sum(const double* x, std::int64_t n) {
   LaneSum lanes;
-  each_half(
-      n, [&](std::int64_t i, std::int64_t l, int half) FUSEDSTEP_LAMBDA { lanes.half[half] += load_wide(x + i, l); });
+  each_half(n, [&](std::int64_t i, std::int64_t l, int half)
+                   FUSEDSTEP_LAMBDA { lanes.half[half] = lanes.half[half] + load(x + i, l); });
   return lanes.total();
 }
 

@@ -7,20 +7,31 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
+FUSEDSTEP_INLINE auto are_below(Bits words, std::uint32_t threshold) {
+#if defined(__SSE2__)
+  // It compares numbers with a sign only.
+  constexpr std::uint32_t sign = 0x80000000u;
+  return as<Ints>(words ^ sign) < std::int32_t(threshold ^ sign);
+#else
+  return words < threshold;
+#endif
+}
+// yes, and 0 in the lanes whose word is below the threshold.
 FUSEDSTEP_INLINE Floats where_at_least(Bits words, std::uint32_t threshold, Floats yes) {
 #if defined(__AVX512F__)
   const __mmask16 kept = _mm512_cmpge_epu32_mask((__m512i)words, _mm512_set1_epi32(int(threshold)));
   return (Floats)_mm512_maskz_mov_ps(kept, (__m512)yes);
 #else
-  return (Floats)((Bits)(words >= threshold) & (Bits)yes);
+  return where_not(are_below(words, threshold), yes);
 #endif
 }
-FUSEDSTEP_INLINE Wide where_at_least(Bits words, std::uint32_t threshold, Wide yes) {
-  const Longs kept_low = __builtin_convertvector(
-      __builtin_shufflevector((Ints)(words >= threshold), (Ints)words, 0, 1, 2, 3, 4, 5, 6, 7), Longs);
-  const Longs kept_high = __builtin_convertvector(
-      __builtin_shufflevector((Ints)(words >= threshold), (Ints)words, 8, 9, 10, 11, 12, 13, 14, 15), Longs);
-  return {(Doubles)(kept_low & (Longs)yes.low), (Doubles)(kept_high & (Longs)yes.high)};
+FUSEDSTEP_INLINE Doubles where_at_least(Bits words, std::uint32_t threshold, Doubles yes) {
+#if defined(__AVX512F__)
+  const __mmask16 kept = _mm512_cmpge_epu32_mask((__m512i)words, _mm512_set1_epi32(int(threshold)));
+  return keep(yes, kept);
+#else
+  return where_not(twice(are_below(words, threshold)), yes);
+#endif
 }
 
 // Groups whose words stand in the cache.
@@ -36,7 +47,7 @@ FUSEDSTEP_INLINE void drop_sample(const DropoutArgs& a, bool kept, std::int64_t 
   const T* residual = Residual ? static_cast<const T*>(a.residual) + begin : nullptr;
   write_lanes(static_cast<T*>(a.y) + begin, end - begin, a.stream,
               [&](std::int64_t k, std::int64_t n) FUSEDSTEP_LAMBDA {
-                const V branch = kept ? load(x + k, n) * scale : spread<V>(0.0);
+                const V branch = kept ? load(x + k, n) * scale : spread<V>(0);
                 if constexpr (Residual) return load(residual + k, n) + branch;
                 return branch;
               });
@@ -77,9 +88,7 @@ void dropout(const DropoutArgs& a, std::int64_t begin, std::int64_t end) {
     philox_groups(keys, 0, number / kPhiloxGroup, (shift + l + kPhiloxGroup - 1) / kPhiloxGroup, words, x);
     const T* residual = Residual ? static_cast<const T*>(a.residual) + i : nullptr;
     write_lanes(static_cast<T*>(a.y) + i, l, a.stream, [&](std::int64_t k, std::int64_t n) FUSEDSTEP_LAMBDA {
-      Bits w;
-      __builtin_memcpy(&w, words + shift + k, sizeof w);
-      const auto kept = where_at_least(w, a.threshold, load(x + k, n) * scale);
+      const auto kept = where_at_least(load_pack<Bits>(words + shift + k), a.threshold, load(x + k, n) * scale);
       if constexpr (Residual) return load(residual + k, n) + kept;
       return kept;
     });

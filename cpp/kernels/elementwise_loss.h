@@ -9,29 +9,21 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-FUSEDSTEP_INLINE Floats magnitude(Floats x) { return x < 0.0f ? -x : x; }
-FUSEDSTEP_INLINE Wide magnitude(Wide x) { return {x.low < 0.0 ? -x.low : x.low, x.high < 0.0 ? -x.high : x.high}; }
-// x < 0 ? yes : no
-FUSEDSTEP_INLINE Floats where_negative(Floats x, Floats yes, Floats no) { return x < 0.0f ? yes : no; }
-FUSEDSTEP_INLINE Wide where_negative(Wide x, Wide yes, Wide no) {
-  return {x.low < 0.0 ? yes.low : no.low, x.high < 0.0 ? yes.high : no.high};
-}
-FUSEDSTEP_INLINE Wide operator/(Wide a, Wide b) { return {a.low / b.low, a.high / b.high}; }
-
 struct Binary {
   template <class V, class S>
   FUSEDSTEP_INLINE static void of(V x, V t, S weight, V& loss, V& gradient) {
-    const V zero = spread<V>(0.0), one = spread<V>(1.0);
-    const V size = magnitude(x);
+    const V zero = spread<V>(0), one = spread<V>(1);
+    const auto negative = x < zero;
+    const V size = select(negative, -x, x);
     const V e = exponential_below(zero - size);
     const V near = one / (one + e);  // of the sigmoid, at |x| and at -|x|
     const V far = e * near;
     const V log = log_1p(e);
     const V no = one - t, yes = t * weight;
     // Of an infinite logit no part is taken that has no weight.
-    loss = where_zero(no, zero, no * where_negative(x, log, size + log)) +
-           where_zero(yes, zero, yes * where_negative(x, size + log, log));
-    gradient = no * where_negative(x, far, near) - yes * where_negative(x, near, far);
+    loss = where_not(no == zero, no * select(negative, log, size + log)) +
+           where_not(yes == zero, yes * select(negative, size + log, log));
+    gradient = no * select(negative, far, near) - yes * select(negative, near, far);
   }
 };
 
@@ -61,7 +53,7 @@ double elementwise_loss(const ElementwiseLossArgs& a, std::int64_t begin, std::i
     if (losses != nullptr) {
       store(losses + i, loss, n);
     } else {
-      sum.half[half] += first(widen(loss), n);
+      sum.half[half] = sum.half[half] + first(widen(loss), n);
     }
   });
   return sum.total();

@@ -14,52 +14,63 @@ FUSEDSTEP_INLINE V polynomial(V x, const S (&coefficients)[N]) {
   return p;
 }
 
-// p 2^n, rounded once: in two factors, as one alone would leave the range of exponents near both ends. `whole` is n.
-FUSEDSTEP_INLINE Floats times_power(Floats p, [[maybe_unused]] Floats whole, [[maybe_unused]] Ints n) {
+// What a dtype's exponential goes by: its range; 1.5 times a power of two, whose addition rounds to the nearest
+// integer, which stands in the low bits meanwhile; ln 2 in two parts; the polynomial; and the exponent's place in the
+// bits.
+template <class S>
+struct Exponential {
+  using Bits = std::uint32_t;
+  static constexpr float least = -104.0f, round = 12582912.0f, log2_e = 1.44269504088896341f;
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float series[] = {1.3814540579915047e-3f, 8.36874544620514e-3f, 4.166838899254799e-2f,
+                                     1.666652113199234e-1f, 4.999999403953552e-1f};
+  static constexpr int bias = 127, mantissa = 23;
+};
+template <>
+struct Exponential<double> {
+  using Bits = std::uint64_t;
+  static constexpr double least = -746.0, round = 6755399441055744.0, log2_e = 1.44269504088896341;
+  static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+  static constexpr double series[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
+                                      1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
+                                      1.0 / 120,        1.0 / 24,        1.0 / 6,        1.0 / 2};
+  static constexpr int bias = 1023, mantissa = 52;
+};
+
+// p 2^n, rounded once: in two factors, as one alone would leave the range of exponents near both ends. `shifted` and
+// `whole` are n, the one in its low bits.
+template <class V>
+FUSEDSTEP_INLINE V times_power(V p, [[maybe_unused]] V shifted, [[maybe_unused]] V whole) {
+  if constexpr (is_pair<V>) {
+    return {times_power(p.low, shifted.low, whole.low), times_power(p.high, shifted.high, whole.high)};
+  } else {
 #if defined(__AVX512F__)
-  return (Floats)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)whole);
+    if constexpr (sizeof(Lane<V>) == 4) return (V)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)whole);
+    if constexpr (sizeof(Lane<V>) == 8) return (V)_mm512_maskz_scalef_pd(0xff, (__m512d)p, (__m512d)whole);
 #else
-  const Ints half = n >> 1;
-  return (p * (Floats)((half + 127) << 23)) * (Floats)((n - half + 127) << 23);
+    // What stands above n in `shifted` is even and leaves with the shifts; n / 2 is rounded down.
+    using E = Exponential<Lane<V>>;
+    using B = Like<typename E::Bits, V>;
+    constexpr auto one = typename E::Bits(E::bias) << E::mantissa;
+    const B bits = (B)shifted, half = (bits >> 1) << E::mantissa, rest = (bits << E::mantissa) - half;
+    return (p * (V)(half + one)) * (V)(rest + one);
 #endif
-}
-FUSEDSTEP_INLINE Doubles times_power(Doubles p, [[maybe_unused]] Doubles whole, [[maybe_unused]] Longs n) {
-#if defined(__AVX512F__)
-  return (Doubles)_mm512_maskz_scalef_pd(0xff, (__m512d)p, (__m512d)whole);
-#else
-  const Longs half = n >> 1;
-  return (p * (Doubles)((half + 1023) << 52)) * (Doubles)((n - half + 1023) << 52);
-#endif
+  }
 }
 
-// e^x = 2^n e^r with |r| <= ln(2) / 2, within 1 ULP, for x <= 89; below -104 it is 0.
-FUSEDSTEP_INLINE Floats exponential_below(Floats x) {
-  x = larger(Floats{} - 104.0f, x);
-  // Adding and taking away 1.5 * 2^23 rounds to the nearest integer, which stands in the low bits meanwhile.
-  const float round = 12582912.0f;
-  const Floats shifted = x * 1.44269504088896341f + round;
-  const Floats whole = shifted - round;
-  const Floats r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  constexpr float c[] = {1.3814540579915047e-3f, 8.36874544620514e-3f, 4.166838899254799e-2f, 1.666652113199234e-1f,
-                         4.999999403953552e-1f};
-  const Floats p = (polynomial(r, c) * (r * r) + r) + 1.0f;
-  return times_power(p, whole, (Ints)shifted - (Ints)(Floats{} + round));
+// e^x = 2^n e^r with |r| <= ln(2) / 2, within 1 ULP, for x <= 89, or 710 in double; below -104, or -746, it is 0.
+template <class V>
+FUSEDSTEP_INLINE V exponential_below(V x) {
+  using E = Exponential<Lane<V>>;
+  x = larger(spread<V>(E::least), x);
+  const V shifted = x * E::log2_e + E::round;
+  const V whole = shifted - E::round;
+  const V r = (x - whole * E::ln2_high) - whole * E::ln2_low;
+  const V p = (polynomial(r, E::series) * (r * r) + r) + Lane<V>(1);
+  return times_power(p, shifted, whole);
 }
-// The same in double, for x <= 710; below -746 it is 0.
-FUSEDSTEP_INLINE Doubles exponential_below(Doubles x) {
-  x = larger(Doubles{} - 746.0, x);
-  const double round = 6755399441055744.0;  // 1.5 * 2^52
-  const Doubles shifted = x * 1.44269504088896341 + round;
-  const Doubles whole = shifted - round;
-  const Doubles r = (x - whole * 6.93147180369123816490e-01) - whole * 1.90821492927058770002e-10;
-  constexpr double c[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-                          1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      1.0 / 2};
-  const Doubles p = (polynomial(r, c) * (r * r) + r) + 1.0;
-  return times_power(p, whole, (Longs)shifted - (Longs)(Doubles{} + round));
-}
-FUSEDSTEP_INLINE Wide exponential_below(Wide x) { return {exponential_below(x.low), exponential_below(x.high)}; }
 // Of any x: above 89 it is infinite.
-FUSEDSTEP_INLINE Floats exponential(Floats x) { return exponential_below(smaller(Floats{} + 89.0f, x)); }
+FUSEDSTEP_INLINE Floats exponential(Floats x) { return exponential_below(smaller(spread<Floats>(89.0f), x)); }
 
 // log(2^n (1 + f)), f in [sqrt(1/2) - 1, sqrt(2) - 1], by the series in s = f / (2 + f).
 inline constexpr double kLogSeries[] = {1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01,
@@ -81,42 +92,46 @@ FUSEDSTEP_INLINE V log_of_double(V f, V n) {
 
 // log(ties + rest), a sum of at least 1; of a smaller one, which is NaN, itself. Where `rest` is added to 1 alone it
 // keeps the digits that the sum would lose.
-template <class V, class L>
-FUSEDSTEP_INLINE V log_of_sum(V ties, V rest, L offset) {
-  const V total = ties + rest;
-  L bits;
-  __builtin_memcpy(&bits, &total, sizeof bits);
-  const L n = (bits - offset) >> 52;
-  bits -= n << 52;
-  V m, exponent;
-  __builtin_memcpy(&m, &bits, sizeof m);
-  if constexpr (sizeof(V) == sizeof(double)) {
-    exponent = double(n);
+template <class V>
+FUSEDSTEP_INLINE V log_of_sum(V ties, V rest) {
+  if constexpr (is_pair<V>) {
+    return {log_of_sum(ties.low, rest.low), log_of_sum(ties.high, rest.high)};
   } else {
-    exponent = __builtin_convertvector(n, V);
+    using B = Like<std::uint64_t, V>;
+    constexpr std::uint64_t sqrt_half = 0x3fe6a09e667f3bcd, magic = 0x4330000000000000;  // the bits of sqrt(1/2), 2^52
+    const V total = ties + rest;
+    // Of a sum of at least 1 the power is not negative, and of all others nothing is taken.
+    const B n = ((B)total - sqrt_half) >> 52;
+    const V m = (V)((B)total - (n << 52));
+    const V exponent = (V)(n | magic) - 0x1p52;
+    const auto sure = (ties == 1.0) & (rest < 0.41);
+    const V log = log_of_double(select(sure, rest, m - 1.0), where_not(sure, exponent));
+    return select(total >= 1.0, log, total);
   }
-  const V zero = ties - ties;
-  const auto sure = (ties == 1.0) & (rest < 0.41);
-  const V log = log_of_double(sure ? rest : m - 1.0, sure ? zero : exponent);
-  return total >= 1.0 ? log : total;
 }
-inline constexpr std::int64_t kSqrtHalf = 0x3fe6a09e667f3bcd;  // the bits of sqrt(1/2)
-inline double log_of_sum(double ties, double rest) { return log_of_sum(ties, rest, kSqrtHalf); }
-FUSEDSTEP_INLINE Wide log_of_sum(Wide ties, Wide rest) {
-  const Longs offset = Longs{} + kSqrtHalf;
-  return {log_of_sum(ties.low, rest.low, offset), log_of_sum(ties.high, rest.high, offset)};
+inline double log_of_sum(double ties, double rest) {
+  using V = Pack<double, kVectorBytes / 8>;
+  return log_of_sum(spread<V>(ties), spread<V>(rest))[0];
 }
 
 // log(1 + x) for x in [0, 1].
-FUSEDSTEP_INLINE Floats log_1p(Floats x) {
-  const float most = 0.41421356f;
-  return log_of(x > most ? (x - 1.0f) * 0.5f : x, x > most ? Floats{} + 1.0f : Floats{}, kLogSeriesFloat,
-                6.9313812256e-01f, 9.0580006145e-06f);
+template <class V>
+FUSEDSTEP_INLINE V log_1p(V x) {
+  using S = Lane<V>;
+  const auto split = [x](S most) FUSEDSTEP_LAMBDA {
+    const auto far = x > most;
+    struct {
+      V f, n;
+    } parts = {select(far, (x - S(1)) * S(0.5), x), where(far, spread<V>(S(1)))};
+    return parts;
+  };
+  if constexpr (sizeof(S) == sizeof(float)) {
+    const auto [f, n] = split(0.41421356f);
+    return log_of(f, n, kLogSeriesFloat, 6.9313812256e-01f, 9.0580006145e-06f);
+  } else {
+    const auto [f, n] = split(0.41421356237309503);
+    return log_of_double(f, n);
+  }
 }
-FUSEDSTEP_INLINE Doubles log_1p(Doubles x) {
-  const double most = 0.41421356237309503;
-  return log_of_double(x > most ? (x - 1.0) * 0.5 : x, x > most ? Doubles{} + 1.0 : Doubles{});
-}
-FUSEDSTEP_INLINE Wide log_1p(Wide x) { return {log_1p(x.low), log_1p(x.high)}; }
 
 }  // namespace fusedstep::FUSEDSTEP_SET

@@ -39,17 +39,36 @@ FUSEDSTEP_INLINE void decode_stride(const FusedState& state, std::int64_t i) {
   }
 }
 
+// Not inlined, as there seldom is a NaN.
+__attribute__((noinline)) inline void encode_stride_with_nan(const float* from, BFloat16* to, RandomWords words) {
+  encode_at_random<BFloat16>(from, to, kStride, words);
+}
+
 template <Kind K>
 FUSEDSTEP_INLINE void encode_stride(const FusedState& state, RandomWords words, std::int64_t i) {
+  static_assert(kStride == 2 * kLanes);
   constexpr bool is_signed = K == Kind::signed8;
-  for (std::int64_t at = i; at < i + kStride; at += kLanes) {
-    const Floats v = load(state.before + at);
-    if constexpr (K == Kind::bfloat16) {
-      store_words(static_cast<BFloat16*>(state.stored_before) + at,
-                  rounded_at_random(BFloat16{}, (Bits)v, words.load(at)), kLanes);
+  const float* from = state.before + i;
+  const Bits near = words.load(i), far = words.load(i + kLanes);
+  if constexpr (K == Kind::bfloat16) {
+    auto* to = static_cast<BFloat16*>(state.stored_before) + i;
+    const Floats v = load(from), w = load(from + kLanes);
+    if constexpr (kVectorBytes == 64) {
+      store_words(to, rounded_at_random(BFloat16{}, as<Bits>(v), near), kLanes);
+      store_words(to + kLanes, rounded_at_random(BFloat16{}, as<Bits>(w), far), kLanes);
+    } else if (bits_of(unordered(v, w)) != 0) [[unlikely]] {
+      encode_stride_with_nan(from, to, {words.words + i, words.key});
     } else {
-      store_bytes(static_cast<std::uint8_t*>(state.stored_before) + at,
-                  encode_plain<is_signed>(v, state.scale_before, words.load(at)), kLanes);
+      store_words(to, high_words(as<Bits>(v) + near), kLanes);
+      store_words(to + kLanes, high_words(as<Bits>(w) + far), kLanes);
+    }
+  } else {
+    auto* to = static_cast<std::uint8_t*>(state.stored_before) + i;
+    if constexpr (kVectorBytes == 64) {
+      store_pack(to, encode_plain<is_signed>(load(from), state.scale_before, near));
+      store_pack(to + kLanes, encode_plain<is_signed>(load(from + kLanes), state.scale_before, far));
+    } else {
+      store_pack(to, encode_many<is_signed>(from, state.scale_before, near, far));
     }
   }
 }

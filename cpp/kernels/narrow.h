@@ -12,138 +12,138 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
-typedef std::uint16_t Words __attribute__((vector_size(32)));
-typedef std::uint32_t Bits __attribute__((vector_size(64)));
+// The words of the first n lanes; from memory, to it, and past the cache to a multiple of 32.
+FUSEDSTEP_INLINE Words load_words(const void* p, std::int64_t n) { return load_pack<Words>(p, n); }
+FUSEDSTEP_INLINE void store_words(void* p, Words w, std::int64_t n) { store_pack(p, w, n); }
+FUSEDSTEP_INLINE void stream_words(void* p, Words w) { stream_pack(p, w); }
 
-FUSEDSTEP_INLINE Words load_words(const void* p, std::int64_t n) {
-#if defined(__AVX512BW__)
-  if (n < kLanes) return (Words)_mm256_maskz_loadu_epi16(__mmask16(lane_bits(n)), p);
+template <class W>
+FUSEDSTEP_INLINE Like<float, W> decode(BFloat16, W w) {
+  using V = Like<float, W>;
+  if constexpr (is_pair<W>) {
+    return {decode(BFloat16{}, w.low), decode(BFloat16{}, w.high)};
+  } else {
+#if defined(__SSE2__) && !defined(__AVX2__)
+    using Half = decltype(V::low);
+    return {(Half)_mm_unpacklo_epi16(_mm_setzero_si128(), (__m128i)w),
+            (Half)_mm_unpackhi_epi16(_mm_setzero_si128(), (__m128i)w)};
+#elif defined(__ARM_NEON)
+    using Half = decltype(V::low);
+    return {(Half)vshll_n_u16(vget_low_u16((uint16x8_t)w), 16), (Half)vshll_high_n_u16((uint16x8_t)w, 16)};
 #else
-  alignas(32) std::uint16_t part[kLanes] = {};
-  if (n < kLanes) {
-    copy_items(part, static_cast<const std::uint16_t*>(p), n);
-    p = part;
+    return as<V>(bits_from(w) << 16);
+#endif
   }
-#endif
-  Words w;
-  __builtin_memcpy(&w, p, sizeof w);
-  return w;
 }
 
-FUSEDSTEP_INLINE void store_words(void* p, Words w, std::int64_t n) {
-  if (n >= kLanes) {
-    __builtin_memcpy(p, &w, sizeof w);
-    return;
-  }
-#if defined(__AVX512BW__)
-  _mm256_mask_storeu_epi16(p, __mmask16(lane_bits(n)), (__m256i)w);
-#else
-  alignas(32) std::uint16_t part[kLanes];
-  __builtin_memcpy(part, &w, sizeof w);
-  copy_items(static_cast<std::uint16_t*>(p), part, n);
-#endif
+// What a NaN is kept as: quiet, with its sign.
+template <class V>
+FUSEDSTEP_INLINE V narrow_nan(V bits) {
+  return (bits & 0x80000000u) | 0x7fc00000u;
 }
-
-// p must be a multiple of 32.
-FUSEDSTEP_INLINE void stream_words(void* p, Words w) {
-#if defined(__AVX__)
-  _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)w);
-#elif defined(__SSE2__)
-  __m128i part[2];
-  __builtin_memcpy(part, &w, sizeof w);
-  _mm_stream_si128(static_cast<__m128i*>(p), part[0]);
-  _mm_stream_si128(static_cast<__m128i*>(p) + 1, part[1]);
-#else
-  store_words(p, w, kLanes);
-#endif
-}
-
-FUSEDSTEP_INLINE Bits choose(Ints condition, Bits yes, Bits no) {
-  return ((Bits)condition & yes) | (~(Bits)condition & no);
-}
-
-FUSEDSTEP_INLINE Floats decode(BFloat16, Words w) { return (Floats)(__builtin_convertvector(w, Bits) << 16); }
 
 FUSEDSTEP_INLINE Words encode(BFloat16, Floats v) {
-  const Bits bits = (Bits)v;
+  const Bits bits = as<Bits>(v);
   const Bits rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const Bits nan = (bits & 0x80000000u) | 0x7fc00000u;
-  return __builtin_convertvector(choose(v == v, rounded, nan) >> 16, Words);
+  return high_words(select(v == v, rounded, narrow_nan(bits)));
 }
 
+#if defined(__F16C__) || defined(__AVX512F__)
+template <class W>
+FUSEDSTEP_INLINE Like<float, W> decode(Float16, W w) {
+  using V = Like<float, W>;
 #if defined(__AVX512F__)
-FUSEDSTEP_INLINE Floats decode(Float16, Words w) { return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)w); }
-FUSEDSTEP_INLINE Words encode(Float16, Floats v) {
-  return (Words)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
-}
-#elif defined(__F16C__)
-FUSEDSTEP_INLINE Floats decode(Float16, Words w) {
-  __m128i half[2];
-  __builtin_memcpy(half, &w, sizeof w);
-  const __m256 part[2] = {_mm256_cvtph_ps(half[0]), _mm256_cvtph_ps(half[1])};
-  Floats v;
-  __builtin_memcpy(&v, part, sizeof v);
-  return v;
-}
-FUSEDSTEP_INLINE Words encode(Float16, Floats v) {
-  __m256 part[2];
-  __builtin_memcpy(part, &v, sizeof v);
-  const __m128i half[2] = {_mm256_cvtps_ph(part[0], _MM_FROUND_TO_NEAREST_INT),
-                           _mm256_cvtps_ph(part[1], _MM_FROUND_TO_NEAREST_INT)};
-  Words w;
-  __builtin_memcpy(&w, half, sizeof w);
-  return w;
-}
+  return (V)_mm512_maskz_cvtph_ps(0xffff, (__m256i)w);
 #else
-// After Giesen, "float->half variants", 2012: what is below the least normal number is rounded by an addition. Through
-// memory and not inlined, so that no vector crosses a call.
-FUSEDSTEP_INLINE Floats decode_half(Words w) {
-  const Bits all = __builtin_convertvector(w, Bits);
-  const Bits magnitude = (all & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
-  const Bits normal = magnitude + (112u << 23);
-  const Bits special = normal + (112u << 23);
-  const Bits quiet = special | choose((Ints)(magnitude > 0x0f800000), Bits{} + 0x00400000u, Bits{});
-  const Floats subnormal = (Floats)(normal + (1u << 23)) - (Floats)(Bits{} + (113u << 23));
-  const Bits finite = choose((Ints)(exponent == 0), (Bits)subnormal, normal);
-  const Bits value = choose((Ints)(exponent == 0x0f800000), quiet, finite);
-  return (Floats)(value | ((all & 0x8000) << 16));
-}
-FUSEDSTEP_INLINE Words encode_half(Floats v) {
-  const Bits all = (Bits)v, magnitude = all & 0x7fffffff;
-  const Bits nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
-  const Bits special = choose((Ints)(magnitude > 0x7f800000), nan, Bits{} + 0x7c00u);
-  const Floats half_unit = (Floats)(Bits{} + (126u << 23));
-  const Bits subnormal = (Bits)((Floats)magnitude + half_unit) - (Bits)half_unit;
-  const Bits normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  const Bits finite = choose((Ints)(magnitude < (113u << 23)), subnormal, normal);
-  const Bits value = choose((Ints)(magnitude >= (143u << 23)), special, finite);
-  return __builtin_convertvector(value | ((all >> 16) & 0x8000), Words);
-}
-template <class From, class To>
-__attribute__((noinline)) void convert_half(const From* from, To* to) {
-  if constexpr (sizeof(From) < sizeof(To)) {
-    *to = decode_half(*from);
+  using Part = Pack<float, 8>;
+  if constexpr (is_pair<V>) {
+    return {(Part)_mm256_cvtph_ps((__m128i)lower(w)), (Part)_mm256_cvtph_ps((__m128i)upper(w))};
   } else {
-    *to = encode_half(*from);
+    return (V)_mm256_cvtph_ps((__m128i)w);
+  }
+#endif
+}
+FUSEDSTEP_INLINE Words encode(Float16, Floats v) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  return (Words)_mm256_set_m128i(_mm256_cvtps_ph((__m256)v.high, _MM_FROUND_TO_NEAREST_INT),
+                                 _mm256_cvtps_ph((__m256)v.low, _MM_FROUND_TO_NEAREST_INT));
+#endif
+}
+#elif defined(__ARM_NEON)
+template <class W>
+FUSEDSTEP_INLINE Like<float, W> decode(Float16, W w) {
+  if constexpr (is_pair<W>) {
+    return {decode(Float16{}, w.low), decode(Float16{}, w.high)};
+  } else {
+    using Half = Pack<float, 4>;
+    const float16x8_t halves = vreinterpretq_f16_u16((uint16x8_t)w);
+    return {(Half)vcvt_f32_f16(vget_low_f16(halves)), (Half)vcvt_high_f32_f16(halves)};
   }
 }
-FUSEDSTEP_INLINE Floats decode(Float16, Words w) {
-  Floats v;
-  convert_half(&w, &v);
-  return v;
+template <class V>
+FUSEDSTEP_INLINE Like<std::uint16_t, V> encode(Float16, V v) {
+  using To = Like<std::uint16_t, V>;
+  if constexpr (is_pair<To>) {
+    return {encode(Float16{}, v.low), encode(Float16{}, v.high)};
+  } else {
+    const float16x4_t low = vcvt_f16_f32((float32x4_t)v.low);
+    return (To)vreinterpretq_u16_f16(vcvt_high_f16_f32(low, (float32x4_t)v.high));
+  }
+}
+#else
+// After Giesen, "float->half variants", 2012: what is below the least normal number is rounded by an addition.
+template <class W>
+FUSEDSTEP_INLINE Like<float, W> decode(Float16, W w) {
+  using B = Like<std::uint32_t, W>;
+  using V = Like<float, W>;
+  const B all = bits_from(w);
+  const B magnitude = (all & 0x7fff) << 13, exponent = magnitude & 0x0f800000;
+  const B normal = magnitude + (112u << 23);
+  const B special = normal + (112u << 23);
+  const B quiet = special | where(as<Like<std::int32_t, W>>(magnitude) > 0x0f800000, spread<B>(0x00400000u));
+  const V subnormal = as<V>(normal + (1u << 23)) - as<V>(spread<B>(113u << 23));
+  const B finite = select(exponent == 0, as<B>(subnormal), normal);
+  const B value = select(exponent == 0x0f800000, quiet, finite);
+  return as<V>(value | ((all & 0x8000) << 16));
+}
+FUSEDSTEP_INLINE Words encode_half(Floats v) {
+  const Bits all = as<Bits>(v), magnitude = all & 0x7fffffff;
+  const Ints order = as<Ints>(magnitude);
+  const Bits nan = ((magnitude >> 13) & 0x3ff) | 0x7e00;
+  const Bits special = select(order > 0x7f800000, nan, spread<Bits>(0x7c00u));
+  const Floats half_unit = as<Floats>(spread<Bits>(126u << 23));
+  const Bits subnormal = as<Bits>(as<Floats>(magnitude) + half_unit) - as<Bits>(half_unit);
+  const Bits normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const Bits finite = select(order < (113 << 23), subnormal, normal);
+  const Bits value = select(order >= (143 << 23), special, finite);
+  return low_words(value | ((all >> 16) & 0x8000));
+}
+// Through memory and not inlined, so that no vector crosses a call.
+__attribute__((noinline)) inline void encode_half(const float* from, std::uint16_t* to) {
+  store_pack(to, encode_half(load(from)));
 }
 FUSEDSTEP_INLINE Words encode(Float16, Floats v) {
-  Words w;
-  convert_half(&v, &w);
-  return w;
+  alignas(64) float from[kLanes];
+  alignas(32) std::uint16_t to[kLanes];
+  store(from, v);
+  encode_half(from, to);
+  return load_pack<Words>(to);
 }
 #endif
 
 #define FUSEDSTEP_NARROW(T)                                                                          \
-  FUSEDSTEP_INLINE Floats load(const T* p, std::int64_t n) { return decode(T{}, load_words(p, n)); } \
+  template <int N = kLanes>                                                                          \
+  FUSEDSTEP_INLINE Pack<float, N> load(const T* p, std::int64_t n = N) {                             \
+    return decode(T{}, load_pack<Pack<std::uint16_t, N>>(p, n));                                     \
+  }                                                                                                  \
+  template <int N = kLanes>                                                                          \
+  FUSEDSTEP_INLINE Pack<double, N> load_wide(const T* p, std::int64_t n = N) {                       \
+    return widen(load<N>(p, n));                                                                     \
+  }                                                                                                  \
   FUSEDSTEP_INLINE void store(T* p, Floats v, std::int64_t n) { store_words(p, encode(T{}, v), n); } \
-  FUSEDSTEP_INLINE void stream(T* p, Floats v) { stream_words(p, encode(T{}, v)); }                  \
-  FUSEDSTEP_INLINE Wide load_wide(const T* p, std::int64_t n) { return widen(load(p, n)); }
+  FUSEDSTEP_INLINE void stream(T* p, Floats v) { stream_words(p, encode(T{}, v)); }
 FUSEDSTEP_NARROW(Float16)
 FUSEDSTEP_NARROW(BFloat16)
 #undef FUSEDSTEP_NARROW
@@ -158,7 +158,7 @@ struct Arithmetic {
 template <>
 struct Arithmetic<double> {
   using Scalar = double;
-  using Lanes = Wide;
+  using Lanes = Doubles;
   static constexpr bool narrow = false;
 };
 

@@ -8,35 +8,32 @@
 namespace fusedstep::FUSEDSTEP_SET {
 
 // sum + a * b. A product of two floats is exact in double, so that a fused multiply-add gives the same bits.
-template <class T>
-FUSEDSTEP_INLINE Doubles plus_product(Doubles sum, Doubles a, Doubles b) {
+template <class T, class V>
+FUSEDSTEP_INLINE V plus_product(V sum, V a, V b) {
+  if constexpr (is_pair<V>) {
+    return {plus_product<T>(sum.low, a.low, b.low), plus_product<T>(sum.high, a.high, b.high)};
+  } else {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
+    if constexpr (sizeof(T) == 4) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
 #elif defined(__FMA__)
-  if constexpr (sizeof(T) == 4) {
-    __m256d x[2], y[2], z[2];
-    __builtin_memcpy(x, &a, sizeof a);
-    __builtin_memcpy(y, &b, sizeof b);
-    __builtin_memcpy(z, &sum, sizeof sum);
-    for (int i = 0; i < 2; ++i) z[i] = _mm256_fmadd_pd(x[i], y[i], z[i]);
-    __builtin_memcpy(&sum, z, sizeof sum);
-    return sum;
-  }
+    if constexpr (sizeof(T) == 4) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#elif defined(__ARM_NEON)
+    if constexpr (sizeof(T) == 4) return (V)vfmaq_f64((float64x2_t)sum, (float64x2_t)a, (float64x2_t)b);
 #endif
-  return sum + a * b;
+    return sum + a * b;
+  }
 }
 
 template <class T>
 inline void add_lanes(double* lanes, const T* more) {
-#pragma omp simd
-  for (int lane = 0; lane < kSumLanes; ++lane) lanes[lane] += double(more[lane]);
+  for (int lane = 0; lane < kSumLanes; lane += kLanes) {
+    store(lanes + lane, load(lanes + lane) + load_wide(more + lane));
+  }
 }
 
 inline double lane_total(const double* lanes) {
-  LaneSum sum;
-  static_assert(sizeof sum.half == kSumLanes * sizeof(double));
-  __builtin_memcpy(sum.half, lanes, sizeof sum.half);
-  return sum.total();
+  static_assert(kSumLanes == 2 * kLanes);
+  return LaneSum{{load(lanes), load(lanes + kLanes)}}.total();
 }
 
 template <class T>
@@ -44,11 +41,13 @@ struct PairSum {
   LaneSum lanes;
 
   FUSEDSTEP_INLINE PairSum() = default;
-  FUSEDSTEP_INLINE explicit PairSum(const double* from) { __builtin_memcpy(lanes.half, from, sizeof lanes.half); }
-  FUSEDSTEP_INLINE void write(double* to) const { __builtin_memcpy(to, lanes.half, sizeof lanes.half); }
-  FUSEDSTEP_INLINE void add(Wide a, Wide b, int half) {
-    lanes.half[half].low = plus_product<T>(lanes.half[half].low, a.low, b.low);
-    lanes.half[half].high = plus_product<T>(lanes.half[half].high, a.high, b.high);
+  FUSEDSTEP_INLINE explicit PairSum(const double* from) : lanes{{load(from), load(from + kLanes)}} {}
+  FUSEDSTEP_INLINE void write(double* to) const {
+    store(to, lanes.half[0]);
+    store(to + kLanes, lanes.half[1]);
+  }
+  FUSEDSTEP_INLINE void add(Doubles a, Doubles b, int half) {
+    lanes.half[half] = plus_product<T>(lanes.half[half], a, b);
   }
   // n is a multiple of the 32 lanes, but in the last call.
   FUSEDSTEP_INLINE void add(const T* a, const T* b, std::int64_t n) {

@@ -86,7 +86,13 @@ FUSEDSTEP_INLINE void watched_elements(const typename Rule::template Coefficient
   PairSum<T> grad(lanes.grad);
   for (std::int64_t strip = 0; strip < n; strip += kStrip) {
     const std::int64_t end = n - strip < kStrip ? n : strip + kStrip;
-    alignas(64) T update[kSumLanes] = {}, param[kSumLanes] = {}, cross[kSumLanes] = {}, square[kSumLanes] = {};
+    alignas(64) T update[kSumLanes], param[kSumLanes], cross[kSumLanes], square[kSumLanes];
+    clear(update);
+    clear(param);
+    if constexpr (moment >= 0) {
+      clear(cross);
+      clear(square);
+    }
     const auto element = [&](std::int64_t i, std::int64_t lane) FUSEDSTEP_LAMBDA {
       const T before = p[i];
       T x = before;

@@ -16,9 +16,14 @@ template <class V, int K, class F>
 FUSEDSTEP_INLINE void add_terms(std::int64_t l, LaneSum (&sums)[K], F f) {
   std::int64_t i = 0;
   for (; i + kTermStrip <= l; i += kTermStrip) {
-    V t[4][K];
-    for (int k = 0; k < 4; ++k) f(i + k * kLanes, std::int64_t(kLanes), t[k]);
-    for (int j = 0; j < K; ++j) sums[j].half[0] += widen((t[0][j] + t[1][j]) + (t[2][j] + t[3][j]));
+    // Two packs at a time, as registers are few.
+    V near[K], far[K], t[K];
+    f(i, std::int64_t(kLanes), near);
+    f(i + kLanes, std::int64_t(kLanes), t);
+    for (int j = 0; j < K; ++j) near[j] = near[j] + t[j];
+    f(i + 2 * kLanes, std::int64_t(kLanes), far);
+    f(i + 3 * kLanes, std::int64_t(kLanes), t);
+    for (int j = 0; j < K; ++j) sums[j].half[0] = sums[j].half[0] + widen(near[j] + (far[j] + t[j]));
   }
   if (i == l) return;
   V t[4][K];
@@ -28,32 +33,19 @@ FUSEDSTEP_INLINE void add_terms(std::int64_t l, LaneSum (&sums)[K], F f) {
       f(i + k * kLanes, n < kLanes ? n : kLanes, t[k]);
       for (int j = 0; j < K; ++j) t[k][j] = first(t[k][j], n);
     } else {
-      for (int j = 0; j < K; ++j) t[k][j] = spread<V>(0.0);
+      for (int j = 0; j < K; ++j) t[k][j] = spread<V>(0);
     }
   }
-  for (int j = 0; j < K; ++j) sums[j].half[0] += widen((t[0][j] + t[1][j]) + (t[2][j] + t[3][j]));
-}
-
-FUSEDSTEP_INLINE float largest_lane(Floats v) {
-  v = larger(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-  v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
-  v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
-  v = larger(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
-  return v[0];
-}
-FUSEDSTEP_INLINE double largest_lane(Wide w) {
-  Doubles v = larger(w.low, w.high);
-  v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
-  v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
-  v = larger(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
-  return v[0];
+  for (int j = 0; j < K; ++j) {
+    sums[j].half[0] = sums[j].half[0] + widen((t[0][j] + t[1][j]) + (t[2][j] + t[3][j]));
+  }
 }
 
 // The largest of a row, passing over NaN; -inf of none.
 template <class T>
 FUSEDSTEP_INLINE double row_max(const T* z, std::int64_t classes) {
   using V = typename Arithmetic<T>::Lanes;
-  const V least = spread<V>(-__builtin_inf());
+  const V least = spread<V>(Lane<V>(-__builtin_inf()));
   V max[4] = {least, least, least, least};
   std::int64_t j = 0;
   for (; j + kTermStrip <= classes; j += kTermStrip) {
@@ -83,26 +75,25 @@ struct ZeroCount {
     count += n - __builtin_popcount(other & lane_bits(n));
     return (Floats)_mm512_maskz_mov_ps(other, (__m512)e);
   }
-  FUSEDSTEP_INLINE Wide without(Wide d, Wide e, std::int64_t n) {
+  FUSEDSTEP_INLINE Doubles without(Doubles d, Doubles e, std::int64_t n) {
     const __mmask8 low = _mm512_cmp_pd_mask((__m512d)d.low, _mm512_setzero_pd(), _CMP_NEQ_UQ);
     const __mmask8 high = _mm512_cmp_pd_mask((__m512d)d.high, _mm512_setzero_pd(), _CMP_NEQ_UQ);
     count += n - __builtin_popcount((unsigned(low) | unsigned(high) << 8) & lane_bits(n));
-    return {(Doubles)_mm512_maskz_mov_pd(low, (__m512d)e.low), (Doubles)_mm512_maskz_mov_pd(high, (__m512d)e.high)};
+    using Half = decltype(e.low);
+    return {(Half)_mm512_maskz_mov_pd(low, (__m512d)e.low), (Half)_mm512_maskz_mov_pd(high, (__m512d)e.high)};
   }
   double total() const { return double(count); }
 #else
-  V lanes = spread<V>(0.0);
+  using Counts = decltype(V() == V());
+  Counts lanes = {};
 
   // e where d is not 0, and 0 where it is, which counts.
   FUSEDSTEP_INLINE V without(V d, V e, std::int64_t n) {
-    lanes = lanes + first(where_zero(d, spread<V>(1.0), spread<V>(0.0)), n);
-    return where_zero(d, spread<V>(0.0), e);
+    const Counts zero = d == spread<V>(0);
+    lanes = lanes - first(zero, n);
+    return where_not(zero, e);
   }
-  double total() const {
-    LaneSum sum;
-    sum.half[0] = widen(lanes);
-    return sum.total();
-  }
+  double total() const { return double(sum_of_lanes(lanes)); }
 #endif
 };
 
@@ -111,7 +102,7 @@ template <class T, int K, class F>
 FUSEDSTEP_INLINE RowSum row_exponentials(const T* z, double max, std::int64_t classes,
                                          typename Arithmetic<T>::Scalar* out, LaneSum (&sums)[K], F terms) {
   using V = typename Arithmetic<T>::Lanes;
-  const V top = spread<V>(max);
+  const V top = spread<V>(Lane<V>(max));
   ZeroCount<V> ties;
   add_terms<V>(classes, sums, [&](std::int64_t i, std::int64_t n, V(&t)[K]) FUSEDSTEP_LAMBDA {
     // The next row, while there is so much to compute.
@@ -139,7 +130,7 @@ void softmax(const SoftmaxArgs& a, void* scratch, std::int64_t begin, std::int64
     const RowSum sum =
         row_exponentials(z, max, a.classes, e, sums, [](std::int64_t, std::int64_t, V, V(&)[1]) FUSEDSTEP_LAMBDA {});
     if constexpr (Log) {
-      const V top = spread<V>(max), shift = spread<V>(log_of_sum(sum.ties, sum.rest));
+      const V top = spread<V>(S(max)), shift = spread<V>(S(log_of_sum(sum.ties, sum.rest)));
       write_lanes(out, a.classes, a.stream,
                   [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { return (load(z + i, n) - top) - shift; });
     } else {
