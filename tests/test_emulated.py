@@ -54,9 +54,9 @@ for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
     x, t = values.astype(dtype).reshape(4, -1), (np.abs(values) / 2).astype(dtype).reshape(4, -1)
     for labels in (np.arange(4), t):
         for smoothing in (0.0, 0.1):
-            loss, gradient = fs.softmax_cross_entropy(x, labels, label_smoothing=smoothing)
+            loss, gradient = fs.softmax_cross_entropy(x, labels, label_smoothing=smoothing, check_targets=False)
             hashes += [loss, hashlib.sha256(gradient.tobytes()).hexdigest()]
-    for loss, gradient in (fs.sigmoid_binary_cross_entropy(x, t), fs.mean_squared_error(x, t)):
+    for loss, gradient in (fs.sigmoid_binary_cross_entropy(x, t, check_targets=False), fs.mean_squared_error(x, t)):
         hashes += [loss, hashlib.sha256(gradient.tobytes()).hexdigest()]
     for array in (fs.softmax(x), fs.log_softmax(x), fs.dropout(x, 0.3, seed=5, offset=77, residual=t)):
         hashes.append(hashlib.sha256(array.tobytes()).hexdigest())

@@ -309,7 +309,7 @@ class TestStates:
             other = twin.param_groups[0]["params"][0]
         else:
             other = p.copy()
-            twin = fs.AdamW(other)
+            twin = fs.AdamW(other, state_dtype=state_dtype)
             state = optimizer.state_dict()
             if how == "checkpoint":
                 fs.save_checkpoint(tmp_path / "run.safetensors", params, optimizer)
@@ -336,7 +336,7 @@ class TestStates:
         """Other numbers share a scale there."""
         p, optimizer = begun("8bit", rng)
         other = np.asfortranarray(p)
-        twin = fs.AdamW(other)
+        twin = fs.AdamW(other, state_dtype="8bit")
         twin.load_state_dict(optimizer.state_dict())
         for name, values in decoded_states(optimizer).items():
             np.testing.assert_allclose(

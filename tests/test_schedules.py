@@ -501,6 +501,7 @@ class TestWithOptimizers:
             optimizer.step(grads())
 
 
+@pytest.mark.filterwarnings("ignore:load_state_dict. replaced")
 class TestCheckpoints:
     @pytest.mark.parametrize("schedule", EXAMPLES, ids=names())
     @pytest.mark.parametrize("kind", [fs.SGD, fs.LBFGS])

@@ -200,7 +200,12 @@ std::int64_t count_of(py::handle given, const char* name) {
     value = index ? PyLong_AsLongLong(index.ptr()) : -1;
     PyErr_Clear();
   }
-  if (value < 0) value_error({name}, "expected a whole number >= 0 and < 2**63, got " + shown(given));
+  if (value < 0) {
+    const bool large =
+        PyLong_Check(given.ptr()) != 0 && PyObject_RichCompareBool(given.ptr(), py::int_(0).ptr(), Py_GT);
+    value_error({name},
+                std::string("expected a whole number >= 0") + (large ? " and < 2**63" : "") + ", got " + shown(given));
+  }
   return value;
 }
 
@@ -252,7 +257,7 @@ void Engine::read_field(const Field& field, py::handle given, double* out) const
   }
 }
 
-Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken) const {
+Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken, double last_lr) const {
   static const py::handle maximize_key = PyUnicode_InternFromString("maximize");
   static const py::handle ema_key = PyUnicode_InternFromString("ema_decay");
   static const py::handle warmup_key = PyUnicode_InternFromString("ema_warmup");
@@ -303,8 +308,8 @@ Settings Engine::read(py::handle group, Schedules schedules, std::int64_t taken)
       const py::object scheduled = given(taken);
       read_field(field, scheduled, out);
       if (rule_.begins_with_lr && taken > 0) {
-        const py::object before = given(taken - 1);
-        settings.anew = *out > number(before, field.name);
+        if (std::isnan(last_lr)) last_lr = number(given(taken - 1), field.name);
+        settings.anew = *out > last_lr;
       }
       ++out;
     } else {

@@ -120,8 +120,9 @@ class Engine {
  public:
   Engine(const std::string& rule, Naming naming);
 
-  // Reads a dict of hyper-parameters and options, and checks them. A schedule is asked for lr(taken).
-  Settings read(py::handle group, Schedules schedules, std::int64_t taken) const;
+  // Reads a dict of hyper-parameters and options, and checks them. A schedule is asked for lr(taken), and, where that
+  // matters and `last_lr` is not known, for the one before.
+  Settings read(py::handle group, Schedules schedules, std::int64_t taken, double last_lr = NAN) const;
   // Checks all items, then computes. States that were null are there afterwards, unless the step was skipped.
   // `shared` are the rule's shared scalars, which move on. `settle` is called before the first array is written, when
   // all but telemetry of the native sets is known: nothing that may fail comes after it.

@@ -221,6 +221,8 @@ class Optimizer {
     };
     const auto taken = [&] {
       ++taken_;
+      last_lr_.clear();
+      for (const Settings& settings : settings_) last_lr_.push_back(engine_.lr_of(settings));
       ledger.keep();
       tell_owners();
     };
@@ -265,7 +267,8 @@ class Optimizer {
     for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups_.ptr()); ++g) {
       const py::object group = hold(PyList_GET_ITEM(groups_.ptr(), g));
       if (!PyDict_Check(group.ptr())) type_error({"param_groups", g}, "expected a dict, got " + kind_text(group));
-      settings_.push_back(engine_.read(group, schedules, taken_));
+      const double last = std::size_t(g) < last_lr_.size() ? last_lr_[std::size_t(g)] : NAN;
+      settings_.push_back(engine_.read(group, schedules, taken_, last));
       refuse_unknown(group, g, settings_.back().keys);
       agree(settings_[0], settings_.back());
     }
@@ -704,6 +707,7 @@ class Optimizer {
   double shared_[kMaxScalars] = {};
   // Reused from step to step.
   std::vector<Geometry> known_;
+  std::vector<double> last_lr_;  // of the last step's groups
   std::vector<Settings> settings_;
   std::vector<py::handle> grads_;
   py::object flat_;  // lists that grads_ points into
