@@ -314,7 +314,9 @@ class TestWhatNothingHolds:
     @pytest.mark.parametrize("value", [2**63, 2**64, -(2**63) - 1])
     def test_numbers_of_64_bits(self, value):
         for name in ("min_8bit_size", "seed"):
-            with pytest.raises(ValueError, match=rf"^{name}: expected a whole number >= 0 and < 2\*\*63, got {value}"):
+            with pytest.raises(
+                ValueError, match=rf"^{name}: expected a whole number >= 0( and < 2\*\*63)?, got {value}"
+            ):
                 fs.Adam(ones(2), **{name: value})
         optimizer = trained()
         optimizer.state[0]["step"] = value

@@ -408,29 +408,32 @@ void Engine::view_grad(Item& item, bool& foreign) const {
 
 void Engine::view(std::vector<Item>& items) const {
   bool foreign = false;
-  for (Item& item : items) item.param = bind::view(item.owner, param_label(item), &foreign);
-  for (Item& item : items) view_grad(item, foreign);
+  for (Item& item : items) {
+    item.param = bind::view(item.owner, param_label(item), &foreign);
+    view_grad(item, foreign);
+    // What a table gave a moment ago needs no second look.
+    if (is_array(item.owner)) require_alive(item.param, param_label(item));
+    require_alive(item.grad, grad_label(item));
+  }
+  if (!foreign) return;
   for (const Item& item : items) {
-    // What a table gave a moment ago needs no second look, unless other code ran since.
-    if (foreign || is_array(item.owner)) require_alive(item.param, param_label(item));
+    require_alive(item.param, param_label(item));
     require_alive(item.grad, grad_label(item));
   }
 }
 
-void Engine::view_states(std::vector<Item>& items) const {
-  const auto look = [&](const Item& item, py::object& array, int owner) {
+void Engine::view_states(Item& item) const {
+  const auto look = [&](py::object& array, int owner) {
     if (!array || array.is_none()) return;
     if (!is_array(array)) array = bind::view(array, label(item.index, owner));
     require_alive(array, label(item.index, owner));
   };
-  for (Item& item : items) {
-    for (int s = 0; s < states(); ++s) {
-      look(item, item.state[s], s);
-      look(item, item.scales[s], kScales + s);
-    }
-    look(item, item.ema, kAverage);
-    look(item, item.master, kMaster);
+  for (int s = 0; s < states(); ++s) {
+    look(item.state[s], s);
+    look(item.scales[s], kScales + s);
   }
+  look(item.ema, kAverage);
+  look(item.master, kMaster);
 }
 
 void Engine::inspect_param(const Item& item, runtime::StepTensor& tensor) {

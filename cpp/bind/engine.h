@@ -141,7 +141,7 @@ class Engine {
   void name_after(py::handle groups) { groups_ = groups; }
   // Looks at the memory of the items, which may run code of other libraries: before any pointer is taken.
   void view(std::vector<Item>& items) const;
-  void view_states(std::vector<Item>& items) const;
+  void view_states(Item& item) const;
   int variant_for(const Settings& settings, py::handle param) const;
   bool keeps(const Item& item, int s) const { return rule_.keeps[std::size_t(item.variant)] >> s & 1; }
   const std::string& scales_name(int s) const { return scales_names_[std::size_t(s)]; }

@@ -209,9 +209,11 @@ class Optimizer {
     flatten(grads, given);
     collect_items();
     engine_.view(items_);
-    for (Item& item : items_) collect_state(item);
-    for (Item& item : items_) check_geometry(item);
-    engine_.view_states(items_);
+    for (Item& item : items_) {
+      collect_state(item);
+      check_geometry(item);
+      engine_.view_states(item);
+    }
     read_shared();
     Ledger ledger;
     py::object made;
@@ -347,11 +349,13 @@ class Optimizer {
         }
       } else if (PyDict_Check(container.ptr())) {
         same = PyDict_GET_SIZE(container.ptr()) == count;
-        for (py::ssize_t k = 0; same && k < count; ++k) {
-          same = get(container, PyList_GET_ITEM(keys.ptr(), k)).ptr() == PyList_GET_ITEM(objects.ptr(), k);
+        PyObject *key, *value;
+        py::ssize_t place = 0;
+        for (py::ssize_t k = 0; same && PyDict_Next(container.ptr(), &place, &key, &value) != 0; ++k) {
+          same = key == PyList_GET_ITEM(keys.ptr(), k) && value == PyList_GET_ITEM(objects.ptr(), k);
         }
       }
-      // Looks again, at what is no plain list or dict, and says what is different.
+      // Looks again, at what is no plain list or dict, or in another order, and says what is different.
       if (!same) py::module_::import("fusedstep._structure").attr("refuse_orphans")(one);
     }
   }
@@ -811,7 +815,7 @@ void apply(const std::string& rule, py::handle params, py::handle grads, const p
   }
   std::vector<std::pair<double*, const double*>> scalars;
   const double scale = number(grad_scale, "grad_scale");
-  engine.view_states(items);
+  for (Item& item : items) engine.view_states(item);
   engine.run(items, settings, shared, scale, [&](const Outcome&) {
     for (std::size_t s = 0; s < r.scalars.size(); ++s) {
       for (Item& item : items) {

@@ -181,12 +181,13 @@ class Optimizer:
         """
         return self._native.step(self._param_groups, self._state, self._given, grads, grad_scale)
 
-    def __getattr__(self, name: str) -> Any:
-        """A hyper-parameter of the groups; a tuple of one per group where they differ."""
-        if name.startswith("_") or name == "defaults" or name not in self.defaults:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{_meant(name, self.__dict__)}")
-        values = [group[name] for group in self._param_groups]
-        return values[0] if all(same_hyper(value, values[0]) for value in values) else tuple(values)
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "rule" in cls.__dict__:
+            for name in (*_core.rules()[cls.rule]["hypers"], *cls.options()):
+                setattr(
+                    cls, name, property(_read_hyper(name), doc=f"`{name}` of the groups, a tuple where they differ.")
+                )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets a hyper-parameter in all groups, from the next step on; what is none, and no attribute, is refused."""
@@ -498,6 +499,14 @@ def _group_of(groups: list[dict[str, Any]], position: int) -> dict[str, Any]:
             return group
         position -= len(group["params"])
     raise IndexError(position)
+
+
+def _read_hyper(name: str) -> Callable[[Optimizer], Any]:
+    def read(self: Optimizer) -> Any:
+        values = [group[name] for group in self.param_groups]
+        return values[0] if all(same_hyper(value, values[0]) for value in values) else tuple(values)
+
+    return read
 
 
 def _arrays(groups: list[dict[str, Any]]) -> list[tuple[str, Array]]:
