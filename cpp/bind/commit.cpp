@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "bind/memory.h"
 #include "bind/module.h"
 
 namespace fusedstep::bind {
@@ -47,18 +48,21 @@ void Ledger::put(py::handle dict, py::handle key, py::handle value) {
   }
 }
 
-void Writes::add(py::handle target, py::handle value) {
+void Writes::add(py::handle target, py::handle value, const Label& label) {
   const auto descr = [](py::handle array) { return py::reinterpret_borrow<py::dtype>(proxy(array)->descr); };
   for (const py::handle array : {target, value}) {
-    if (!is_array(array)) type_error({"writes"}, "expected NumPy arrays, got " + kind_text(array));
-    if (descr(array).attr("hasobject").cast<bool>()) type_error({"writes"}, "expected numbers, got objects");
+    if (!is_array(array)) type_error(label, "expected NumPy arrays, got " + kind_text(array));
+    if (descr(array).attr("hasobject").cast<bool>()) type_error(label, "expected numbers, got objects");
+    require_alive(array, label);
   }
   const py::ssize_t item = descr(target).itemsize();
-  if (dtype_text(target) != dtype_text(value) || descr(value).itemsize() != item) {
-    type_error({"writes"}, "expected dtype " + dtype_text(target) + ", got " + dtype_text(value));
+  // The names of dtypes are Python's code, in which an interrupt may come.
+  const bool same = descr(target).equal(descr(value));
+  if (!same && (dtype_text(target) != dtype_text(value) || descr(value).itemsize() != item)) {
+    type_error(label, "expected dtype " + dtype_text(target) + ", got " + dtype_text(value));
   }
-  require_same_shape(value, {"writes"}, target, {"the array"});
-  require_writable(target, {"writes"});
+  require_same_shape(value, label, target, {"the array"});
+  require_writable(target, label);
   const bool dense = same_layout(target, value) && is_dense(target) && is_dense(value);
   copies_.push_back(
       {py::reinterpret_borrow<py::object>(target), py::reinterpret_borrow<py::object>(value), item, dense});

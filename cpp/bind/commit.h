@@ -37,7 +37,7 @@ class Ledger {
 // Values for arrays of the same shape and dtype, checked as they are added and copied together. TypeError, ValueError.
 class Writes {
  public:
-  void add(py::handle target, py::handle value);
+  void add(py::handle target, py::handle value, const Label& label = {"writes"});
   void run() const noexcept;
 
  private:
