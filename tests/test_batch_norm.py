@@ -378,3 +378,19 @@ def test_backward_does_not_depend_on_what_becomes_of_the_weight(rng):
     weight += 1
     for mine, theirs in zip(fs.batch_norm_backward(dy, saved), expected, strict=True):
         assert_same_bits(mine, theirs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("dtype", "least"), [(F, 3.5e-77), (np.float64, 9e-308)])
+def test_the_least_eps(dtype, least, training, native):
+    """A constant channel is 0 in training with any eps; below the least, 1 / sqrt(eps) is no number."""
+    x, statistics = np.full((4, 2), 3.0, dtype), (np.full(2, 3.0, dtype), np.zeros(2, dtype))
+    if training:
+        y, saved = fs.batch_norm(x, None, None, None, None, training=True, eps=least)
+        assert (y == 0.0).all()
+        assert (fs.batch_norm_backward(np.zeros_like(x), saved)[0] == 0.0).all()
+    before = [array.copy() for array in statistics]
+    with pytest.raises(ValueError, match=r"eps: expected a number >= .* in the arithmetic of float"):
+        fs.batch_norm(x, None, None, *statistics, training=training, eps=least / 2)
+    for array, old in zip(statistics, before, strict=True):
+        assert (array == old).all()

@@ -214,6 +214,16 @@ double positive_eps(py::handle given) {
   return eps;
 }
 
+// 1 / sqrt(eps), what a constant channel is multiplied by, must be a number of the arithmetic: 0 times infinity is
+// none. In double its square is taken too.
+void require_eps_for(double eps, Dtype dtype) {
+  const bool wide = maths_dtype(dtype) == Dtype::float64;
+  const double least = wide ? 0x1p-1020 : 0x1p-254;
+  if (eps >= least) return;
+  value_error({"eps"}, std::string("expected a number >= ") + (wide ? "9e-308" : "3.5e-77") + " in the arithmetic of " +
+                           dtype_name(maths_dtype(dtype)) + ", got " + text(eps));
+}
+
 double unit_momentum(py::handle given) {
   if (given.is_none()) {
     type_error({"momentum"}, "expected a number, got None; fs.BatchNorm keeps the cumulative average");
@@ -303,6 +313,7 @@ struct Forward {
         out(out_given),
         eps(choices.eps),
         relu_(choices.relu) {
+    require_eps_for(eps, frame.memory.dtype);
     read.push_back({frame.memory, {"x"}});
     if (!weight.is_none()) read.push_back({inspect_channels(weight, {"weight"}, frame, false), {"weight"}});
     if (!bias.is_none()) read.push_back({inspect_channels(bias, {"bias"}, frame, false), {"bias"}});

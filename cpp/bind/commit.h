@@ -10,7 +10,8 @@ namespace fusedstep::bind {
 // Entries of dicts that stay only if `keep` is called. It runs no code of Python's, so that no signal is handled here.
 class Ledger {
  public:
-  Ledger() = default;
+  // For so many entries, commonly.
+  explicit Ledger(std::size_t entries = 4) { entries_.reserve(entries); }
   Ledger(const Ledger&) = delete;
   Ledger& operator=(const Ledger&) = delete;
   ~Ledger();

@@ -229,7 +229,7 @@ class Optimizer {
       tell_owners();
     };
     try {
-      const Outcome& outcome = engine_.run(items_, settings_, shared_, scale, settle);
+      const Outcome& outcome = engine_.run(items_, settings_, shared_, scale, std::ref(settle));
       if (!outcome.skipped) taken();
       return made ? made : report(outcome, scale, taken_);
     } catch (...) {
@@ -278,7 +278,8 @@ class Optimizer {
 
   // A key that nothing reads would be ignored. Where there are as many keys as were found, all are known.
   void refuse_unknown(py::handle group, py::ssize_t index, py::ssize_t found) const {
-    found += get(group, names().params) ? 1 : 0;
+    ++found;  // "params", which check_groups asks for
+    if (PyDict_GET_SIZE(group.ptr()) == found) return;
     found += get(group, names().param_names) ? 1 : 0;
     if (engine_.rule().shared_scalars) {
       for (const py::object& name : scalar_names_) found += get(group, name) ? 1 : 0;
