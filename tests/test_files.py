@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from fusedstep import _files
+from fusedstep._common import files
 from fusedstep.cli.common import write_json
 
 
@@ -86,5 +86,5 @@ def test_in_a_directory_that_takes_no_other_file(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"old, and longer")
     monkeypatch.setattr(os, "access", lambda place, mode: False)
-    _files.write_whole(path, b"new")
+    files.write_whole(path, b"new")
     assert path.read_bytes() == b"new"

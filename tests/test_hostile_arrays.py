@@ -12,7 +12,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import _core
-from fusedstep._arrays import bfloat16_dtype, dtype_name, is_bfloat16
+from fusedstep._common.arrays import bfloat16_dtype, dtype_name, is_bfloat16
 from fusedstep.reference.codec import narrowed
 from helpers import assert_same_bits
 

@@ -12,7 +12,7 @@ import pytest
 import fusedstep as fs
 from cases import CASES
 from fusedstep import _core
-from fusedstep._arrays import dtype_name
+from fusedstep._common.arrays import dtype_name
 from fusedstep.optimizers import REGISTRY
 from fusedstep.reference import codec
 from helpers import every_native_setting, misaligned, reshaped_for

@@ -324,7 +324,7 @@ const char* dtype_name(Dtype dtype) {
 
 py::object numpy_dtype(Dtype dtype) {
   if (dtype != Dtype::bfloat16) return py::dtype(dtype_name(dtype));
-  return py::module_::import("fusedstep._arrays").attr("bfloat16_dtype")();
+  return py::module_::import("fusedstep._common.arrays").attr("bfloat16_dtype")();
 }
 
 void copy_values(py::handle from, py::handle to) {

@@ -63,7 +63,7 @@ std::string text(double value) { return py::repr(py::float_(value)); }
 // An array of another library is looked at anew; that runs code of others, and comes before any pointer is taken.
 py::object viewed(const py::object& given, const char* name) {
   if (is_array(given) || !(py::hasattr(given, "__array__") || py::hasattr(given, "__dlpack__"))) return given;
-  static const py::handle arrays = py::module_::import("fusedstep._arrays").release();
+  static const py::handle arrays = py::module_::import("fusedstep._common.arrays").release();
   return arrays.attr("as_array")(given, name);
 }
 

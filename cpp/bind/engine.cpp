@@ -385,7 +385,8 @@ Label Engine::label(py::ssize_t index, int owner) const {
 }
 
 void Engine::view_grad(Item& item, bool& foreign) const {
-  static const py::handle row_sparse = py::object(py::module_::import("fusedstep._sparse").attr("RowSparse")).release();
+  static const py::handle row_sparse =
+      py::object(py::module_::import("fusedstep._common.sparse").attr("RowSparse")).release();
   if (is_array(item.grad)) {
     if (!rule_.dense) {
       type_error(grad_label(item), "expected a fusedstep.RowSparse gradient, got " + kind_text(item.grad));

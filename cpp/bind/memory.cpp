@@ -202,7 +202,7 @@ py::handle owner_of(py::handle array) {
 py::object view(py::handle object, const Label& label, bool* foreign) {
   if (is_array(object)) return py::reinterpret_borrow<py::object>(object);
   if (py::object made = view_by_table(object, label)) return made;
-  static const py::handle arrays = py::module_::import("fusedstep._arrays").release();
+  static const py::handle arrays = py::module_::import("fusedstep._common.arrays").release();
   if (foreign != nullptr) *foreign = true;
   return arrays.attr("foreign_array")(object, label.text());
 }

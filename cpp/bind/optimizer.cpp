@@ -331,7 +331,7 @@ class Optimizer {
   }
 
   // What was given as params must still hold the same: where an entry of a dict was replaced, the old array would go on
-  // being trained, and nobody would look at it. Each is a fusedstep._structure.Given.
+  // being trained, and nobody would look at it. Each is a fusedstep._common.structure.Given.
   void check_containers(const py::list& given) const {
     if (given.size() != settings_.size()) {
       value_error({"param_groups"}, "expected " + std::to_string(given.size()) +
@@ -357,7 +357,7 @@ class Optimizer {
         }
       }
       // Looks again, at what is no plain list or dict, or in another order, and says what is different.
-      if (!same) py::module_::import("fusedstep._structure").attr("refuse_orphans")(one);
+      if (!same) py::module_::import("fusedstep._common.structure").attr("refuse_orphans")(one);
     }
   }
 
@@ -398,7 +398,7 @@ class Optimizer {
 
   // Gradients in the structure of nested parameters, or of an iterator: as a list, which this holds.
   py::handle flat(py::handle grads, py::handle container) {
-    static const py::handle structure = py::module_::import("fusedstep._structure").release();
+    static const py::handle structure = py::module_::import("fusedstep._common.structure").release();
     py::object list = structure.attr("flat_grads")(grads, container);
     if (!flat_) flat_ = py::list();
     PyList_Append(flat_.ptr(), list.ptr());

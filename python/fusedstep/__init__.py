@@ -5,8 +5,9 @@ number of threads.
 """
 
 from fusedstep import averaging, curvature, data, doctor, functional, runtime, schedules
-from fusedstep._arrays import bfloat16
 from fusedstep._checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from fusedstep._common.arrays import bfloat16
+from fusedstep._common.sparse import RowSparse
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
 from fusedstep._dropout import drop_connect, dropout, dropout_backward, stochastic_depth
@@ -32,7 +33,6 @@ from fusedstep._normalization import (
     merge_stats,
     update_running_stats,
 )
-from fusedstep._sparse import RowSparse
 from fusedstep.curvature import lr_range_test
 from fusedstep.optimizers import (
     ADOPT,

@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arguments import shown, whole
-from fusedstep._arrays import bfloat16_dtype, dtype_name, unmasked
-from fusedstep._brief import brief, plural
-from fusedstep._files import replacing as _replacing
+from fusedstep._common.arguments import shown, whole
+from fusedstep._common.arrays import bfloat16_dtype, dtype_name, unmasked
+from fusedstep._common.brief import brief, plural
+from fusedstep._common.files import replacing as _replacing
 from fusedstep._normalization import BatchNorm
 from fusedstep._ties import View, in_memory, place, ties
 from fusedstep.optimizers import LBFGS, Optimizer

@@ -5,7 +5,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arrays import viewed, wrote
+from fusedstep._common.arrays import viewed, wrote
 
 Array = NDArray[Any]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fusedstep._arguments import choice, flag, number, whole
+from fusedstep._common.arguments import choice, flag, number, whole
 from fusedstep._weights import Array, Structure, Weights, check_keys, kept
 from fusedstep.schedules.plateau import metric_of
 

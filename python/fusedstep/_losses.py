@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arguments import flag
-from fusedstep._arrays import bfloat16_dtype, dtype_name, viewed, wrote
+from fusedstep._common.arguments import flag
+from fusedstep._common.arrays import bfloat16_dtype, dtype_name, viewed, wrote
 from fusedstep.reference.codec import narrowed, widened
 
 #: An array, of NumPy or another library; where it is only read, of any strides, or a list of numbers.

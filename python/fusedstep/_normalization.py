@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arguments import shown
-from fusedstep._arrays import as_array, viewed, wrote
+from fusedstep._common.arguments import shown
+from fusedstep._common.arrays import as_array, viewed, wrote
 from fusedstep._core import BatchNormSaved
 from fusedstep.reference import batch_norm as exact
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._arguments import whole
-from fusedstep._arrays import dtype_name
+from fusedstep._common.arguments import whole
+from fusedstep._common.arrays import dtype_name
 from fusedstep._weights import FLOATS, Array, Guest, Structure, Weights, check_keys, kept
 from fusedstep.reference.codec import narrowed, widened
 from fusedstep.schedules._base import Schedule

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._arrays import bfloat16_dtype, dtype_name
+from fusedstep._common.arrays import bfloat16_dtype, dtype_name
 
 Array = NDArray[Any]
 

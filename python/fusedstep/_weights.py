@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arguments import flag
-from fusedstep._arrays import as_array, dtype_name
-from fusedstep._structure import Nested, is_array, parse, refuse_orphans
+from fusedstep._common.arguments import flag
+from fusedstep._common.arrays import as_array, dtype_name
+from fusedstep._common.structure import Nested, is_array, parse, refuse_orphans
 
 Array = NDArray[Any]
 #: An array, a list of arrays, or a dict of them by name; or these within each other.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fusedstep import _core
-from fusedstep._arguments import flag, number, whole
+from fusedstep._common.arguments import flag, number, whole
 from fusedstep._normalization import BatchNorm
 from fusedstep._snapshots import SnapshotEnsemble, ensemble_predict
 from fusedstep._weights import FLOATS, Array, Guest, Structure, Weights, check_keys, kept

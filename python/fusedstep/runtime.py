@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from operator import index
 
 from fusedstep import _core
-from fusedstep._arguments import shown
+from fusedstep._common.arguments import shown
 
 __all__ = ["available_isas", "isa", "num_threads", "set_isa", "set_num_threads", "threads", "use_isa"]
 

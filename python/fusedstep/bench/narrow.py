@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import fusedstep as fs
-from fusedstep._arrays import bfloat16_dtype
+from fusedstep._common.arrays import bfloat16_dtype
 from fusedstep.bench.harness import Subject, torch_or_none
 from fusedstep.reference.codec import narrowed, widened
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from fusedstep import runtime
-from fusedstep._files import write_whole
+from fusedstep._common.files import write_whole
 
 
 class MissingExtraError(Exception):

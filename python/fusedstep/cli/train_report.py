@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._brief import plural
-from fusedstep._files import save_figure
+from fusedstep._common.brief import plural
+from fusedstep._common.files import save_figure
 from fusedstep.doctor import plot_update_ratios
 
 

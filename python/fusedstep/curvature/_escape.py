@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._brief import brief_repr
+from fusedstep._common.brief import brief_repr
 from fusedstep.curvature._critical import CriticalPoint, classify
 from fusedstep.curvature._probe import Probe
 from fusedstep.curvature._products import Operator

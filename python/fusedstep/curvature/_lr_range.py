@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedstep._arrays import unmasked
-from fusedstep._brief import brief_repr
+from fusedstep._common.arrays import unmasked
+from fusedstep._common.brief import brief_repr
 from fusedstep.curvature._plots import saved_axes
 from fusedstep.curvature._space import Array, Vector, check_callable, plain, positive, real, whole
 from fusedstep.schedules._saving import plateaus as _plateaus

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fusedstep._files import save_figure
+from fusedstep._common.files import save_figure
 from fusedstep.curvature._space import require
 
 

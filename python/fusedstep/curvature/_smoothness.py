@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._arrays import unmasked
-from fusedstep._brief import brief_repr
+from fusedstep._common.arrays import unmasked
+from fusedstep._common.brief import brief_repr
 from fusedstep.curvature._products import Operator
 from fusedstep.curvature._space import Array, Gradient, are_numbers, check_callable, plain, positive, real, size_of
 

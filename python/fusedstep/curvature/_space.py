@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._arrays import unmasked
+from fusedstep._common.arrays import unmasked
 from fusedstep.reference.sums import scaled_to_one
 
 Array = NDArray[Any]

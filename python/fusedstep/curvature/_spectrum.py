@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedstep._brief import brief_repr
+from fusedstep._common.brief import brief_repr
 from fusedstep.curvature._hessian import dense
 from fusedstep.curvature._products import CHECKS, Operator
 from fusedstep.curvature._progress import Progress, Show

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arguments import flag, whole
+from fusedstep._common.arguments import flag, whole
 from fusedstep.data._images import Array, plain_array
 
 

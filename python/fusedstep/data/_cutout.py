@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fusedstep._arguments import number, whole
+from fusedstep._common.arguments import number, whole
 from fusedstep.data._images import Array, Layout, channels_last, generator, images, result
 
 

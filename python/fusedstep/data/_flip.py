@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from fusedstep._arguments import choice
+from fusedstep._common.arguments import choice
 from fusedstep.data._images import Array, Layout, channels_last, generator, images, probability, result
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._arguments import choice, number, whole
-from fusedstep._arrays import as_array, dtype_name
+from fusedstep._common.arguments import choice, number, whole
+from fusedstep._common.arrays import as_array, dtype_name
 
 Array = NDArray[Any]
 #: Which axes the height, the width and the channels are.

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fusedstep._arguments import flag, number, whole
-from fusedstep._arrays import dtype_name
+from fusedstep._common.arguments import flag, number, whole
+from fusedstep._common.arrays import dtype_name
 from fusedstep.data._images import Array, generator, plain_array, result, typed
 from fusedstep.reference.codec import narrowed
 

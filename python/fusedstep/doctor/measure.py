@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._arrays import dtype_name, unmasked
+from fusedstep._common.arrays import dtype_name, unmasked
+from fusedstep._common.sparse import RowSparse
 from fusedstep._core import StepReport
-from fusedstep._sparse import RowSparse
 from fusedstep.doctor.run import finite
 from fusedstep.reference.codec import widened
 

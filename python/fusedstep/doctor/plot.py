@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._files import save_figure
+from fusedstep._common.files import save_figure
 
 #: ‖Δθ‖ / ‖θ‖ of steps that are about right.
 HEALTHY = (1e-4, 1e-2)

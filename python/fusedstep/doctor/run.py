@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._brief import brief_repr
+from fusedstep._common.brief import brief_repr
 
 #: Lists per step that a record's `telemetry` may hold.
 TELEMETRY = (

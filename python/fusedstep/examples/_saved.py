@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._arguments import shown
+from fusedstep._common.arguments import shown
 
 
 class NoRun(Exception):  # noqa: N818

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-from fusedstep._files import write_whole
+from fusedstep._common.files import write_whole
 from fusedstep.curvature._space import plain, require
 from fusedstep.gallery import _style
 

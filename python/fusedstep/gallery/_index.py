@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from fusedstep._files import write_whole
+from fusedstep._common.files import write_whole
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arguments import flag
-from fusedstep._arrays import as_array, dtype_name
-from fusedstep._brief import plural
+from fusedstep._common.arguments import flag
+from fusedstep._common.arrays import as_array, dtype_name
+from fusedstep._common.brief import plural
+from fusedstep._common.structure import Given, Nested, is_array, listed, parse
 from fusedstep._core import StepReport, Structure
-from fusedstep._structure import Given, Nested, is_array, listed, parse
 from fusedstep.optimizers._reading import hyper_parameter, parts_of, real_number, whole_number
 from fusedstep.optimizers._states import load_state, relaid, stored_dtype
 from fusedstep.schedules._base import Schedule

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._arguments import shown
-from fusedstep._arrays import as_array, dtype_name
+from fusedstep._common.arguments import shown
+from fusedstep._common.arrays import as_array, dtype_name
 from fusedstep.reference.codec import widened
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep import _core
-from fusedstep._arrays import bfloat16_dtype, dtype_name, unmasked
+from fusedstep._common.arrays import bfloat16_dtype, dtype_name, unmasked
 from fusedstep.reference.codec import SCALED, decode_8bit, encode_8bit, in_memory_order, narrowed, scale_count, widened
 
 Array = NDArray[Any]

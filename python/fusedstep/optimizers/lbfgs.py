@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fusedstep import _core
-from fusedstep._arguments import flag, shown
-from fusedstep._arrays import as_array, unmasked
-from fusedstep._structure import Nested, listed, parse, refuse_orphans
+from fusedstep._common.arguments import flag, shown
+from fusedstep._common.arrays import as_array, unmasked
+from fusedstep._common.structure import Nested, listed, parse, refuse_orphans
 from fusedstep.optimizers._base import (
     Array,
     LearningRate,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from fusedstep import _core
-from fusedstep._arguments import flag
+from fusedstep._common.arguments import flag
 from fusedstep._core import StepReport
 from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options, _arrays
 from fusedstep.optimizers._reading import parts_of

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._arrays import dtype_name
+from fusedstep._common.arrays import dtype_name
 
 Array = NDArray[Any]
 #: Words of 32 bits.

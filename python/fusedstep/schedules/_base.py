@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from fusedstep._arguments import whole
+from fusedstep._common.arguments import whole
 
 
 class Schedule:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._arguments import whole
-from fusedstep._files import save_figure
+from fusedstep._common.arguments import whole
+from fusedstep._common.files import save_figure
 
 #: Colours of Okabe and Ito, told apart with any colour vision; lines differ in style too.
 _LOOKS = [

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from fusedstep._arguments import shown, whole
+from fusedstep._common.arguments import shown, whole
 from fusedstep.schedules._base import Schedule
 from fusedstep.schedules.combinators import join, scale, warmup
 from fusedstep.schedules.cycles import cosine_warm_restarts, cyclic, one_cycle, warmup_stable_decay

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._arguments import number, rising, whole
+from fusedstep._common.arguments import number, rising, whole
 from fusedstep.schedules._base import Schedule, between
 from fusedstep.schedules.decay import constant
 

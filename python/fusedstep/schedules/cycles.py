@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fusedstep._arguments import choice, flag, number, whole
+from fusedstep._common.arguments import choice, flag, number, whole
 from fusedstep.schedules._base import Schedule, between, cosine_part
 
 

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusedstep._arguments import number, rising, whole
+from fusedstep._common.arguments import number, rising, whole
 from fusedstep.schedules._base import Schedule, between, cosine_part, decayed
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedstep._arguments import choice, number, whole
+from fusedstep._common.arguments import choice, number, whole
 from fusedstep.schedules._base import Schedule
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep._arguments import whole
-from fusedstep._arrays import as_array
+from fusedstep._common.arguments import whole
+from fusedstep._common.arrays import as_array
 from fusedstep.reference.codec import widened
 
 Array = NDArray[Any]
