@@ -3,6 +3,10 @@
 import builtins
 import os
 
+# Before anything loads OpenMP, which reads it once: threads that have nothing to do sleep. Else they spin, and take
+# the processors from the other workers of pytest-xdist and from the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
 
@@ -22,6 +26,12 @@ if os.environ.get("FUSEDSTEP_WITHOUT_ML_DTYPES"):
     builtins.__import__ = without_ml_dtypes
 
 NATIVE = [name for name in fs.runtime.available_isas() if name != "numpy"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """`-n auto`: a worker each processor that may be used, and no more than the memory of a large machine bears."""
+    return min(fs.runtime.num_threads(), 8)
 
 
 @pytest.fixture(params=NATIVE)
