@@ -1,6 +1,9 @@
 """Batch norm: the bits of the reference, float64, gradient checks, torch, errors."""
 
+import base64
 import itertools
+import pickle
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -394,3 +397,29 @@ def test_the_least_eps(dtype, least, training, native):
         fs.batch_norm(x, None, None, *statistics, training=training, eps=least / 2)
     for array, old in zip(statistics, before, strict=True):
         assert (array == old).all()
+
+
+# (BatchStats(4, [2.0], [8.0]), BatchGradSums([1.0], [2.0]), BatchNorm(2, eps=0.5, momentum=None, activation="relu")
+# after the batch [[1, 5], [3, 9]]), pickled while the classes were in `fusedstep._normalization`.
+PICKLED = (
+    b"eNqNUr1rGzEU1zlO7LhuoSQNHTumi6cOHQpOkyGQAw3JHITuTo5EfLpDH25dKKRDSAxvy8v/lz8hY7dWp3PrQsmHQAKh38d7v6eL7u3PDokL"
+    b"3k68FYV1oh4xXZmST9U37lSlEQb73OXyxHFn8Qbf/8BT3E27sKN9Wc9HLK+MGJV+6hQ3hs8RhsyIvNLWGZ+7wID1iETo6aKF3GBKLvEgyfAK"
+    b"j4NYkiaXKPuwXrh5LRpKZ/IRF9ft6xokn5BSevQrrHikxGG2OOi3tZM9DFfZk4NGVQ7/1dz+i3oXUZSKTBJ4GVs6NLw48eWqq6c07sfPcWrr"
+    b"iT6b0YeGPFuP77gLa6K2eDi+WwbfL6tSaOdLpDDMJddaTBn/qiymCQx47tRsOYeuEVOP0Pc6UzwMC6/hlT1XdZiXniitnMAFbLKJ4M4bEfgd"
+    b"2Pgi1Jl0+H/JnXB5HWL+sIpZvnkg5Itxs5umoNtYPyC3v0qARPDQeK2VPmOl4Ppx0h4hdzE2ePGHNOPmSQ75HDlb4YOxrIlaWOYMz89DOiG+"
+    b"XrHsn4avFSunsMEsn4Vn6rMrHP0GTPUT/A=="
+)
+
+
+def test_pickles_from_before_the_package():
+    stats, sums, layer = pickle.loads(zlib.decompress(base64.b64decode(PICKLED)))
+    assert type(stats) is fs.BatchStats
+    assert (stats.count, stats.mean.tolist(), stats.m2.tolist()) == (4, [2.0], [8.0])
+    assert type(sums) is fs.BatchGradSums
+    assert (sums.dy.tolist(), sums.dy_d.tolist()) == ([1.0], [2.0])
+    assert type(layer) is fs.BatchNorm
+    # Unbiased: deviations of 1 and 2 from the mean, each in two values.
+    assert (layer.running_mean.tolist(), layer.running_var.tolist()) == ([2.0, 7.0], [2.0, 8.0])
+    assert (layer.eps, layer.momentum, layer.activation, layer.num_batches_tracked) == (0.5, None, "relu", 1)
+    y = layer.forward(np.array([[2.0, 7.0]], F), training=False)
+    assert y.tolist() == [[0.0, 0.0]]

@@ -1,5 +1,7 @@
 """Dropout: Philox's published vectors, the bits of the reference, the share that is kept, errors."""
 
+import importlib.util
+import inspect
 import math
 
 import ml_dtypes
@@ -211,3 +213,10 @@ def test_stochastic_depth_errors():
         fs.stochastic_depth(np.ones((2, 2), F), 0.5, seed=0, residual=np.ones((2, 3), F))
     with pytest.raises(ValueError, match=r"p: expected a number in \[0, 1\)"):
         fs.stochastic_depth(np.ones((2, 2), F), 1.0, seed=0)
+
+
+def test_no_module_takes_the_name_of_a_function():
+    """Importing `fusedstep.dropout` as a module would put it in the place of the function."""
+    functions = [name for name in fs.__all__ if not inspect.ismodule(getattr(fs, name))]
+    assert "dropout" in functions
+    assert [name for name in functions if importlib.util.find_spec(f"fusedstep.{name}")] == []

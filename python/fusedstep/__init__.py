@@ -10,16 +10,16 @@ from fusedstep._common.arrays import bfloat16
 from fusedstep._common.sparse import RowSparse
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
-from fusedstep._dropout import drop_connect, dropout, dropout_backward, stochastic_depth
 from fusedstep._early_stopping import EarlyStopping
-from fusedstep._losses import (
+from fusedstep.curvature import lr_range_test
+from fusedstep.losses import (
     log_softmax,
     mean_squared_error,
     sigmoid_binary_cross_entropy,
     softmax,
     softmax_cross_entropy,
 )
-from fusedstep._normalization import (
+from fusedstep.normalization import (
     BatchGradSums,
     BatchNorm,
     BatchStats,
@@ -33,7 +33,6 @@ from fusedstep._normalization import (
     merge_stats,
     update_running_stats,
 )
-from fusedstep.curvature import lr_range_test
 from fusedstep.optimizers import (
     ADOPT,
     ASGD,
@@ -63,6 +62,7 @@ from fusedstep.optimizers import (
     ScheduleFreeAdamW,
     SparseAdam,
 )
+from fusedstep.regularization import drop_connect, dropout, dropout_backward, stochastic_depth
 
 __all__ = [
     "ADOPT",

@@ -33,8 +33,8 @@ from fusedstep._common.arguments import shown, whole
 from fusedstep._common.arrays import bfloat16_dtype, dtype_name, unmasked
 from fusedstep._common.brief import brief, plural
 from fusedstep._common.files import replacing as _replacing
-from fusedstep._normalization import BatchNorm
 from fusedstep._ties import View, in_memory, place, ties
+from fusedstep.normalization import BatchNorm
 from fusedstep.optimizers import LBFGS, Optimizer
 from fusedstep.schedules._base import Schedule
 from fusedstep.schedules._saving import Table, assemble, can_save

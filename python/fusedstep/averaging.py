@@ -12,9 +12,9 @@ import numpy as np
 
 from fusedstep import _core
 from fusedstep._common.arguments import flag, number, whole
-from fusedstep._normalization import BatchNorm
 from fusedstep._snapshots import SnapshotEnsemble, ensemble_predict
 from fusedstep._weights import FLOATS, Array, Guest, Structure, Weights, check_keys, kept
+from fusedstep.normalization import BatchNorm
 from fusedstep.reference.codec import narrowed, widened
 
 __all__ = ["EMA", "SWA", "SnapshotEnsemble", "ensemble_predict", "recompute_batch_norm"]
