@@ -1,7 +1,9 @@
 """A rule is in every place that CONTRIBUTING.md lists, or a test here says which one is missing."""
 
+import ast
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import fusedstep as fs
 from cases import CASES
 from fusedstep import _core, optimizers
 from fusedstep.optimizers import REGISTRY, Optimizer
+from fusedstep.reference.rules import RULES as EQUATIONS
 
 ROOT = Path(__file__).parents[1]
 RULES = _core.rules()
@@ -34,6 +37,7 @@ def places():
         "1. cpp/rules/NAME.h": files,
         "2. cpp/rules/list.h, its include": included,
         "2. cpp/rules/list.h, the list": set(RULES),
+        "3. python/fusedstep/reference/rules/NAME.py": set(EQUATIONS),
         "3. python/fusedstep/optimizers/NAME.py": modules,
         "4. python/fusedstep/optimizers/__init__.py, REGISTRY": set(REGISTRY),
         "4. python/fusedstep/optimizers/__init__.py, __all__": {named.get(name) for name in optimizers.__all__}
@@ -61,6 +65,30 @@ def test_rules_have_names_of_their_own():
     assert len({optimizer.rule for optimizer in classes}) == len(classes) == len(REGISTRY)
 
 
+def test_classes_have_no_equations():
+    """They are the reference's, and no public names."""
+    shown = {name: set(dir(optimizer)) - set(dir(Optimizer)) for name, optimizer in REGISTRY.items()}
+    equations = {name for module in EQUATIONS.values() for name, value in vars(module).items() if callable(value)}
+    assert equations >= {"coefficients", "direction", "update", "measure", "settle", "share", "weigh", "rate"}
+    assert {name: names & equations for name, names in shown.items() if names & equations} == {}
+
+
+def test_the_reference_imports_numpy_and_what_all_share():
+    """It is the specification: whoever reads it needs nothing of the library around it."""
+    allowed = {*sys.stdlib_module_names, "numpy"}
+    packages = ("fusedstep.reference", "fusedstep._common")
+    imported = set()
+    for path in (ROOT / "python/fusedstep/reference").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, path
+                imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert [name for name in imported if name.split(".")[0] not in allowed and not name.startswith(packages)] == []
+    assert any(name.startswith("fusedstep._common") for name in imported)
+
+
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule in REGISTRY and rule in CASES])
 class TestEveryRule:
     def test_is_exported(self, rule):
@@ -72,7 +100,7 @@ class TestEveryRule:
         assert parameters == ["params", *RULES[rule]["hypers"], "options"]
 
     def test_reference_takes_the_native_states_and_scalars(self, rule):
-        reference = REGISTRY[rule]
+        reference = EQUATIONS[rule]
         update = getattr(reference, "direction", None) or reference.update
         assert list(inspect.signature(update).parameters) == ["h", "c", "g", "p", *RULES[rule]["states"]]
         scalars = ["scalars"] if RULES[rule]["scalars"] else []

@@ -1,4 +1,4 @@
-"""The optimizers: one file each, with its hyper-parameters, documentation and NumPy reference."""
+"""The optimizers: one file each, with its hyper-parameters and documentation."""
 
 from fusedstep.optimizers._base import OPTIONS, Optimizer, Options
 from fusedstep.optimizers.adadelta import Adadelta

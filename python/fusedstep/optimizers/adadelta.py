@@ -2,9 +2,7 @@
 
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class Adadelta(Optimizer):
@@ -64,16 +62,3 @@ class Adadelta(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        return {"lr": h.lr, "rho": h.rho, "rest": 1.0 - h.rho, "eps": h.eps}
-
-    @staticmethod
-    def direction(h: Any, c: Any, g: Array, p: Array, square_avg: Array, acc_delta: Array) -> Array:
-        """What is taken off the parameter; the states move on."""
-        square_avg[...] = c.rho * square_avg + c.rest * (g * g)
-        delta = np.sqrt((acc_delta + c.eps) / (square_avg + c.eps)) * g
-        acc_delta[...] = c.rho * acc_delta + c.rest * (delta * delta)
-        return c.lr * delta

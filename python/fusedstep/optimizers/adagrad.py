@@ -2,9 +2,7 @@
 
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class Adagrad(Optimizer):
@@ -71,16 +69,3 @@ class Adagrad(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        return {"lr": h.lr / (1.0 + (step - 1) * h.lr_decay), "eps": h.eps, "to_mean": 1.0 / step}
-
-    @staticmethod
-    def direction(h: Any, c: Any, g: Array, p: Array, sum: Array) -> Array:  # noqa: A002
-        """What is taken off the parameter; the states move on."""
-        sum[...] = sum + g * g
-        if h.accumulator == "mean":
-            return c.lr * (g / (np.sqrt(sum * c.to_mean) + c.eps))
-        return c.lr * (g / (np.sqrt(sum) + c.eps))

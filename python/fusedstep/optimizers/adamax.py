@@ -2,10 +2,7 @@
 
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.reference.power import integer_power
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class Adamax(Optimizer):
@@ -64,22 +61,3 @@ class Adamax(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        beta1, beta2 = h.betas
-        return {
-            "beta1": beta1,
-            "rest1": 1.0 - beta1,
-            "beta2": beta2,
-            "eps": h.eps,
-            "step_size": h.lr / (1.0 - integer_power(beta1, step)),
-        }
-
-    @staticmethod
-    def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_inf: Array) -> Array:
-        """What is taken off the parameter; the states move on."""
-        exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
-        exp_inf[...] = np.maximum(c.beta2 * exp_inf, np.abs(g) + c.eps)
-        return c.step_size * (exp_avg / exp_inf)

@@ -1,10 +1,8 @@
 """Adam with decoupled weight decay."""
 
-from types import SimpleNamespace
 from typing import Any, ClassVar, Unpack
 
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.optimizers.adam import Adam
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class AdamW(Optimizer):
@@ -67,15 +65,3 @@ class AdamW(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        return Adam.coefficients(SimpleNamespace(**vars(h), decoupled_weight_decay=True), step, first)
-
-    @staticmethod
-    def direction(
-        h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None
-    ) -> Array:
-        """What is taken off the parameter after its decay; the states move on."""
-        return Adam.direction(h, c, g, p, exp_avg, exp_avg_sq, max_exp_avg_sq)

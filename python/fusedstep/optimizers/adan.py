@@ -1,12 +1,8 @@
 """Adaptive Nesterov momentum."""
 
-from math import sqrt
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.reference.power import integer_power
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class Adan(Optimizer):
@@ -66,36 +62,3 @@ class Adan(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        beta1, beta2, beta3 = h.betas
-        return {
-            "beta1": beta1,
-            "rest1": 1.0 - beta1,
-            "beta2": beta2,
-            "rest2": 1.0 - beta2,
-            "beta3": beta3,
-            "rest3": 1.0 - beta3,
-            "to_n_hat": 1.0 / sqrt(1.0 - integer_power(beta3, step)),
-            "eps": h.eps,
-            "of_avg": h.lr / (1.0 - integer_power(beta1, step)),
-            "of_diff": h.lr * beta2 / (1.0 - integer_power(beta2, step)),
-            "shrink": 1.0 / (1.0 + h.lr * h.weight_decay),
-            "seen": 0.0 if first else 1.0,
-        }
-
-    @staticmethod
-    def update(
-        h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_diff: Array, exp_avg_sq: Array, pre_grad: Array
-    ) -> None:
-        """The equations in place, on arrays."""
-        diff = g - pre_grad if c.seen else np.zeros_like(g)
-        ahead = g + c.beta2 * diff
-        exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
-        exp_avg_diff[...] = c.beta2 * exp_avg_diff + c.rest2 * diff
-        exp_avg_sq[...] = c.beta3 * exp_avg_sq + c.rest3 * (ahead * ahead)
-        pre_grad[...] = g
-        scale = np.sqrt(exp_avg_sq) * c.to_n_hat + c.eps
-        p[...] = c.shrink * (p - (c.of_avg * exp_avg + c.of_diff * exp_avg_diff) / scale)

@@ -1,13 +1,8 @@
 """AdamW with a second, far slower average of the gradients."""
 
-from math import sqrt
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.reference.maths import blend
-from fusedstep.reference.power import integer_power, real_exp, real_log
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class AdEMAMix(Optimizer):
@@ -75,38 +70,3 @@ class AdEMAMix(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        beta1, beta2, beta3 = h.betas
-        alpha = h.alpha
-        if h.t_alpha is not None and step < h.t_alpha:
-            alpha = step * h.alpha / h.t_alpha
-        if h.t_beta3 is not None and step < h.t_beta3:
-            part, log1, log3 = step / h.t_beta3, real_log(beta1), real_log(beta3)
-            beta3 = min(real_exp(log1 * log3 / ((1.0 - part) * log3 + part * log1)), beta3)
-        return {
-            "beta1": beta1,
-            "rest1": 1.0 - beta1,
-            "beta2": beta2,
-            "rest2": 1.0 - beta2,
-            "rest3": 1.0 - beta3,
-            "alpha": alpha,
-            "to_m_hat": 1.0 / (1.0 - integer_power(beta1, step)),
-            "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
-            "eps": h.eps,
-            "lr": h.lr,
-            "keep": 1.0 - h.lr * h.weight_decay,
-        }
-
-    @staticmethod
-    def direction(
-        h: Any, c: Any, g: Array, p: Array, exp_avg_fast: Array, exp_avg_sq: Array, exp_avg_slow: Array
-    ) -> Array:
-        """What is taken off the parameter; the states move on."""
-        exp_avg_fast[...] = c.beta1 * exp_avg_fast + c.rest1 * g
-        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
-        exp_avg_slow[...] = blend(exp_avg_slow, g, c.rest3)
-        mixed = exp_avg_fast * c.to_m_hat + c.alpha * exp_avg_slow
-        return c.lr * (mixed / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps))

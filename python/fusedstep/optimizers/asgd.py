@@ -2,9 +2,7 @@
 
 from typing import Any, ClassVar, Unpack
 
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.reference.maths import blend
-from fusedstep.reference.power import real_power
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class ASGD(Optimizer):
@@ -67,17 +65,3 @@ class ASGD(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
-        """What depends on the step alone, in double; moves the scalars on."""
-        eta, mu = scalars.eta, scalars.mu
-        scalars.eta = h.lr / real_power(1.0 + h.lambd * h.lr * step, h.alpha)
-        scalars.mu = 1.0 / max(1.0, step - h.t0)
-        return {"shrink": 1.0 - h.lambd * eta, "eta": eta, "mu": mu}
-
-    @staticmethod
-    def update(h: Any, c: Any, g: Array, p: Array, ax: Array) -> None:
-        """The equations in place, on arrays."""
-        p[...] = c.shrink * p - c.eta * g
-        ax[...] = p if c.mu == 1 else blend(ax, p, c.mu)

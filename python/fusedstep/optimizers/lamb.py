@@ -1,12 +1,8 @@
 """Adam with a step per tensor in proportion to its norm, for large batches."""
 
-from math import sqrt
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.reference.power import integer_power
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class LAMB(Optimizer):
@@ -45,7 +41,6 @@ class LAMB(Optimizer):
     """
 
     rule: ClassVar[str] = "lamb"
-    norms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -66,43 +61,3 @@ class LAMB(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        beta1, beta2 = h.betas
-        return {
-            "beta1": beta1,
-            "rest1": 1.0 - beta1,
-            "beta2": beta2,
-            "rest2": 1.0 - beta2,
-            "to_m_hat": 1.0 / (1.0 - integer_power(beta1, step)),
-            "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
-            "eps": h.eps,
-            "weight_decay": h.weight_decay,
-        }
-
-    @staticmethod
-    def adapted(c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-        """The u of the equations; the states move on."""
-        exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
-        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
-        u: Array = exp_avg * c.to_m_hat / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p
-        return u
-
-    @staticmethod
-    def measure(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> list[tuple[Array, Array]]:
-        """‖p‖² and ‖u‖², as factors of their terms; may write into the states, which are copies."""
-        u = LAMB.adapted(c, g, p, exp_avg, exp_avg_sq)
-        return [(p, p), (u, u)]
-
-    @staticmethod
-    def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, float]:
-        """The coefficients that wait for the norms."""
-        ratio = norms[0] / norms[1] if norms[0] > 0.0 and norms[1] > 0.0 else 1.0
-        return {"step_size": h.lr * ratio}
-
-    @staticmethod
-    def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-        """What is taken off the parameter; the states move on."""
-        return c.step_size * LAMB.adapted(c, g, p, exp_avg, exp_avg_sq)

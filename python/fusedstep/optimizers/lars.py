@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Unpack
 
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class LARS(Optimizer):
@@ -44,7 +44,6 @@ class LARS(Optimizer):
     """
 
     rule: ClassVar[str] = "lars"
-    norms: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -71,38 +70,3 @@ class LARS(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        return {
-            "lr": h.lr,
-            "momentum": h.momentum,
-            "gain": 1.0 if first else 1.0 - h.dampening,
-            "weight_decay": h.weight_decay,
-        }
-
-    @staticmethod
-    def measure(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> list[tuple[Array, Array]]:
-        """‖p‖² and ‖g‖², as factors of their terms."""
-        return [(p, p), (g, g)]
-
-    @staticmethod
-    def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, float]:
-        """The coefficients that wait for the norms."""
-        p_norm, g_norm = norms
-        ratio = 1.0
-        if p_norm > 0.0 and g_norm > 0.0:
-            ratio = h.trust_coefficient * p_norm / (g_norm + h.weight_decay * p_norm + h.eps)
-        return {"ratio": ratio}
-
-    @staticmethod
-    def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> Array:
-        """What is taken off the parameter; the states move on."""
-        scaled = c.ratio * (g + c.weight_decay * p)
-        if momentum_buffer is None:
-            return c.lr * scaled
-        momentum_buffer[...] = c.momentum * momentum_buffer + c.gain * scaled
-        if h.nesterov:
-            return c.lr * (scaled + c.momentum * momentum_buffer)
-        return c.lr * momentum_buffer

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Unpack
 
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class Momentum(Optimizer):
@@ -62,18 +62,3 @@ class Momentum(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        return {"lr": h.lr, "momentum": h.momentum, "ahead": 1.0 + h.momentum}
-
-    @staticmethod
-    def update(h: Any, c: Any, g: Array, p: Array, velocity: Array) -> None:
-        """The equations in place, on arrays."""
-        before = velocity.copy()
-        velocity[...] = c.momentum * velocity - c.lr * g
-        if h.nesterov:
-            p[...] = p - c.momentum * before + c.ahead * velocity
-        else:
-            p[...] = p + velocity

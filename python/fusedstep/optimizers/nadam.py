@@ -1,12 +1,8 @@
 """Adam with Nesterov's momentum, on a schedule."""
 
-from math import sqrt
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.reference.power import integer_power, real_power
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class NAdam(Optimizer):
@@ -72,29 +68,3 @@ class NAdam(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
-        """What depends on the step alone, in double; moves the scalars on."""
-        beta1, beta2 = h.betas
-        mu, mu_next = (beta1 * (1.0 - 0.5 * real_power(0.96, t * h.momentum_decay)) for t in (step, step + 1))
-        scalars.mu_product = product = scalars.mu_product * mu
-        return {
-            "beta1": beta1,
-            "rest1": 1.0 - beta1,
-            "beta2": beta2,
-            "rest2": 1.0 - beta2,
-            "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
-            "eps": h.eps,
-            "of_grad": h.lr * (1.0 - mu) / (1.0 - product),
-            "of_exp_avg": h.lr * mu_next / (1.0 - product * mu_next),
-            "keep": 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay else 1.0,
-        }
-
-    @staticmethod
-    def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-        """What is taken off the parameter; the states move on."""
-        exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
-        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
-
-        return (c.of_grad * g + c.of_exp_avg * exp_avg) / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps)

@@ -1,12 +1,8 @@
 """Adam that finds its learning rate: lr only scales it."""
 
-from math import sqrt
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.reference.power import integer_power
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class Prodigy(Optimizer):
@@ -86,68 +82,3 @@ class Prodigy(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
-        """What depends on the step alone, in double; moves the scalars on."""
-        beta1, beta2 = h.betas
-        d, d_lr = scalars.d, scalars.d * Prodigy.rate(h, step)
-        return {
-            "beta1": beta1,
-            "of_g": d * (1.0 - beta1),
-            "beta2": beta2,
-            "of_square": d * d * (1.0 - beta2),
-            "beta3": sqrt(beta2) if h.beta3 is None else h.beta3,
-            "to_s": d / h.d0 * (d if h.safeguard_warmup else d_lr),
-            "step_size": d_lr,
-            "keep": 1.0 - d_lr * h.weight_decay,
-        }
-
-    @staticmethod
-    def rate(h: Any, step: int) -> float:
-        """The learning rate, bias correction included."""
-        if not h.use_bias_correction:
-            return float(h.lr)
-        beta1, beta2 = h.betas
-        return float(h.lr * sqrt(1.0 - integer_power(beta2, step)) / (1.0 - integer_power(beta1, step)))
-
-    @staticmethod
-    def measure(
-        h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, s: Array, p0: Array
-    ) -> list[tuple[Array, Array]]:
-        """⟨g, p0 − p⟩ and ‖s‖₁, as factors of their terms."""
-        return [(g, p0 - p), (np.abs(c.beta3 * s + c.to_s * g), np.ones_like(p))]
-
-    @staticmethod
-    def weigh(h: Any, step: int, shared: dict[str, float], sums: list[float]) -> None:
-        """What the sums of one tensor count for in the total."""
-        sums[0] = shared["d"] / h.d0 * (shared["d"] * Prodigy.rate(h, step)) * sums[0]
-        if h.lr == 0.0:
-            sums[1] = 0.0
-
-    @staticmethod
-    def share(h: Any, totals: list[float], shared: dict[str, float]) -> None:
-        """Moves d on, for all tensors."""
-        if not totals[1] > 0.0:
-            return
-        beta3 = sqrt(h.betas[1]) if h.beta3 is None else h.beta3
-        shared["d_numerator"] = beta3 * shared["d_numerator"] + totals[0]
-        d_hat = h.d_coef * shared["d_numerator"] / totals[1]
-        d = shared["d"]
-        if d == h.d0:
-            d = max(d, d_hat)
-        shared["d_max"] = max(shared["d_max"], d_hat)
-        shared["d"] = min(shared["d_max"], d * h.growth_rate)
-
-    @staticmethod
-    def settle(h: Any, sums: list[float], shared: dict[str, float]) -> dict[str, float]:
-        """The coefficients that wait for the sums."""
-        return {"eps": shared["d"] * h.eps}
-
-    @staticmethod
-    def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, s: Array, p0: Array) -> Array:
-        """What is taken off the parameter; the states move on."""
-        exp_avg[...] = c.beta1 * exp_avg + c.of_g * g
-        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.of_square * (g * g)
-        s[...] = c.beta3 * s + c.to_s * g
-        return c.step_size * (exp_avg / (np.sqrt(exp_avg_sq) + c.eps))

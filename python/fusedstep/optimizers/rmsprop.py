@@ -2,9 +2,7 @@
 
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class RMSprop(Optimizer):
@@ -71,31 +69,3 @@ class RMSprop(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        return {"lr": h.lr, "alpha": h.alpha, "rest": 1.0 - h.alpha, "eps": h.eps, "momentum": h.momentum}
-
-    @staticmethod
-    def direction(
-        h: Any,
-        c: Any,
-        g: Array,
-        p: Array,
-        square_avg: Array,
-        momentum_buffer: Array | None = None,
-        grad_avg: Array | None = None,
-    ) -> Array:
-        """What is taken off the parameter; the states move on."""
-        square_avg[...] = c.alpha * square_avg + c.rest * (g * g)
-        variance = square_avg
-        if grad_avg is not None:
-            grad_avg[...] = c.alpha * grad_avg + c.rest * g
-            variance = square_avg - grad_avg * grad_avg
-            variance = np.where(variance < 0, np.zeros_like(variance), variance)
-        scaled = g / (np.sqrt(variance) + c.eps)
-        if momentum_buffer is not None:
-            momentum_buffer[...] = c.momentum * momentum_buffer + scaled
-            scaled = momentum_buffer
-        return c.lr * scaled

@@ -2,10 +2,7 @@
 
 from typing import Any, ClassVar, Unpack
 
-import numpy as np
-
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options
-from fusedstep.reference.maths import sign
+from fusedstep.optimizers._base import LearningRate, Optimizer, Options
 
 
 class Rprop(Optimizer):
@@ -65,22 +62,3 @@ class Rprop(Optimizer):
             },
             options,
         )
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-        """What depends on the step alone, in double."""
-        return {
-            "eta_minus": h.etas[0],
-            "eta_plus": h.etas[1],
-            "step_min": h.step_sizes[0],
-            "step_max": h.step_sizes[1],
-        }
-
-    @staticmethod
-    def direction(h: Any, c: Any, g: Array, p: Array, prev: Array, step_size: Array) -> Array:
-        """What is taken off the parameter; the states move on."""
-        agreement = g * prev
-        factor = np.where(agreement > 0, c.eta_plus, np.where(agreement < 0, c.eta_minus, p.dtype.type(1)))
-        step_size[...] = np.minimum(np.maximum(step_size * factor, c.step_min), c.step_max)
-        prev[...] = np.where(agreement < 0, p.dtype.type(0), g)
-        return sign(prev) * step_size

@@ -1,7 +1,6 @@
 """AdamW that needs no schedule: it averages its iterates."""
 
 from collections.abc import Mapping
-from math import sqrt
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
@@ -13,7 +12,6 @@ from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options, 
 from fusedstep.optimizers._reading import parts_of
 from fusedstep.reference.codec import narrowed, widened
 from fusedstep.reference.maths import blend
-from fusedstep.reference.power import integer_power, real_power
 from fusedstep.reference.step import Writes, plain
 
 
@@ -149,31 +147,3 @@ class ScheduleFreeAdamW(Optimizer):
         training = flag(state_dict.get("train_mode", True), "state_dict['train_mode']")
         super().load_state_dict(state_dict, hypers=hypers)
         self._training = training
-
-    @staticmethod
-    def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
-        """What depends on the step alone, in double; moves the scalars on."""
-        beta1, beta2 = h.betas
-        lr = h.lr * (step / h.warmup_steps) if step < h.warmup_steps else h.lr
-        scalars.lr_max = max(lr, scalars.lr_max)
-        weight = real_power(step, h.r) * real_power(scalars.lr_max, h.weight_lr_power)
-        scalars.weight_sum = scalars.weight_sum + weight
-        part = weight / scalars.weight_sum if scalars.weight_sum > 0.0 else 0.0
-        return {
-            "beta2": beta2,
-            "rest2": 1.0 - beta2,
-            "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
-            "eps": h.eps,
-            "weight_decay": h.weight_decay,
-            "weight": part,
-            "step_y": lr * (1.0 - beta1 * (1.0 - part)),
-            "step_z": lr,
-        }
-
-    @staticmethod
-    def update(h: Any, c: Any, g: Array, p: Array, z: Array, exp_avg_sq: Array) -> None:
-        """The equations in place, on arrays."""
-        exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
-        u = g / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p
-        p[...] = blend(p, z, c.weight) - c.step_y * u
-        z[...] = z - c.step_z * u

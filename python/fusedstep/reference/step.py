@@ -18,6 +18,7 @@ from fusedstep.reference.codec import (
     widened,
 )
 from fusedstep.reference.maths import norm_parts
+from fusedstep.reference.rules import RULES
 from fusedstep.reference.sums import in_range, pair_sums, scaled_to_one, strip_sums
 
 Array = NDArray[Any]
@@ -45,13 +46,11 @@ def compute(
     Writes to no array. Gives what each is to hold, for whatever is raised here must leave them all as they are; and,
     per tensor, the sums that telemetry is made of, None without it.
     """
-    from fusedstep.optimizers import REGISTRY  # the rules import their reference maths from this package
-
-    optimizer: Any = REGISTRY[rule]
+    equations: Any = RULES[rule]
     with np.errstate(all="ignore"):
-        prepared = [prepare(optimizer, tensor, shared) for tensor in tensors]
-        measure(optimizer, prepared, shared)
-        sums = [update(optimizer, t, telemetry) for t in prepared]
+        prepared = [prepare(equations, tensor, shared) for tensor in tensors]
+        measure(equations, prepared, shared)
+        sums = [update(equations, t, telemetry) for t in prepared]
         return [pair for t in prepared for pair in stored(t)], sums
 
 
@@ -60,7 +59,7 @@ def plain(array: Array) -> Array:
     return np.atleast_1d(np.asarray(array))
 
 
-def prepare(optimizer: Any, tensor: dict[str, Any], shared: dict[str, float]) -> SimpleNamespace:
+def prepare(equations: Any, tensor: dict[str, Any], shared: dict[str, float]) -> SimpleNamespace:
     """The coefficients, in double; and copies of the parameter and its states in the dtype of the arithmetic."""
     t = SimpleNamespace(**tensor)
     t.h = SimpleNamespace(**t.hypers)
@@ -68,7 +67,7 @@ def prepare(optimizer: Any, tensor: dict[str, Any], shared: dict[str, float]) ->
     if shared or t.scalars:
         scalars = SimpleNamespace(**(shared or t.scalars))
         arguments.append(scalars)
-    t.coefficients = optimizer.coefficients(*arguments)
+    t.coefficients = equations.coefficients(*arguments)
     if t.scalars:
         tensor["scalars"].update(vars(scalars))
     t.stored = t.param
@@ -148,45 +147,45 @@ def pieces(t: SimpleNamespace) -> tuple[Array, Array, dict[str, Array]]:
     return gradient_stage(t.grad, p, t.grad_factor, t.decay), p, states
 
 
-def measure(optimizer: Any, tensors: list[SimpleNamespace], shared: dict[str, float]) -> None:
+def measure(equations: Any, tensors: list[SimpleNamespace], shared: dict[str, float]) -> None:
     """The sums over whole tensors that a rule, or a cautious mask, needs before the update, and what follows."""
     totals = [0.0, 0.0]
     for t in tensors:
         g, p, states = pieces(t)
         if t.cautious:
             states = {name: state.copy(order="K") for name, state in states.items()}
-            with_grad = optimizer.direction(t.h, coefficients_of(t), g, p, **states) * g > 0
+            with_grad = equations.direction(t.h, coefficients_of(t), g, p, **states) * g > 0
             t.scale = p.size / (float(np.count_nonzero(with_grad)) + 1.0)
-        if hasattr(optimizer, "measure"):
+        if hasattr(equations, "measure"):
             states = {name: state.copy(order="K") for name, state in states.items()}
-            terms = optimizer.measure(t.h, coefficients_of(t), g, p, **states)
+            terms = equations.measure(t.h, coefficients_of(t), g, p, **states)
             t.sums = [sum_of_products(a, b, t.rows is not None) for a, b in terms]
-            if getattr(optimizer, "norms", False):
+            if getattr(equations, "norms", False):
                 t.sums = [norm_of(total, a) for total, (a, _) in zip(t.sums, terms, strict=True)]
             if shared:
-                optimizer.weigh(t.h, t.step, shared, t.sums)
+                equations.weigh(t.h, t.step, shared, t.sums)
                 totals = [total + value for total, value in zip(totals, t.sums, strict=True)]
     if shared and tensors:
-        optimizer.share(tensors[0].h, totals, shared)
-    if hasattr(optimizer, "settle"):
+        equations.share(tensors[0].h, totals, shared)
+    if hasattr(equations, "settle"):
         for t in tensors:
-            t.coefficients |= optimizer.settle(t.h, t.sums, shared)
+            t.coefficients |= equations.settle(t.h, t.sums, shared)
 
 
-def update(optimizer: Any, t: SimpleNamespace, telemetry: bool) -> list[Ranged] | None:
+def update(equations: Any, t: SimpleNamespace, telemetry: bool) -> list[Ranged] | None:
     """The rule and what comes after it; with telemetry, its sums."""
     g, p, states = pieces(t)
     before = p.copy(order="K")
     c = coefficients_of(t)
-    if hasattr(optimizer, "direction"):
-        move = optimizer.direction(t.h, c, g, p, **states)
+    if hasattr(equations, "direction"):
+        move = equations.direction(t.h, c, g, p, **states)
         if t.cautious:
             move = np.where(move * g > 0, p.dtype.type(t.scale) * move, p.dtype.type(0))
         if hasattr(c, "keep"):
             p[...] = c.keep * p
         p[...] = p - move
     else:
-        optimizer.update(t.h, c, g, p, **states)
+        equations.update(t.h, c, g, p, **states)
     if t.rows is not None:
         t.param[t.rows] = p
         for name, state in states.items():
@@ -237,13 +236,11 @@ def measured_again(
 
 def norms_again(rule: str, tensor: dict[str, Any], shared: dict[str, float]) -> list[float]:
     """The norms that a rule settles from."""
-    from fusedstep.optimizers import REGISTRY
-
-    optimizer: Any = REGISTRY[rule]
+    equations: Any = RULES[rule]
     with np.errstate(all="ignore"):
-        t = prepare(optimizer, tensor, shared)
+        t = prepare(equations, tensor, shared)
         g, p, states = pieces(t)
-        terms = optimizer.measure(t.h, coefficients_of(t), g, p, **states)
+        terms = equations.measure(t.h, coefficients_of(t), g, p, **states)
         return [norm_of(sum_of_products(a, b, t.rows is not None), a) for a, b in terms]
 
 

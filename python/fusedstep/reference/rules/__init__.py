@@ -1,0 +1,27 @@
+"""The equations of the optimizers: one module a rule, each beside its `cpp/rules/NAME.h`.
+
+`h` holds the hyper-parameters, `c` the coefficients in the dtype of the arithmetic, `g` the gradient after its stage,
+`p` the parameter; states follow, None where these hyper-parameters need none. A module has
+
+- `coefficients(h, step, first)`: the coefficients of a step, in double; `first` says that the states are fresh. With
+  `scalars` as a fourth argument where the rule has numbers that go on from step to step, which it moves on;
+- `direction(h, c, g, p, *states)`: moves the states on and returns what is taken off the parameter, after its decay
+  (`c.keep`); or `update(h, c, g, p, *states)`, which writes the parameter too, where the rule is not of that form.
+
+Where a rule needs sums over whole tensors first, it also has
+
+- `measure(h, c, g, p, *states)`: the sums, as pairs of arrays whose products are added up. The states are copies;
+- `norms`: True where the roots of these sums are what follows;
+- `weigh(h, step, shared, sums)` and `share(h, totals, shared)`: for scalars that all tensors share, what one tensor's
+  sums add to the totals, and how these move the scalars on;
+- `settle(h, sums, shared)`: the coefficients that follow.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+#: Every module of this package, by its name, which is the rule's.
+RULES: dict[str, ModuleType] = {
+    module.name: importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
+}

@@ -1,0 +1,20 @@
+"""The equations of `fusedstep.Adadelta`, as in `cpp/rules/adadelta.h`."""
+
+from typing import Any
+
+import numpy as np
+
+from fusedstep.reference.maths import Array
+
+
+def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+    """What depends on the step alone, in double."""
+    return {"lr": h.lr, "rho": h.rho, "rest": 1.0 - h.rho, "eps": h.eps}
+
+
+def direction(h: Any, c: Any, g: Array, p: Array, square_avg: Array, acc_delta: Array) -> Array:
+    """What is taken off the parameter; the states move on."""
+    square_avg[...] = c.rho * square_avg + c.rest * (g * g)
+    delta = np.sqrt((acc_delta + c.eps) / (square_avg + c.eps)) * g
+    acc_delta[...] = c.rho * acc_delta + c.rest * (delta * delta)
+    return c.lr * delta

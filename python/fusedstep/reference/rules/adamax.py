@@ -1,0 +1,27 @@
+"""The equations of `fusedstep.Adamax`, as in `cpp/rules/adamax.h`."""
+
+from typing import Any
+
+import numpy as np
+
+from fusedstep.reference.maths import Array
+from fusedstep.reference.power import integer_power
+
+
+def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+    """What depends on the step alone, in double."""
+    beta1, beta2 = h.betas
+    return {
+        "beta1": beta1,
+        "rest1": 1.0 - beta1,
+        "beta2": beta2,
+        "eps": h.eps,
+        "step_size": h.lr / (1.0 - integer_power(beta1, step)),
+    }
+
+
+def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_inf: Array) -> Array:
+    """What is taken off the parameter; the states move on."""
+    exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
+    exp_inf[...] = np.maximum(c.beta2 * exp_inf, np.abs(g) + c.eps)
+    return c.step_size * (exp_avg / exp_inf)

@@ -1,0 +1,52 @@
+"""The equations of `fusedstep.LAMB`, as in `cpp/rules/lamb.h`."""
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from fusedstep.reference.maths import Array
+from fusedstep.reference.power import integer_power
+
+#: The sums are of squares, and their roots are what `settle` takes.
+norms = True
+
+
+def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+    """What depends on the step alone, in double."""
+    beta1, beta2 = h.betas
+    return {
+        "beta1": beta1,
+        "rest1": 1.0 - beta1,
+        "beta2": beta2,
+        "rest2": 1.0 - beta2,
+        "to_m_hat": 1.0 / (1.0 - integer_power(beta1, step)),
+        "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
+        "eps": h.eps,
+        "weight_decay": h.weight_decay,
+    }
+
+
+def adapted(c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
+    """The u of the equations; the states move on."""
+    exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
+    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+    u: Array = exp_avg * c.to_m_hat / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p
+    return u
+
+
+def measure(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> list[tuple[Array, Array]]:
+    """‖p‖² and ‖u‖², as factors of their terms; may write into the states, which are copies."""
+    u = adapted(c, g, p, exp_avg, exp_avg_sq)
+    return [(p, p), (u, u)]
+
+
+def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, float]:
+    """The coefficients that wait for the norms."""
+    ratio = norms[0] / norms[1] if norms[0] > 0.0 and norms[1] > 0.0 else 1.0
+    return {"step_size": h.lr * ratio}
+
+
+def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
+    """What is taken off the parameter; the states move on."""
+    return c.step_size * adapted(c, g, p, exp_avg, exp_avg_sq)

@@ -1,0 +1,25 @@
+"""The equations of `fusedstep.Lion`, as in `cpp/rules/lion.h`."""
+
+from typing import Any
+
+from fusedstep.reference.maths import Array, sign
+
+
+def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+    """What depends on the step alone, in double."""
+    beta1, beta2 = h.betas
+    return {
+        "lr": h.lr,
+        "beta1": beta1,
+        "rest1": 1.0 - beta1,
+        "beta2": beta2,
+        "rest2": 1.0 - beta2,
+        "keep": 1.0 - h.lr * h.weight_decay,
+    }
+
+
+def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array) -> Array:
+    """What is taken off the parameter; the states move on."""
+    mixed = c.beta1 * exp_avg + c.rest1 * g
+    exp_avg[...] = c.beta2 * exp_avg + c.rest2 * g
+    return c.lr * sign(mixed)

@@ -1,0 +1,20 @@
+"""The equations of `fusedstep.Momentum`, as in `cpp/rules/momentum.h`."""
+
+from typing import Any
+
+from fusedstep.reference.maths import Array
+
+
+def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+    """What depends on the step alone, in double."""
+    return {"lr": h.lr, "momentum": h.momentum, "ahead": 1.0 + h.momentum}
+
+
+def update(h: Any, c: Any, g: Array, p: Array, velocity: Array) -> None:
+    """The equations in place, on arrays."""
+    before = velocity.copy()
+    velocity[...] = c.momentum * velocity - c.lr * g
+    if h.nesterov:
+        p[...] = p - c.momentum * before + c.ahead * velocity
+    else:
+        p[...] = p + velocity

@@ -1,0 +1,30 @@
+"""The equations of `fusedstep.SparseAdam`, as in `cpp/rules/sparse_adam.h`."""
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from fusedstep.reference.maths import Array
+from fusedstep.reference.power import integer_power
+
+
+def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
+    """What depends on the step alone, in double."""
+    beta1, beta2 = h.betas
+    return {
+        "beta1": beta1,
+        "rest1": 1.0 - beta1,
+        "beta2": beta2,
+        "rest2": 1.0 - beta2,
+        "step_size": h.lr * sqrt(1.0 - integer_power(beta2, step)) / (1.0 - integer_power(beta1, step)),
+        "eps": h.eps,
+    }
+
+
+def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
+    """What is taken off the parameter; the states move on."""
+    exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
+    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+
+    return c.step_size * (exp_avg / (np.sqrt(exp_avg_sq) + c.eps))
