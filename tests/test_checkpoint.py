@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import fusedstep as fs
-from fusedstep import _checkpoint
+from fusedstep.checkpoint import checkpoint as _checkpoint
 from helpers import assert_same_bits
 
 # Where another optimizer takes a state over, hyper-parameters change.

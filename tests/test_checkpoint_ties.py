@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import fusedstep as fs
-from fusedstep import _checkpoint
+from fusedstep.checkpoint import checkpoint as _checkpoint
 from helpers import assert_same_bits
 
 F = np.float32

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from fusedstep.bench import process as bench_process
-from fusedstep.bench.harness import Subject, Timing, measure, report
-from fusedstep.cli import bench as bench_command
-from fusedstep.cli import main
-from fusedstep.cli import train as train_command
+from fusedstep.apps.bench import process as bench_process
+from fusedstep.apps.bench.harness import Subject, Timing, measure, report
+from fusedstep.apps.cli import bench as bench_command
+from fusedstep.apps.cli import main
+from fusedstep.apps.cli import train as train_command
 
 
 def run(capsys, *arguments):
@@ -285,7 +285,7 @@ class TestBench:
     def test_sides_take_turns(self, monkeypatch):
         order = []
         # A clock by which every call takes a millisecond.
-        monkeypatch.setattr("fusedstep.bench.harness.perf_counter", lambda: 1e-3 * len(order))
+        monkeypatch.setattr("fusedstep.apps.bench.harness.perf_counter", lambda: 1e-3 * len(order))
         sides = {name: (lambda name=name: order.append(name)) for name in "ab"}
         timings = measure(Subject("s", sides["a"], {"b": sides["b"]}, lambda: None), 4, 10.0)
         # Two calls make a sample of 2 ms; one more before it is not timed.

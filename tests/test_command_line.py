@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from fusedstep.cli import main
-from fusedstep.cli.common import any_terminal
-from fusedstep.examples.training import Options, Training
+from fusedstep.apps.cli import main
+from fusedstep.apps.cli.common import any_terminal
+from fusedstep.apps.examples.training import Options, Training
 
 SMALL = ["--epochs", "2", "--hidden", "8"]
 
@@ -110,7 +110,7 @@ class TestPlaces:
         assert sorted(os.listdir()) == ["folder", "pipe"]
 
     def test_what_can_be_written_stays_as_it_is(self, tmp_path):
-        from fusedstep.cli.common import check_writable
+        from fusedstep.apps.cli.common import check_writable
 
         path = tmp_path / "old"
         path.write_text("kept")
@@ -265,7 +265,7 @@ class TestOptions:
         assert b"the loss is not finite" in process.stdout
 
     def test_warnings_have_no_path(self, capsys, monkeypatch):
-        from fusedstep.cli import info
+        from fusedstep.apps.cli import info
 
         monkeypatch.setattr(info, "collect", lambda: warnings.warn("so it is", RuntimeWarning, stacklevel=1) or {})
         with warnings.catch_warnings():

@@ -6,7 +6,7 @@ import torch
 
 import fusedstep as fs
 from fusedstep import curvature
-from fusedstep.examples import digits
+from fusedstep.apps.examples import digits
 from helpers import assert_same_bits
 
 D = np.float64

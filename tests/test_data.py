@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from fusedstep.apps.examples import digits
 from fusedstep.data import batches
-from fusedstep.examples import digits
 from helpers import misaligned
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.uint8, np.int64, np.bool_, np.complex128, "S3"]

@@ -14,7 +14,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import _core
-from fusedstep.cli import main
+from fusedstep.apps.cli import main
 from fusedstep.doctor import (
     Doctor,
     RunRecorder,

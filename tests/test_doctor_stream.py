@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fusedstep.cli import main
+from fusedstep.apps.cli import main
 from fusedstep.doctor import Doctor, stream
 from fusedstep.doctor.run import Run
 

@@ -10,7 +10,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep._common import files
-from fusedstep.cli.common import write_json
+from fusedstep.apps.cli.common import write_json
 
 
 class InterruptedHereError(Exception):

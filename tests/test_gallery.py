@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from fusedstep import gallery
-from fusedstep.cli import gallery as command
-from fusedstep.cli import main
-from fusedstep.gallery import _figure, critical, losses, optimizers, ravine, schedules, write_index
+from fusedstep.apps import gallery
+from fusedstep.apps.cli import gallery as command
+from fusedstep.apps.cli import main
+from fusedstep.apps.gallery import _figure, critical, losses, optimizers, ravine, schedules, write_index
 
 FIGURES = list(gallery.FIGURES)
 MOVING = ["optimizers", "ravine"]

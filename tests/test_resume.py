@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from fusedstep.cli import main
-from fusedstep.examples.training import OPTIMIZERS, SCHEDULES, Options, Training
+from fusedstep.apps.cli import main
+from fusedstep.apps.examples.training import OPTIMIZERS, SCHEDULES, Options, Training
 from runs import bits
 
 SMALL = {"epochs": 3, "hidden": (16,), "batch_size": 256}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from fusedstep.cli import main
-from fusedstep.cli.train_report import summary
-from fusedstep.examples.training import Options, Training
+from fusedstep.apps.cli import main
+from fusedstep.apps.cli.train_report import summary
+from fusedstep.apps.examples.training import Options, Training
 
 PARTS = [{"ema": 0.9, "early_stop": 2}, {"snapshots": 3}]
 VALUES = [

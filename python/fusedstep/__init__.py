@@ -4,13 +4,12 @@ Every kernel computes the same bits as its NumPy reference (`fusedstep.reference
 number of threads.
 """
 
-from fusedstep import averaging, curvature, data, doctor, functional, runtime, schedules
-from fusedstep._checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from fusedstep import _moved, averaging, curvature, data, doctor, functional, runtime, schedules
 from fusedstep._common.arrays import bfloat16
 from fusedstep._common.sparse import RowSparse
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
-from fusedstep._early_stopping import EarlyStopping
+from fusedstep.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from fusedstep.curvature import lr_range_test
 from fusedstep.losses import (
     log_softmax,
@@ -63,6 +62,9 @@ from fusedstep.optimizers import (
     SparseAdam,
 )
 from fusedstep.regularization import drop_connect, dropout, dropout_backward, stochastic_depth
+from fusedstep.training import EarlyStopping
+
+_moved.install()
 
 __all__ = [
     "ADOPT",

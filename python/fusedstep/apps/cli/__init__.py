@@ -1,0 +1,53 @@
+"""The command line: `fusedstep info | train | bench | doctor | gallery`."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from fusedstep import _core
+from fusedstep.apps.cli import bench, doctor, gallery, info, train
+from fusedstep.apps.cli.common import MissingExtraError, any_terminal
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; gives the exit status."""
+    with any_terminal():
+        options = _parse(arguments)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: print(
+                    f"fusedstep {options.command}: warning: {message}", file=sys.stderr
+                )
+                status: int = options.run(options)
+        except BrokenPipeError:
+            # Whoever read the output has seen enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except MemoryError:
+            print(f"fusedstep {options.command}: error: not enough memory for that size", file=sys.stderr)
+            return 2
+        except (MissingExtraError, ValueError, OSError) as error:
+            print(f"fusedstep {options.command}: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"fusedstep {options.command}: interrupted", file=sys.stderr)
+            return 130
+        return status
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fusedstep",
+        description="Optimizer steps and batch normalization on the CPU, as fast as the memory allows.",
+    )
+    parser.add_argument("--version", action="version", version=f"fusedstep {_core.version}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (info, train, bench, doctor, gallery):
+        command.add_parser(commands)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # By the command's own usage: the first one's lists no options.
+        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options

@@ -1,0 +1,293 @@
+"""Averages of the weights of a run: exponential (EMA), and with equal weights (SWA)."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from fusedstep import _core
+from fusedstep._common.arguments import flag, number, whole
+from fusedstep.normalization import BatchNorm
+from fusedstep.reference.codec import narrowed, widened
+from fusedstep.training.weights import FLOATS, Array, Guest, Structure, Weights, check_keys, kept
+
+
+class EMA(Guest):
+    r"""An exponential moving average of weights, outside of an optimizer.
+
+    .. code-block:: text
+
+        ema ← ema + (1 − d) · (p − ema)  =  d · ema + (1 − d) · p
+        d = decay,  or with warmup  min(decay, (1 + n) / (10 + n))  in update n = 1, 2, …
+
+    It starts from what the arrays hold when it is made. For float32 and float64 arrays its bits are those of the
+    optimizers' option `ema_decay` (and `ema_warmup`), which costs less: it averages while the step has the weights in
+    the cache. Of float16 and bfloat16 the average is float32; it sees the rounded weights, where the option sees them
+    before.
+
+    Args:
+        params: The arrays: float32, float64, float16 or bfloat16.
+        decay: In [0, 1).
+        warmup: Whether the first updates weigh more, so that the start is soon forgotten.
+
+    Attributes:
+        updates: How many there were.
+
+    Raises:
+        TypeError: Another dtype; something that is no array.
+        ValueError: decay is out of range; an array that cannot be written.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> params = {"w": np.zeros(2, np.float32)}
+        >>> ema = fs.averaging.EMA(params, 0.5)
+        >>> params["w"] += 1
+        >>> ema.update()
+        >>> with ema.swap():
+        ...     print(params["w"])
+        [0.5 0.5]
+        >>> print(params["w"], ema.params)
+        [1. 1.] {'w': array([0.5, 0.5], dtype=float32)}
+
+    Reference:
+        Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
+    """
+
+    def __init__(self, params: Structure, decay: float, *, warmup: bool = False) -> None:
+        self.decay = number(decay, "decay", least=0, below=1)
+        self.warmup = flag(warmup, "warmup")
+        self.updates = 0
+        super().__init__(Weights(params, FLOATS))
+        self._averages = [np.array(widened(array), order="K") for array in self._weights.arrays]
+
+    def update(self) -> None:
+        """Moves the average towards the weights; after every step.
+
+        Raises:
+            RuntimeError: Within `swap`.
+        """
+        self._at_home("update")
+        updates = whole(self.updates + 1, "updates")
+        decay = min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
+        moved = []
+        with np.errstate(all="ignore"):
+            for average, array in zip(self._averages, self._weights.arrays, strict=True):
+                move = np.asarray(widened(array) - average)
+                move *= average.dtype.type(1.0 - decay)
+                moved.append(np.add(move, average, out=move))
+        _core.write(self._averages, moved)
+        self.updates = updates
+
+    @property
+    def params(self) -> Structure:
+        """The averages, structured as the weights: the arrays themselves, not copies."""
+        return self._weights.built(self._averages)
+
+    def swap(self) -> AbstractContextManager[None]:
+        """Puts the averages into the weights' arrays until the end of a `with` block, then the weights' own bits again.
+
+        They come back after an exception too. What is written into the weights meanwhile is lost.
+        """
+        return self._in_place([_rounded(a, b) for a, b in zip(self._averages, self._weights.arrays, strict=True)])
+
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+
+        Args:
+            copy: False for its own arrays, which the next update changes: for who writes them out at once.
+        """
+        params = self._weights.built(kept(self._averages, copy))
+        return {"decay": self.decay, "warmup": self.warmup, "updates": self.updates, "params": params}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copies a state.
+
+        Raises:
+            KeyError: A name that is missing, or not its own.
+            TypeError: Another dtype or structure.
+            ValueError: Another shape; a number out of range. Nothing has changed then.
+        """
+        check_keys(state, ("decay", "warmup", "updates", "params"))
+        decay = number(state["decay"], "state['decay']", least=0, below=1)
+        warmup, updates = flag(state["warmup"], "state['warmup']"), whole(state["updates"], "state['updates']")
+        averages = self._weights.read(state["params"], "state['params']", self._averages)
+        self.decay, self.warmup, self.updates, self._averages = decay, warmup, updates, averages
+
+
+class SWA(Guest):
+    r"""The mean of weights, each update with the same weight (stochastic weight averaging).
+
+    .. code-block:: text
+
+        mean ← mean + (p − mean) / n     in update n = 1, 2, …
+
+    The mean is float64 whatever the weights are, so that its error stays far below half a unit of theirs; it is rounded
+    when it is asked for (of float16 and bfloat16 to float32 first, as PyTorch rounds float64 to them). Batch norm's
+    running statistics do not belong to averaged weights: see `recompute_batch_norm`.
+
+    Args:
+        params: The arrays: float32, float64, float16 or bfloat16.
+
+    Attributes:
+        updates: How many there were.
+
+    Raises:
+        TypeError: Another dtype; something that is no array.
+        ValueError: An array that cannot be written.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> p = np.zeros(2, np.float32)
+        >>> swa = fs.averaging.SWA(p)
+        >>> for value in (1, 2, 6):
+        ...     p[...] = value
+        ...     swa.update()
+        >>> print(swa.params, p)
+        [3. 3.] [6. 6.]
+
+    Reference:
+        Izmailov, Podoprikhin, Garipov, Vetrov and Wilson, "Averaging Weights Leads to Wider Optima and Better
+        Generalization", 2018.
+    """
+
+    def __init__(self, params: Structure) -> None:
+        self.updates = 0
+        super().__init__(Weights(params, FLOATS))
+        self._means = [np.zeros_like(array, np.float64) for array in self._weights.arrays]
+
+    def update(self) -> None:
+        """Takes the present weights into the mean; commonly once an epoch, late in the run.
+
+        Raises:
+            RuntimeError: Within `swap`.
+        """
+        self._at_home("update")
+        updates = whole(self.updates + 1, "updates")
+        moved = []
+        with np.errstate(all="ignore"):
+            for mean, array in zip(self._means, self._weights.arrays, strict=True):
+                values = widened(array).astype(np.float64, order="K", copy=False)
+                moved.append(np.asarray(values if updates == 1 else mean + (values - mean) / updates))
+        _core.write(self._means, moved)
+        self.updates = updates
+
+    @property
+    def params(self) -> Structure:
+        """The means in the weights' dtypes, structured as the weights; new arrays.
+
+        Raises:
+            RuntimeError: There was no update yet.
+        """
+        return self._weights.built(self._rounded("params"))
+
+    def swap(self) -> AbstractContextManager[None]:
+        """Puts the means into the weights' arrays until the end of a `with` block, then the weights' own bits again.
+
+        They come back after an exception too. What is written into the weights meanwhile is lost.
+
+        Raises:
+            RuntimeError: There was no update yet.
+        """
+        return self._in_place(self._rounded("swap"))
+
+    def _rounded(self, what: str) -> list[Array]:
+        if self.updates == 0:
+            raise RuntimeError(f"{what}: no update yet, and so no mean")
+        return [_rounded(mean, array) for mean, array in zip(self._means, self._weights.arrays, strict=True)]
+
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+
+        Args:
+            copy: False for its own arrays, which the next update changes: for who writes them out at once.
+        """
+        return {"updates": self.updates, "means": self._weights.built(kept(self._means, copy))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copies a state.
+
+        Raises:
+            KeyError: A name that is missing, or not its own.
+            TypeError: Another dtype or structure.
+            ValueError: Another shape; a number out of range. Nothing has changed then.
+        """
+        check_keys(state, ("updates", "means"))
+        updates = whole(state["updates"], "state['updates']")
+        means = self._weights.read(state["means"], "state['means']", self._means)
+        self.updates, self._means = updates, means
+
+
+def recompute_batch_norm(norms: Sequence[BatchNorm], batches: Iterable[Any], forward: Callable[[Any], object]) -> int:
+    r"""Fills the running statistics of batch norm anew, for weights that no batch has been through.
+
+    .. code-block:: text
+
+        running = mean over the batches of (batch mean, batch variance)
+
+    Every batch counts the same, however many rows it has (as in `torch.optim.swa_utils.update_bn`).
+
+    Args:
+        norms: The layers.
+        batches: What `forward` takes, one after the other.
+        forward: Runs the model in training mode on a batch. The weights to be used are in place: call within `swap`.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        TypeError: Something that is no `BatchNorm`.
+        ValueError: A layer without running statistics; no batch; a layer that no batch went through in training mode.
+            Whatever is raised, here or by `forward`, the layers are as they were.
+
+    Examples:
+        >>> import numpy as np, fusedstep as fs
+        >>> norm = fs.BatchNorm(1)
+        >>> batches = [np.array([[1.0], [3.0]], np.float32), np.array([[5.0], [7.0]], np.float32)]
+        >>> fs.averaging.recompute_batch_norm([norm], batches, lambda x: norm.forward(x, training=True))
+        2
+        >>> print(norm.running_mean, norm.running_var, norm.momentum)
+        [4.] [2.] 0.1
+    """
+    if not isinstance(norms, Sequence):
+        raise TypeError(f"norms: expected a list of BatchNorm, got {type(norms).__name__}")
+    before = []
+    for k, norm in enumerate(norms):
+        if not isinstance(norm, BatchNorm):
+            raise TypeError(f"norms[{k}]: expected a BatchNorm, got {type(norm).__name__}")
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError(f"norms[{k}]: has no running statistics")
+        statistics = norm.running_mean, norm.running_var
+        before.append((norm, norm.momentum, norm.num_batches_tracked, [(a, a.copy()) for a in statistics]))
+    count = 0
+    try:
+        for norm, _, _, ((mean, _), (var, _)) in before:
+            mean[...], var[...] = 0.0, 1.0
+            norm.momentum, norm.num_batches_tracked = None, 0
+        for batch in batches:
+            forward(batch)
+            count += 1
+        if count == 0:
+            raise ValueError("batches: expected at least one, got none")
+        for k, norm in enumerate(norms):
+            if norm.num_batches_tracked == 0:
+                raise ValueError(f"norms[{k}]: no batch went through it in training mode")
+    except BaseException:
+        for norm, _, tracked, arrays in before:
+            norm.num_batches_tracked = tracked
+            for array, values in arrays:
+                array[...] = values
+        raise
+    finally:
+        for norm, momentum, _, _ in before:
+            norm.momentum = momentum
+    return count
+
+
+def _rounded(values: Array, like: Array) -> Array:
+    """In the dtype of an array, to the nearest; the array itself where it is of that."""
+    if values.dtype == like.dtype:
+        return values
+    with np.errstate(over="ignore"):
+        singles = values.astype(np.float32, order="K", copy=False)
+    return narrowed(singles, like.dtype)
