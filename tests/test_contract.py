@@ -5,6 +5,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import fusedstep as fs
 from cases import CASES
 from fusedstep import _core, optimizers
-from fusedstep.optimizers import REGISTRY, Optimizer
+from fusedstep.optimizers import REGISTRY, Optimizer, _options
 from fusedstep.reference.rules import RULES as EQUATIONS
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,19 @@ def test_rules_have_names_of_their_own():
         c for c in vars(optimizers).values() if inspect.isclass(c) and issubclass(c, Optimizer) and c is not Optimizer
     ]
     assert len({optimizer.rule for optimizer in classes}) == len(classes) == len(REGISTRY)
+
+
+def shown_signature(thing):
+    """Without the modules that types come from."""
+    text = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", str(inspect.signature(thing)))
+    return re.sub(r"\*<class '(\w+)'>", r"*\1", text)
+
+
+def test_signatures_are_those_that_users_know():
+    """Recorded when every constructor was written out: names, order, types and defaults."""
+    for line in read("tests/data/signatures.txt").splitlines():
+        name = line.partition("(")[0]
+        assert name + shown_signature(getattr(optimizers, name)) == line
 
 
 def test_classes_have_no_equations():
@@ -139,3 +153,58 @@ def test_public_names_are_documented():
         assert getattr(fs.runtime, name).__doc__, name
     for method in ("step", "ema", "add_param_group", "state_dict", "load_state_dict"):
         assert inspect.getdoc(getattr(Optimizer, method)), method
+
+
+class TestFields:
+    """A class of fields is an optimizer with a constructor of its own."""
+
+    def test_the_constructor_is_a_function(self):
+        """So that a wrong call reads as everywhere in Python."""
+        p = np.ones(2)
+        assert fs.Adam.__init__.__qualname__ == "Adam.__init__"
+        assert fs.Adam.__init__.__module__ == "fusedstep.optimizers.adam"
+        assert fs.Adam(p, 0.1, (0.5, 0.7), 1e-6, 0.2, True).param_groups[0]["amsgrad"] is True
+        with pytest.raises(TypeError, match=r"Adam\.__init__\(\) missing 1 required positional argument: 'params'"):
+            fs.Adam()
+        with pytest.raises(TypeError, match=r"Adam\.__init__\(\) got multiple values for argument 'lr'"):
+            fs.Adam(p, 0.1, lr=0.1)
+        with pytest.raises(TypeError, match=r"takes from 2 to 8 positional arguments but 9 were given"):
+            fs.Adam(p, 0.1, (0.5, 0.7), 1e-6, 0.2, True, False, True)
+        with pytest.raises(TypeError, match="rate: not a hyper-parameter of Adam"):
+            fs.Adam(p, rate=0.1)
+
+    def test_a_subclass_may_declare_another_default(self):
+        class Slow(fs.Adam):
+            lr: float = 1e-5
+            note: str = "an attribute like any other"
+
+        p = np.ones(2)
+        assert (Slow(p).lr, Slow(p).betas, Slow(p, 0.5).lr, fs.Adam(p).lr) == (1e-5, (0.9, 0.999), 0.5, 1e-3)
+        assert list(inspect.signature(Slow).parameters) == list(inspect.signature(fs.Adam).parameters)
+        optimizer = Slow(p)
+        optimizer.lr = 0.25
+        assert (optimizer.param_groups[0]["lr"], optimizer.note) == (0.25, "an attribute like any other")
+
+    def test_a_subclass_may_have_a_constructor(self):
+        class Fixed(fs.AdamW):
+            def __init__(self, params):
+                super().__init__(params, 0.5, weight_decay=0.0, cautious=True)
+
+        p = np.ones(2)
+        assert Fixed(p).step(p.copy()).lr == 0.5
+        assert Fixed(p).param_groups[0]["cautious"] is True
+
+    @pytest.mark.parametrize("wrong", [{"momentum": float}, {"lr": float, "speed": float}, {}])
+    def test_fields_are_those_of_the_rule(self, wrong):
+        """Name for name; the C++ rule says which there are."""
+        body = {"rule": "lion", "__annotations__": wrong, **dict.fromkeys(wrong, 0.5)}
+        with pytest.raises(TypeError, match=r"Wrong: expected fields with defaults, \['lr', 'betas', 'weight_decay'\]"):
+            type("Wrong", (Optimizer,), body)
+
+    def test_options_are_told_to_type_checkers_once(self):
+        """As fields of the base and as a TypedDict, which say the same."""
+        hints = get_type_hints(_options.Arguments)
+        assert hints.pop("params").type is Any
+        assert hints == get_type_hints(_options.Options)
+        assert list(hints) == list(optimizers.OPTIONS)
+        assert not set(hints) & set(vars(Optimizer))

@@ -1,6 +1,7 @@
 """The optimizers: one file each, with its hyper-parameters and documentation."""
 
-from fusedstep.optimizers._base import OPTIONS, Optimizer, Options
+from fusedstep.optimizers._base import Optimizer
+from fusedstep.optimizers._options import OPTIONS, Options
 from fusedstep.optimizers.adadelta import Adadelta
 from fusedstep.optimizers.adafactor import Adafactor
 from fusedstep.optimizers.adagrad import Adagrad

@@ -1,8 +1,6 @@
 """Adafactor: the second moment of a matrix as a row and a column."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class Adafactor(Optimizer):
@@ -28,10 +26,6 @@ class Adafactor(Optimizer):
         weight_decay: Decoupled: what the parameter shrinks by per step and unit of lr; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.ones((200, 300), np.float32)
@@ -46,26 +40,9 @@ class Adafactor(Optimizer):
         whose square vanishes in the dtype divides by 0 where a gradient always was, as PyTorch's.
     """
 
-    rule: ClassVar[str] = "adafactor"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-2,
-        beta2_decay: float = -0.8,
-        eps: tuple[float | None, float] = (None, 1e-3),
-        d: float = 1.0,
-        weight_decay: float = 0.0,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "beta2_decay": beta2_decay,
-                "eps": eps,
-                "d": d,
-                "weight_decay": weight_decay,
-            },
-            options,
-        )
+    rule = "adafactor"
+    lr: LearningRate = 1e-2
+    beta2_decay: float = -0.8
+    eps: tuple[float | None, float] = (None, 1e-3)
+    d: float = 1.0
+    weight_decay: float = 0.0

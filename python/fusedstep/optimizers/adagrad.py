@@ -1,8 +1,6 @@
 """AdaGrad, with the sum or the mean of the squared gradients."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class Adagrad(Optimizer):
@@ -26,10 +24,6 @@ class Adagrad(Optimizer):
         accumulator: "sum", as published, or "mean": the root mean square of the gradients so far.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -44,28 +38,10 @@ class Adagrad(Optimizer):
         2011. The mean form with lr / √t is the sum form with lr.
     """
 
-    rule: ClassVar[str] = "adagrad"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-2,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
-        accumulator: str = "sum",
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "lr_decay": lr_decay,
-                "weight_decay": weight_decay,
-                "initial_accumulator_value": initial_accumulator_value,
-                "eps": eps,
-                "accumulator": accumulator,
-            },
-            options,
-        )
+    rule = "adagrad"
+    lr: LearningRate = 1e-2
+    lr_decay: float = 0.0
+    weight_decay: float = 0.0
+    initial_accumulator_value: float = 0.0
+    eps: float = 1e-10
+    accumulator: str = "sum"

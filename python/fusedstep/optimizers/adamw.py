@@ -1,8 +1,6 @@
 """Adam with decoupled weight decay."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class AdamW(Optimizer):
@@ -25,10 +23,6 @@ class AdamW(Optimizer):
         amsgrad: Divides by the largest second moment so far.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> params = {"w": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
@@ -42,26 +36,9 @@ class AdamW(Optimizer):
         schedule multiplier is folded into lr, as PyTorch does.
     """
 
-    rule: ClassVar[str] = "adamw"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        amsgrad: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "amsgrad": amsgrad,
-            },
-            options,
-        )
+    rule = "adamw"
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    amsgrad: bool = False

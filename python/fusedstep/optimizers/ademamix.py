@@ -1,8 +1,6 @@
 """AdamW with a second, far slower average of the gradients."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class AdEMAMix(Optimizer):
@@ -27,10 +25,6 @@ class AdEMAMix(Optimizer):
         t_beta3: Steps over which β3 rises from β1; None: it is constant.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -43,30 +37,11 @@ class AdEMAMix(Optimizer):
         Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older", ICLR 2025, algorithm 1.
     """
 
-    rule: ClassVar[str] = "ademamix"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-3,
-        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
-        alpha: float = 2.0,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        t_alpha: int | None = None,
-        t_beta3: int | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "alpha": alpha,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "t_alpha": t_alpha,
-                "t_beta3": t_beta3,
-            },
-            options,
-        )
+    rule = "ademamix"
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999)
+    alpha: float = 2.0
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    t_alpha: int | None = None
+    t_beta3: int | None = None

@@ -1,8 +1,6 @@
 """Stochastic gradient descent with the average of its iterates."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class ASGD(Optimizer):
@@ -24,10 +22,6 @@ class ASGD(Optimizer):
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -42,26 +36,9 @@ class ASGD(Optimizer):
         first step's η is lr, and μ is 1 until t > t0 + 1, as in PyTorch; the average is the state `ax`.
     """
 
-    rule: ClassVar[str] = "asgd"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-2,
-        lambd: float = 1e-4,
-        alpha: float = 0.75,
-        t0: float = 1e6,
-        weight_decay: float = 0.0,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "lambd": lambd,
-                "alpha": alpha,
-                "t0": t0,
-                "weight_decay": weight_decay,
-            },
-            options,
-        )
+    rule = "asgd"
+    lr: LearningRate = 1e-2
+    lambd: float = 1e-4
+    alpha: float = 0.75
+    t0: float = 1e6
+    weight_decay: float = 0.0

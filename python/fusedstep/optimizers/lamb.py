@@ -1,8 +1,6 @@
 """Adam with a step per tensor in proportion to its norm, for large batches."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class LAMB(Optimizer):
@@ -23,10 +21,6 @@ class LAMB(Optimizer):
         weight_decay: Added to u; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([3.0, -4.0], np.float32)  # of norm 5
@@ -40,24 +34,8 @@ class LAMB(Optimizer):
         Learning: Training BERT in 76 minutes", ICLR 2020, algorithm 2, with φ the identity.
     """
 
-    rule: ClassVar[str] = "lamb"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-            },
-            options,
-        )
+    rule = "lamb"
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    weight_decay: float = 0.01

@@ -1,8 +1,6 @@
 """Stochastic gradient descent with a rate per tensor in proportion to its norm, for large batches."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class LARS(Optimizer):
@@ -26,10 +24,6 @@ class LARS(Optimizer):
         eps: Added to the norm of the gradient; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([3.0, -4.0], np.float32)  # of norm 5
@@ -43,30 +37,11 @@ class LARS(Optimizer):
         `SGD`.
     """
 
-    rule: ClassVar[str] = "lars"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1.0,
-        momentum: float = 0.9,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        trust_coefficient: float = 1e-3,
-        eps: float = 1e-8,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "dampening": dampening,
-                "weight_decay": weight_decay,
-                "nesterov": nesterov,
-                "trust_coefficient": trust_coefficient,
-                "eps": eps,
-            },
-            options,
-        )
+    rule = "lars"
+    lr: LearningRate = 1.0
+    momentum: float = 0.9
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    trust_coefficient: float = 1e-3
+    eps: float = 1e-8

@@ -17,15 +17,9 @@ from fusedstep import _core
 from fusedstep._common.arguments import flag, shown
 from fusedstep._common.arrays import as_array, unmasked
 from fusedstep._common.structure import Nested, listed, parse, refuse_orphans
-from fusedstep.optimizers._base import (
-    Array,
-    LearningRate,
-    _arrays,
-    _structure_of,
-    described,
-    same_hyper,
-    warn_of_replaced,
-)
+from fusedstep.optimizers._base import LearningRate
+from fusedstep.optimizers._groups import Array, arrays_of, described, structure_of
+from fusedstep.optimizers._hypers import same_hyper, warn_of_replaced
 from fusedstep.optimizers._reading import hyper_parameter, parts_of, whole_number
 from fusedstep.optimizers.sgd import SGD
 from fusedstep.schedules._saving import Handover
@@ -161,7 +155,7 @@ class LBFGS:
             "line_search_fn": line_search_fn,
         }
         params = listed(params)
-        self._form: str = _structure_of(params).name
+        self._form: str = structure_of(params).name
         given = params if self._form == "groups" else [{"params": params}]
         if len(given) != 1:
             raise ValueError(f"params: LBFGS takes all parameters in one group, got {len(given)} groups")
@@ -175,7 +169,7 @@ class LBFGS:
         group = {**self.defaults, **given[0], "params": parsed.objects, **names}
         _check_params(group)
         self._given = parsed.copied()
-        self._shapes = [array.shape for _, array in _arrays([group])]
+        self._shapes = [array.shape for _, array in arrays_of([group])]
         if group["max_eval"] is None:
             group["max_eval"] = _count(group["max_iter"], "max_iter") * 5 // 4
         _Settings.of(group)
@@ -361,7 +355,7 @@ class LBFGS:
         _check_params(group)
         refuse_orphans(self._given)
         for old, param, shape, (label, array) in zip(
-            self._given.objects, group["params"], self._shapes, _arrays([group]), strict=False
+            self._given.objects, group["params"], self._shapes, arrays_of([group]), strict=False
         ):
             if old is param and array.shape != shape:
                 raise ValueError(f"{label}: is of shape {array.shape}, and was of {shape} when it was given")
@@ -486,7 +480,7 @@ class _Layout:
     @property
     def params(self) -> list[Array]:
         """The parameters as they are now: a closure may move their memory."""
-        return [array for _, array in _arrays([dict(self.group)])]
+        return [array for _, array in arrays_of([dict(self.group)])]
 
     def parts(self, vector: Array) -> list[Array]:
         """Views of a vector's parts, in the shapes of the parameters."""
@@ -726,7 +720,7 @@ def _largest(vector: Array) -> float:
 def _check_params(group: Mapping[str, Any]) -> None:
     """Refuses what no optimizer takes, and other dtypes or several."""
     SGD([{key: group[key] for key in ("params", "param_names") if key in group}])
-    arrays = _arrays([dict(group)])
+    arrays = arrays_of([dict(group)])
     if not arrays:
         raise ValueError("params: expected at least one array, got none")
     for label, array in arrays:

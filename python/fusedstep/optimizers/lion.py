@@ -1,8 +1,6 @@
 """Lion: steps by the sign of an interpolated momentum."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class Lion(Optimizer):
@@ -21,10 +19,6 @@ class Lion(Optimizer):
         weight_decay: Decoupled: what the parameter shrinks by per step and unit of lr; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0, 0.0], np.float32)
@@ -38,22 +32,7 @@ class Lion(Optimizer):
         Algorithms", NeurIPS 2023, program 1.
     """
 
-    rule: ClassVar[str] = "lion"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "weight_decay": weight_decay,
-            },
-            options,
-        )
+    rule = "lion"
+    lr: LearningRate = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0

@@ -1,8 +1,6 @@
 """Gradient descent with classical momentum, or Nesterov's: the learning rate is inside the velocity."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class Momentum(Optimizer):
@@ -22,10 +20,6 @@ class Momentum(Optimizer):
         nesterov: Nesterov's form, in terms of the point that is looked ahead to.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -41,24 +35,8 @@ class Momentum(Optimizer):
         lr it takes the steps of `SGD`; when lr changes, the velocity here keeps the rates of its past.
     """
 
-    rule: ClassVar[str] = "momentum"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-2,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "nesterov": nesterov,
-            },
-            options,
-        )
+    rule = "momentum"
+    lr: LearningRate = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False

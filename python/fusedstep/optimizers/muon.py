@@ -1,8 +1,6 @@
 """Momentum, orthogonalized: for the weight matrices of hidden layers."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class Muon(Optimizer):
@@ -29,10 +27,6 @@ class Muon(Optimizer):
         adjust_lr_fn: "original" (None is the same) or "match_rms_adamw", see above.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.zeros((2, 3), np.float32)
@@ -47,32 +41,12 @@ class Muon(Optimizer):
         their last bits are those of its BLAS.
     """
 
-    rule: ClassVar[str] = "muon"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
-        eps: float = 1e-7,
-        ns_steps: int = 5,
-        adjust_lr_fn: str | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "momentum": momentum,
-                "nesterov": nesterov,
-                "ns_coefficients": ns_coefficients,
-                "eps": eps,
-                "ns_steps": ns_steps,
-                "adjust_lr_fn": adjust_lr_fn,
-            },
-            options,
-        )
+    rule = "muon"
+    lr: LearningRate = 1e-3
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315)
+    eps: float = 1e-7
+    ns_steps: int = 5
+    adjust_lr_fn: str | None = None

@@ -1,8 +1,6 @@
 """Adam that finds its learning rate: lr only scales it."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class Prodigy(Optimizer):
@@ -30,10 +28,6 @@ class Prodigy(Optimizer):
         growth_rate: How much d may grow in a step; >= 1.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -49,36 +43,14 @@ class Prodigy(Optimizer):
         and N are the same for all parameters and stand in the groups; the first estimate beyond d0 is taken at once.
     """
 
-    rule: ClassVar[str] = "prodigy"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float | None = None,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        use_bias_correction: bool = False,
-        safeguard_warmup: bool = False,
-        d0: float = 1e-6,
-        d_coef: float = 1.0,
-        growth_rate: float = float("inf"),
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "beta3": beta3,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "use_bias_correction": use_bias_correction,
-                "safeguard_warmup": safeguard_warmup,
-                "d0": d0,
-                "d_coef": d_coef,
-                "growth_rate": growth_rate,
-            },
-            options,
-        )
+    rule = "prodigy"
+    lr: LearningRate = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    beta3: float | None = None
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    use_bias_correction: bool = False
+    safeguard_warmup: bool = False
+    d0: float = 1e-6
+    d_coef: float = 1.0
+    growth_rate: float = float("inf")

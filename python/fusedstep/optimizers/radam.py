@@ -1,8 +1,6 @@
 """Adam with a rectified variance of its learning rate."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class RAdam(Optimizer):
@@ -26,10 +24,6 @@ class RAdam(Optimizer):
         decoupled_weight_decay: Decays the parameter, as AdamW does, instead of adding to the gradient.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -43,26 +37,9 @@ class RAdam(Optimizer):
         algorithm 2, which rectifies from ρ > 4; PyTorch, and so this, from ρ > 5.
     """
 
-    rule: ClassVar[str] = "radam"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "decoupled_weight_decay": decoupled_weight_decay,
-            },
-            options,
-        )
+    rule = "radam"
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled_weight_decay: bool = False

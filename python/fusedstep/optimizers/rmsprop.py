@@ -1,8 +1,6 @@
 """RMSProp, centred or not, with or without momentum."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class RMSprop(Optimizer):
@@ -26,10 +24,6 @@ class RMSprop(Optimizer):
         centered: Divides by the deviation of the gradient, not by its root mean square.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -44,28 +38,10 @@ class RMSprop(Optimizer):
         it is at least 0.
     """
 
-    rule: ClassVar[str] = "rmsprop"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
-        centered: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "alpha": alpha,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "momentum": momentum,
-                "centered": centered,
-            },
-            options,
-        )
+    rule = "rmsprop"
+    lr: LearningRate = 1e-2
+    alpha: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    centered: bool = False

@@ -1,8 +1,6 @@
 """Resilient backpropagation: steps by the signs of the gradient, for full batches."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class Rprop(Optimizer):
@@ -25,10 +23,6 @@ class Rprop(Optimizer):
         step_sizes: Smallest and largest s; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -43,22 +37,7 @@ class Rprop(Optimizer):
         1993, in the variant without weight-backtracking (iRprop−, Igel and Hüsken 2000).
     """
 
-    rule: ClassVar[str] = "rprop"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-2,
-        etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50.0),
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "etas": etas,
-                "step_sizes": step_sizes,
-            },
-            options,
-        )
+    rule = "rprop"
+    lr: LearningRate = 1e-2
+    etas: tuple[float, float] = (0.5, 1.2)
+    step_sizes: tuple[float, float] = (1e-6, 50.0)

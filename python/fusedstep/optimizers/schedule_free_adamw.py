@@ -1,14 +1,15 @@
 """AdamW that needs no schedule: it averages its iterates."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Unpack
+from typing import Any
 
 import numpy as np
 
 from fusedstep import _core
 from fusedstep._common.arguments import flag
 from fusedstep._core import StepReport
-from fusedstep.optimizers._base import Array, LearningRate, Optimizer, Options, _arrays
+from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers._groups import Array, arrays_of
 from fusedstep.optimizers._reading import parts_of
 from fusedstep.reference.codec import narrowed, widened
 from fusedstep.reference.maths import blend
@@ -55,10 +56,6 @@ class ScheduleFreeAdamW(Optimizer):
         weight_lr_power: Power of η in them; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -75,34 +72,16 @@ class ScheduleFreeAdamW(Optimizer):
         and the form of y of the authors' code.
     """
 
-    rule: ClassVar[str] = "schedule_free_adamw"
+    rule = "schedule_free_adamw"
+    lr: LearningRate = 2.5e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    r: float = 0.0
+    weight_lr_power: float = 2.0
 
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 2.5e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "warmup_steps": warmup_steps,
-                "r": r,
-                "weight_lr_power": weight_lr_power,
-            },
-            options,
-        )
-        self._training = True
+    _training = True
 
     def step(self, grads: Any, grad_scale: float = 1.0) -> StepReport:
         """Updates all parameters once; see `Optimizer.step`.
@@ -127,7 +106,7 @@ class ScheduleFreeAdamW(Optimizer):
         if training is self._training:
             return
         writes, owners = [], []
-        arrays = iter(_arrays(self.param_groups))
+        arrays = iter(arrays_of(self.param_groups))
         with np.errstate(all="ignore"):
             for position, (group, owner) in enumerate((g, p) for g in self.param_groups for p in g["params"]):
                 _, param = next(arrays)

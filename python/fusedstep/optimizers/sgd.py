@@ -1,8 +1,6 @@
 """Stochastic gradient descent with momentum, in PyTorch's convention."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class SGD(Optimizer):
@@ -25,10 +23,6 @@ class SGD(Optimizer):
         nesterov: Looks one step ahead; needs momentum > 0 and dampening = 0.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> p = np.array([1.0, -2.0], np.float32)
@@ -43,26 +37,9 @@ class SGD(Optimizer):
         ICML 2013. There, and in `Momentum`, lr is inside the velocity; the two differ when lr changes.
     """
 
-    rule: ClassVar[str] = "sgd"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "dampening": dampening,
-                "weight_decay": weight_decay,
-                "nesterov": nesterov,
-            },
-            options,
-        )
+    rule = "sgd"
+    lr: LearningRate = 1e-3
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False

@@ -1,8 +1,6 @@
 """Adam on the rows that have a gradient."""
 
-from typing import Any, ClassVar, Unpack
-
-from fusedstep.optimizers._base import LearningRate, Optimizer, Options
+from fusedstep.optimizers._base import LearningRate, Optimizer
 
 
 class SparseAdam(Optimizer):
@@ -24,10 +22,6 @@ class SparseAdam(Optimizer):
         eps: Added to the root, inside the bias correction; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 
-    Raises:
-        TypeError: A parameter that is no float32 or float64 array; a hyper-parameter that is no number.
-        ValueError: A hyper-parameter out of range; parameters that overlap, are read-only or not dense.
-
     Examples:
         >>> import numpy as np, fusedstep as fs
         >>> table = np.ones((1000, 2), np.float32)
@@ -41,22 +35,7 @@ class SparseAdam(Optimizer):
         SparseAdam.
     """
 
-    rule: ClassVar[str] = "sparse_adam"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: LearningRate = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-            },
-            options,
-        )
+    rule = "sparse_adam"
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
