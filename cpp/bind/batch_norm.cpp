@@ -187,7 +187,7 @@ struct Saved {
   double count;                           // values a channel, of all workers
   Channels mean, inv_std;                 // as used
   Channels scale;                         // inv_std * weight
-  std::unique_ptr<std::uint16_t[]> mask;  // null without activation
+  std::shared_ptr<std::uint16_t[]> mask;  // null without activation
   std::int64_t mask_words;
   bool double_parameters;  // what dweight and dbias are
 
@@ -746,6 +746,55 @@ py::tuple batch_norm_backward_apply(py::object dy, const Saved& saved, py::objec
   return result;
 }
 
+// The parts of what was saved that are no array of the caller's: (2, C) mean and inv_std, and the mask. An engine that
+// differentiates keeps arrays only.
+py::tuple batch_norm_parts(const Saved& saved) {
+  const std::size_t channels = saved.mean.size();
+  Doubles statistics({py::ssize_t(2), py::ssize_t(channels)});
+  std::copy(saved.mean.begin(), saved.mean.end(), statistics.mutable_data());
+  std::copy(saved.inv_std.begin(), saved.inv_std.end(), statistics.mutable_data() + channels);
+  if (saved.mask == nullptr) return py::make_tuple(statistics, py::none());
+  using Bits = std::shared_ptr<std::uint16_t[]>;
+  const py::capsule owner(new Bits(saved.mask), [](void* bits) { delete static_cast<Bits*>(bits); });
+  return py::make_tuple(statistics, py::array_t<std::uint16_t>(saved.mask_words, saved.mask.get(), owner));
+}
+
+// The inverse: what a forward pass over x saved, from those parts. The mask is held, not copied.
+py::object batch_norm_saved(const py::object& x, py::handle channel_axis, const py::object& weight_given,
+                            const py::object& statistics, const py::object& mask, py::handle training_given,
+                            py::handle residual_given) {
+  const bool training = flag(training_given, "training"), residual = flag(residual_given, "residual");
+  const Frame frame = frame_of(x, axis_number(channel_axis));
+  const auto channels = static_cast<std::size_t>(frame.c);
+  if (!py::isinstance<Doubles>(statistics) || shape_of(statistics) != std::vector<std::int64_t>{2, frame.c}) {
+    value_error({"statistics"}, "expected a float64 array of shape (2, " + std::to_string(frame.c) + ")");
+  }
+  require_contiguous(statistics, {"statistics"});
+  const auto* values = statistics.cast<Doubles>().data();
+  const Channels mean(values, values + channels), inv_std(values + channels, values + 2 * channels);
+  Channels scale = inv_std;
+  bool doubles = frame.memory.dtype == Dtype::float64;
+  if (const py::object weight = plain_if(weight_given); !weight.is_none()) {
+    const Array array = inspect_channels(weight, {"weight"}, frame, false);
+    for (std::size_t c = 0; c < channels; ++c) scale[c] *= entry(array, std::int64_t(c));
+    doubles = array.dtype == Dtype::float64;
+  }
+  std::shared_ptr<std::uint16_t[]> bits;
+  std::int64_t bits_words = 0;
+  if (!mask.is_none()) {
+    bits_words = words(frame) + 1;
+    if (!py::isinstance<py::array_t<std::uint16_t>>(mask) || shape_of(mask) != std::vector<std::int64_t>{bits_words}) {
+      value_error({"mask"}, "expected a uint16 array of shape (" + std::to_string(bits_words) + ",)");
+    }
+    require_contiguous(mask, {"mask"});
+    auto held = std::make_shared<py::object>(mask);
+    auto* data = static_cast<std::uint16_t*>(const_cast<void*>(mask.cast<py::array>().data()));
+    bits = std::shared_ptr<std::uint16_t[]>(data, [held](std::uint16_t*) {});
+  }
+  return py::cast(Saved{frame, fingerprint(frame.memory), false, training, residual, double(frame.count()), mean,
+                        inv_std, std::move(scale), std::move(bits), bits_words, doubles});
+}
+
 // A view of what an object holds, for as long as it lives; not to be written, for the backward pass needs it.
 template <class T>
 py::object read_only(const py::object& owner, const T* data, std::size_t count) {
@@ -792,6 +841,8 @@ void register_batch_norm(py::module_& m) {
   m.def("batch_norm_apply", &batch_norm_apply);
   m.def("batch_norm_stats", &batch_norm_stats);
   m.def("batch_norm_update", &batch_norm_update);
+  m.def("batch_norm_parts", &batch_norm_parts);
+  m.def("batch_norm_saved", &batch_norm_saved);
   m.def("batch_norm_backward", &batch_norm_backward, py::arg("dy"), py::arg("saved"), py::arg("out"),
         py::arg("residual_out"));
   m.def("batch_norm_backward_sums", &batch_norm_backward_sums);

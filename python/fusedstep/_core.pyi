@@ -137,6 +137,16 @@ def batch_norm_update(
     unbiased: bool,
     skip_nonfinite: bool,
 ) -> bool: ...
+def batch_norm_parts(saved: BatchNormSaved) -> tuple[NDArray[np.float64], NDArray[np.uint16] | None]: ...
+def batch_norm_saved(
+    x: NDArray[Any],
+    channel_axis: int,
+    weight: NDArray[Any] | None,
+    statistics: NDArray[np.float64],
+    mask: NDArray[np.uint16] | None,
+    training: bool,
+    residual: bool,
+) -> BatchNormSaved: ...
 def batch_norm_backward(
     dy: NDArray[Any], saved: BatchNormSaved, out: NDArray[Any] | None, residual_out: NDArray[Any] | None
 ) -> tuple[NDArray[Any], ...]: ...

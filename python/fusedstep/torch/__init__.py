@@ -1,0 +1,11 @@
+"""PyTorch with these kernels: layers, losses and optimizers with torch's names, arguments and state dicts.
+
+Needs the extra `torch`; importing `fusedstep` does not import it.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError("fusedstep.torch needs torch: pip install 'fusedstep[torch]'", name="torch") from error

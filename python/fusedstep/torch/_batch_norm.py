@@ -1,0 +1,226 @@
+"""Batch norm between autograd and the kernels."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fusedstep as fs
+from fusedstep import _core
+from fusedstep.torch._calls import once, ordered_as, renamed, wide
+
+_NAMES = {"x": "input", "dy": "the gradient of the output"}
+_WHAT = "Batch norm"
+# Typed for NumPy arrays, they take tensors as well.
+_forward: Any = fs.batch_norm
+_backward_pass: Any = fs.batch_norm_backward
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    batches: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The output, and what the backward pass needs beside x; running statistics are updated in place."""
+    y = torch.empty_like(x)
+    mean, var = wide(running_mean), wide(running_var)
+    try:
+        _, saved = _forward(
+            x,
+            wide(weight),
+            wide(bias),
+            mean,
+            var,
+            training=training,
+            momentum=momentum if batches is None else 1.0 / (int(batches) + 1),
+            eps=eps,
+            activation="relu" if relu else None,
+            residual=residual,
+            out=y,
+        )
+    except (TypeError, ValueError) as error:
+        raise renamed(error, _NAMES) from error
+    if training and mean is not running_mean and running_mean is not None and mean is not None:
+        running_mean.copy_(mean)
+    if training and var is not running_var and running_var is not None and var is not None:
+        running_var.copy_(var)
+    statistics, mask = _core.batch_norm_parts(saved)
+    return y, torch.from_numpy(statistics), None if mask is None else torch.from_numpy(mask.view(np.int16))
+
+
+def gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    mask: Tensor | None,
+    training: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """dx, dweight, dbias; and dresidual where there is a residual."""
+    weights = wide(weight)
+    given: Any = x
+    saved = _core.batch_norm_saved(
+        given,
+        1,
+        None if weights is None else weights.detach().numpy(),
+        statistics.numpy(),
+        None if mask is None else mask.numpy().view(np.uint16),
+        training,
+        residual,
+    )
+    dy = ordered_as(dy, x)
+    dx = torch.empty_like(x)
+    dresidual = torch.empty_like(x) if residual and mask is not None else None
+    try:
+        _, dweight, dbias, *_ = _backward_pass(dy, saved, out=dx, residual_out=dresidual)
+    except (TypeError, ValueError) as error:
+        raise renamed(error, _NAMES) from error
+    if residual and dresidual is None:
+        dresidual = dy
+    return dx, torch.from_numpy(dweight), torch.from_numpy(dbias), dresidual
+
+
+class AtOnce(torch.autograd.Function):
+    """Forward and backward without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+                running_mean: Tensor | None, running_var: Tensor | None, batches: Tensor | None,
+                training: bool, momentum: float, eps: float, relu: bool) -> Tensor:  # fmt: skip
+        y, statistics, mask = normalize(
+            x, weight, bias, running_mean, running_var, residual, batches, training, momentum, eps, relu
+        )
+        ctx.save_for_backward(x, weight, statistics, mask)
+        ctx.training, ctx.residual = training, residual is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (dy,) = grads
+        x, weight, statistics, mask = ctx.saved_tensors
+        call = _traced_gradients if torch.is_grad_enabled() else gradients
+        dx, dweight, dbias, dresidual = call(dy, x, weight, statistics, mask, ctx.training, ctx.residual)
+        return (
+            dx,
+            dweight if ctx.needs_input_grad[1] else None,
+            dbias if ctx.needs_input_grad[2] else None,
+            dresidual,
+            *[None] * 7,
+        )
+
+
+# An operator gives tensors only: of what there is not, one of no elements.
+
+
+@torch.library.custom_op("fusedstep::batch_norm", mutates_args=())
+def batch_norm_op(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    batches: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`normalize`, but that the new running statistics, (2, C), are an output."""
+    mean, var = running_mean, running_var
+    if training and mean is not None and var is not None:
+        mean, var = mean.clone(), var.clone()
+    y, statistics, mask = normalize(x, weight, bias, mean, var, residual, batches, training, momentum, eps, relu)
+    running = torch.stack((mean, var)) if training and mean is not None and var is not None else x.new_empty(0)
+    return y, statistics, x.new_empty(0, dtype=torch.int16) if mask is None else mask, running
+
+
+@batch_norm_op.register_fake
+def _(x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, residual: Any, batches: Any,
+      training: bool, momentum: float, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    channels = x.shape[1]
+    return (
+        torch.empty_like(x),
+        x.new_empty((2, channels), dtype=torch.float64),
+        x.new_empty(_mask_words(x) if relu else 0, dtype=torch.int16),
+        running_mean.new_empty((2, channels)) if training and running_mean is not None else x.new_empty(0),
+    )
+
+
+@torch.library.custom_op("fusedstep::batch_norm_backward", mutates_args=())
+def batch_norm_backward_op(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, mask: Tensor, training: bool, residual: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`gradients`, but that dresidual is empty where it is dy itself."""
+    bits = mask if mask.numel() else None
+    dx, dweight, dbias, dresidual = gradients(dy, x, weight, statistics, bits, training, residual)
+    return dx, dweight, dbias, x.new_empty(0) if dresidual is None or bits is None else dresidual
+
+
+@batch_norm_backward_op.register_fake
+def _(dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, mask: Tensor, training: bool,
+      residual: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    given = x if weight is None else weight
+    channels = x.new_empty(x.shape[1], dtype=torch.float64 if given.dtype == torch.float64 else torch.float32)
+    masked = residual and mask.shape[0] > 0
+    return torch.empty_like(x), channels, torch.empty_like(channels), torch.empty_like(x) if masked else x.new_empty(0)
+
+
+def _traced_gradients(dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, mask: Tensor | None,
+                      training: bool, residual: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    bits = x.new_empty(0, dtype=torch.int16) if mask is None else mask
+    dx, dweight, dbias, dresidual = batch_norm_backward_op(dy, x, weight, statistics, bits, training, residual)
+    if not residual:
+        return dx, dweight, dbias, None
+    return dx, dweight, dbias, dresidual if bits.shape[0] > 0 else dy
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
+    raise once(_WHAT)
+
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _, _, _, residual, _, training = inputs[:8]
+    _, statistics, mask, running = output
+    ctx.mark_non_differentiable(statistics, mask, running)
+    ctx.save_for_backward(x, weight, statistics, mask)
+    ctx.training, ctx.residual = training, residual is not None
+
+
+def _backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
+    x, weight, statistics, mask = ctx.saved_tensors
+    dx, dweight, dbias, dresidual = _traced_gradients(dy, x, weight, statistics, mask, ctx.training, ctx.residual)
+    bias_given = ctx.needs_input_grad[2]
+    return dx, None if weight is None else dweight, dbias if bias_given else None, None, None, dresidual, *[None] * 5
+
+
+def traced(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The operator: its output, and the new running statistics."""
+    y, _, _, running = batch_norm_op(*arguments)
+    return y, running
+
+
+batch_norm_op.register_autograd(_backward, setup_context=_keep)
+batch_norm_backward_op.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
+
+
+def _mask_words(x: Tensor) -> Any:
+    """Words of 16 bits of the mask: of every run of values of a channel, of all values where channels are rows."""
+    run, rest = 1, 1
+    for axis, length in enumerate(x.shape):
+        if axis != 1:
+            inner = x.shape[1] != 1 and x.stride(axis) <= x.stride(1)
+            run, rest = (run * length, rest) if inner or x.shape[1] == 1 else (run, rest * length)
+    if run == 1 and x.shape[1] > 1:
+        return (rest * x.shape[1] + 15) // 16 + 1
+    return rest * x.shape[1] * ((run + 15) // 16) + 1

@@ -1,0 +1,76 @@
+"""How the layers call their kernels: at once, or as operators that a tracer sees."""
+
+from typing import Any
+
+import torch
+
+#: What the kernels compute with.
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def watched(*tensors: torch.Tensor | None) -> bool:
+    """Whether a compiler, a mode or a transformation looks on, so that the call must be a registered operator.
+
+    An operator of Python costs some hundred microseconds with its gradient, a call at once a quarter of that.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or any(t is not None and (type(t) not in _PLAIN or t.device.type != "cpu") for t in tensors)
+    )
+
+
+def check_input(tensor: Any, name: str) -> None:
+    """TypeError for what is no dense tensor of floats on the CPU; a meta tensor has shapes to compute with."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__qualname__}")
+    if tensor.device.type not in ("cpu", "meta"):
+        raise TypeError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
+
+
+def renamed(error: Exception, names: dict[str, str]) -> Exception:
+    """The error of a kernel, with the name that the argument has here."""
+    text = str(error)
+    for kernel, here in names.items():
+        if text.startswith(kernel) and not text[len(kernel) :][:1].isidentifier():
+            return type(error)(here + text[len(kernel) :])
+    return error
+
+
+def wide(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """A number a channel or class in float32, which holds the narrow ones exactly."""
+    return tensor.float() if tensor is not None and tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of a shape lie in memory alike."""
+    if a.stride() == b.stride():
+        return True
+    return all(n == 1 or s == t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True))
+
+
+def without_gaps(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, dense in memory in whatever order of axes; copied where it is not."""
+    if tensor.is_contiguous() or same_order(tensor, torch.empty_like(tensor)):
+        return tensor
+    return tensor.clone()
+
+
+def ordered_as(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The tensor in the memory order of another one of its shape; copied where it lies otherwise."""
+    return tensor if same_order(tensor, like) else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def once(what: str) -> RuntimeError:
+    """Why a second derivative is not had."""
+    return RuntimeError(
+        f"{what} of fusedstep.torch has no second derivative: its backward pass is a kernel. "
+        f"Take torch.nn's where you need it (create_graph=True, gradient penalties, Hessians)."
+    )
