@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 import fusedstep as fs
 from fusedstep.checkpoint import checkpoint as _checkpoint
+from fusedstep.checkpoint import file
 from helpers import assert_same_bits
 
 # Where another optimizer takes a state over, hyper-parameters change.
@@ -335,7 +336,7 @@ class TestWhatCannotBeSaved:
         path = tmp_path / "run"
         fs.save_checkpoint(path, [np.zeros(2)])
         before = path.stat().st_ino, path.read_bytes()
-        monkeypatch.setattr(_checkpoint, "_replacing", lambda path: pytest.fail("opened"))
+        monkeypatch.setattr(_checkpoint, "replacing", lambda path: pytest.fail("opened"))
         with pytest.raises(TypeError, match=expected):
             fs.save_checkpoint(path, **{"params": [np.ones(2)], **arguments})
         assert (path.stat().st_ino, path.read_bytes()) == before
@@ -369,7 +370,7 @@ class TestTheFile:
     def test_what_safetensors_would_not_read_replaces_nothing(self, tmp_path, monkeypatch):
         path = tmp_path / "run"
         old = through(path, [np.zeros(2)])
-        monkeypatch.setattr(_checkpoint, "_DTYPES", {"float64": "F65"})
+        monkeypatch.setattr(file, "DTYPES", {"float64": "F65"})
         with pytest.raises(ValueError, match="not a safetensors file"):
             fs.save_checkpoint(path, [np.ones(2)])
         monkeypatch.undo()
@@ -437,11 +438,11 @@ class TestTheFile:
         assert same(loaded.params["0"], np.arange(1000.0))
 
     def test_a_step_in_another_thread_does_not_spoil_the_file(self, tmp_path, monkeypatch):
-        def pieces(array, real=_checkpoint._pieces):
+        def pieces(array, real=file._pieces):
             array += 1
             yield from real(array)
 
-        monkeypatch.setattr(_checkpoint, "_pieces", pieces)
+        monkeypatch.setattr(file, "_pieces", pieces)
         assert through(tmp_path / "a", [np.ones(3)]).params["0"].tolist() == [2, 2, 2]
 
     def test_saving_takes_no_second_copy(self, tmp_path):

@@ -263,18 +263,18 @@ class TestWhileAnotherThreadSteps:
     def test_another_shape_meanwhile(self, tmp_path, monkeypatch):
         array = np.arange(6.0)
 
-        def write(file, header, tensors, real=_checkpoint._write):
+        def write(file, header, tensors, real=_checkpoint.write):
             array.shape = (2, 3)
             return real(file, header, tensors)
 
-        monkeypatch.setattr(_checkpoint, "_write", write)
+        monkeypatch.setattr(_checkpoint, "write", write)
         assert_same_bits(through(tmp_path / "a", [array])["0"], np.arange(6.0))
 
     @pytest.mark.parametrize("where", [0, 9, -1, -9, "cut", "longer"])
     def test_what_is_not_read_as_it_was_written_replaces_nothing(self, tmp_path, monkeypatch, where):
         through(tmp_path / "a", [np.zeros(3)])
 
-        def write(file, header, tensors, real=_checkpoint._write):
+        def write(file, header, tensors, real=_checkpoint.write):
             written = real(file, header, tensors)
             file.flush()
             size = file.seek(0, 2)
@@ -289,7 +289,7 @@ class TestWhileAnotherThreadSteps:
                 file.write(bytes([byte[0] ^ 1]))
             return written
 
-        monkeypatch.setattr(_checkpoint, "_write", write)
+        monkeypatch.setattr(_checkpoint, "write", write)
         with pytest.raises((OSError, ValueError), match=r"not what was written|not a safetensors file"):
             fs.save_checkpoint(tmp_path / "a", [np.ones(3)])
         assert [path.name for path in tmp_path.iterdir()] == ["a"]

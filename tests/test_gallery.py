@@ -13,7 +13,7 @@ import fusedstep as fs
 from fusedstep.apps import gallery
 from fusedstep.apps.cli import gallery as command
 from fusedstep.apps.cli import main
-from fusedstep.apps.gallery import _figure, critical, losses, optimizers, ravine, schedules, write_index
+from fusedstep.apps.gallery import critical, drawing, losses, optimizers, ravine, schedules, write_index
 
 FIGURES = list(gallery.FIGURES)
 MOVING = ["optimizers", "ravine"]
@@ -281,7 +281,7 @@ def test_figures(computed, name):
     from matplotlib import rc_context
 
     data = computed(name)
-    with rc_context(gallery._style.SETTINGS):
+    with rc_context(gallery.looks.SETTINGS):
         figure = gallery.FIGURES[name].draw(data)
         figure.draw_without_rendering()
     assert figure.get_size_inches()[0] <= 7
@@ -290,7 +290,7 @@ def test_figures(computed, name):
     assert 1 <= len(re.findall(r"\.(?: |$)", caption)) <= 3
     assert "nan" not in caption
     assert "None" not in caption
-    json.dumps(_figure.plain_claims(data["claims"]), allow_nan=False)
+    json.dumps(drawing.plain_claims(data["claims"]), allow_nan=False)
 
 
 def test_quick_and_seed_change_the_numbers():
@@ -378,7 +378,7 @@ class TestFiles:
 
     def test_claims_that_are_no_numbers_of_json(self):
         given = {"a": np.float32(0.5), 2: [math.inf, (math.nan, np.arange(2))], "b": None, "c": np.array([1.0, np.inf])}
-        assert _figure.plain_claims(given) == {"a": 0.5, "2": [None, [None, [0, 1]]], "b": None, "c": [1.0, None]}
+        assert drawing.plain_claims(given) == {"a": 0.5, "2": [None, [None, [0, 1]]], "b": None, "c": [1.0, None]}
 
 
 class TestCommand:

@@ -9,6 +9,14 @@ from types import ModuleType
 
 #: The old name and the new one, within this package. What lies in a package moves with it.
 MOVED = {
+    **{
+        f"curvature._{name}": f"curvature.{name}"
+        for name in ("critical", "lr_range", "newton", "products", "quadrature", "smoothness")
+    },
+    "curvature._escape": "curvature.saddle",
+    "curvature._hessian": "curvature.whole_hessian",
+    "curvature._spectrum": "curvature.eigenpairs",
+    "data._batches": "data.order",
     "_sparse": "_common.sparse",
     "_structure": "_common.structure",
     "_normalization": "normalization",

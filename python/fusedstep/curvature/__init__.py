@@ -8,16 +8,16 @@ Hessian is computed for small problems only.
 are elsewhere copies them in from there.
 """
 
-from fusedstep.curvature._critical import CriticalPoint, classify
-from fusedstep.curvature._escape import Escape, NoNegativeCurvatureError, escape
-from fusedstep.curvature._hessian import Hessian, hessian
-from fusedstep.curvature._lr_range import LRRangeTest, lr_range_test
-from fusedstep.curvature._newton import NewtonStep, newton_step
-from fusedstep.curvature._products import GradientError, hvp
-from fusedstep.curvature._quadrature import SpectralDensity, Trace, spectral_density, trace
-from fusedstep.curvature._smoothness import Shift, Smoothness, measure_shift, measure_smoothness
-from fusedstep.curvature._spectrum import Spectrum, spectrum
-from fusedstep.curvature._torch import from_torch, loss_from_torch
+from fusedstep.curvature.critical import CriticalPoint, classify
+from fusedstep.curvature.eigenpairs import Spectrum, spectrum
+from fusedstep.curvature.lr_range import LRRangeTest, lr_range_test
+from fusedstep.curvature.newton import NewtonStep, newton_step
+from fusedstep.curvature.products import GradientError, hvp
+from fusedstep.curvature.quadrature import SpectralDensity, Trace, spectral_density, trace
+from fusedstep.curvature.saddle import Escape, NoNegativeCurvatureError, escape
+from fusedstep.curvature.smoothness import Shift, Smoothness, measure_shift, measure_smoothness
+from fusedstep.curvature.torch_models import from_torch, loss_from_torch
+from fusedstep.curvature.whole_hessian import Hessian, hessian
 
 __all__ = [
     "CriticalPoint",

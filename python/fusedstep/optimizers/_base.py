@@ -17,7 +17,7 @@ from fusedstep.optimizers._hypers import meant, same_hyper, warn_of_replaced
 from fusedstep.optimizers._options import OPTIONS, Arguments, Options
 from fusedstep.optimizers._reading import whole_number
 from fusedstep.optimizers._states import relaid
-from fusedstep.schedules._saving import Handover
+from fusedstep.schedules.saving import Handover
 
 #: A learning rate, or a function of the number of steps taken so far (0 for the first step).
 LearningRate = float | Callable[[int], float]

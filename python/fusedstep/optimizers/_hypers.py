@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from fusedstep.schedules._base import Schedule
+from fusedstep.schedules.base import Schedule
 
 
 def same_hyper(a: Any, b: Any) -> bool:

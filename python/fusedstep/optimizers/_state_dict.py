@@ -12,7 +12,7 @@ from fusedstep.optimizers._hypers import same_hyper
 from fusedstep.optimizers._options import OPTIONS
 from fusedstep.optimizers._reading import hyper_parameter, parts_of, real_number, whole_number
 from fusedstep.optimizers._states import load_state, stored_dtype
-from fusedstep.schedules._saving import Handover
+from fusedstep.schedules.saving import Handover
 
 State = dict[int, dict[str, Any]]
 Groups = list[dict[str, Any]]

@@ -22,7 +22,7 @@ from fusedstep.optimizers._groups import Array, arrays_of, described, structure_
 from fusedstep.optimizers._hypers import same_hyper, warn_of_replaced
 from fusedstep.optimizers._reading import hyper_parameter, parts_of, whole_number
 from fusedstep.optimizers.sgd import SGD
-from fusedstep.schedules._saving import Handover
+from fusedstep.schedules.saving import Handover
 
 #: Gives the loss and the gradients at the parameters as they are.
 Closure = Callable[[], tuple[float, Any]]

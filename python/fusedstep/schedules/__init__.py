@@ -5,8 +5,7 @@ A schedule is a small object that compares by its arguments, is saved with check
 does as well; it is not saved.
 """
 
-from fusedstep.schedules._base import Schedule
-from fusedstep.schedules._plot import plot
+from fusedstep.schedules.base import Schedule
 from fusedstep.schedules.combinators import join, scale, warmup
 from fusedstep.schedules.cycles import cosine_warm_restarts, cyclic, one_cycle, warmup_stable_decay
 from fusedstep.schedules.decay import (
@@ -21,6 +20,7 @@ from fusedstep.schedules.decay import (
     transformer,
 )
 from fusedstep.schedules.plateau import ReduceOnPlateau
+from fusedstep.schedules.plotting import plot
 
 __all__ = [
     "ReduceOnPlateau",

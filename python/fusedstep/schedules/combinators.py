@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusedstep._common.arguments import number, rising, whole
-from fusedstep.schedules._base import Schedule, between
+from fusedstep.schedules.base import Schedule, between
 from fusedstep.schedules.decay import constant
 
 #: Schedules in one, itself included and each as often as it stands there; and how deep they may stand in each other.

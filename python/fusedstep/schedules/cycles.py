@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fusedstep._common.arguments import choice, flag, number, whole
-from fusedstep.schedules._base import Schedule, between, cosine_part
+from fusedstep.schedules.base import Schedule, between, cosine_part
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusedstep._common.arguments import number, rising, whole
-from fusedstep.schedules._base import Schedule, between, cosine_part, decayed
+from fusedstep.schedules.base import Schedule, between, cosine_part, decayed
 
 
 @dataclass(frozen=True, slots=True)

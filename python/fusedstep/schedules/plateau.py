@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fusedstep._common.arguments import choice, number, whole
-from fusedstep.schedules._base import Schedule
+from fusedstep.schedules.base import Schedule
 
 
 @dataclass(slots=True)

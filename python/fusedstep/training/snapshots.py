@@ -9,7 +9,7 @@ import numpy as np
 from fusedstep._common.arguments import whole
 from fusedstep._common.arrays import dtype_name
 from fusedstep.reference.codec import narrowed, widened
-from fusedstep.schedules._base import Schedule
+from fusedstep.schedules.base import Schedule
 from fusedstep.schedules.combinators import ends_cycle, has_cycles
 from fusedstep.training.weights import FLOATS, Array, Guest, Structure, Weights, check_keys, kept
 

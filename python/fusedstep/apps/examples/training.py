@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import fusedstep as fs
 from fusedstep import schedules
 from fusedstep.apps.examples import digits
-from fusedstep.apps.examples._saved import NoRun, read_buffers, read_model, read_options, read_progress, read_record
+from fusedstep.apps.examples.saved import NoRun, read_buffers, read_model, read_options, read_progress, read_record
 from fusedstep.averaging import EMA, SnapshotEnsemble, ensemble_predict
 from fusedstep.doctor import RunRecorder, dead_part
 from fusedstep.optimizers import REGISTRY, ScheduleFreeAdamW

@@ -23,8 +23,8 @@ from fusedstep.apps.gallery import (
     schedules,
     spectrum,
 )
-from fusedstep.apps.gallery._figure import Drawable, write
-from fusedstep.apps.gallery._index import write_index
+from fusedstep.apps.gallery.drawing import Drawable, write
+from fusedstep.apps.gallery.page import write_index
 
 __all__ = ["FIGURES", "Drawable", "write", "write_index"]
 

@@ -6,8 +6,8 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep.apps.examples import digits
-from fusedstep.apps.gallery import _digits, _style
-from fusedstep.apps.gallery._figure import Data
+from fusedstep.apps.gallery import looks, network
+from fusedstep.apps.gallery.drawing import Data
 
 TITLE = "Averages and ensembles"
 
@@ -23,7 +23,7 @@ def loss_of(probabilities: Any, labels: Any) -> float:
 
 def averaged(seed: int, epochs: int) -> dict[str, Any]:
     """One run at a constant rate, too large to settle; its average of weights from half-way on, and an EMA."""
-    train_x, train_y, test_x, test_y = _digits.load(seed)
+    train_x, train_y, test_x, test_y = network.load(seed)
     model = digits.MLP(_SIZES, True, seed)
     optimizer = fs.SGD(model.params, lr=_LR, momentum=0.9)
     swa, ema = fs.averaging.SWA(model.params), fs.averaging.EMA(model.params, 0.99)
@@ -36,7 +36,7 @@ def averaged(seed: int, epochs: int) -> dict[str, Any]:
     courses: dict[str, list[tuple[float, float]]] = {"last iterate": [], "EMA": [], "SWA": []}
     for epoch in range(epochs):
         for rows in digits.batches(len(train_x), 32, seed, epoch):
-            _digits.step(model, optimizer, train_x[rows], train_y[rows])
+            network.step(model, optimizer, train_x[rows], train_y[rows])
             ema.update()
         if epoch >= epochs // 2:
             swa.update()
@@ -54,7 +54,7 @@ def averaged(seed: int, epochs: int) -> dict[str, Any]:
 
 def snapshots(seed: int, epochs: int) -> dict[str, Any]:
     """A cyclic rate, a snapshot at the end of each cycle, and what they predict together."""
-    train_x, train_y, test_x, test_y = _digits.load(seed)
+    train_x, train_y, test_x, test_y = network.load(seed)
     model = digits.MLP(_SIZES, True, seed)
     per_epoch = sum(1 for _ in digits.batches(len(train_x), 32, seed, 0))
     schedule = fs.schedules.cosine_warm_restarts(_LR, per_epoch * (epochs // _CYCLES))
@@ -116,15 +116,15 @@ def caption(data: Data) -> str:
 
 def draw(data: Data) -> Any:
     """Losses over the epochs."""
-    figure, (left, right) = _style.new(3.1, 1, 2, sharey=True)
+    figure, (left, right) = looks.new(3.1, 1, 2, sharey=True)
     epochs = np.arange(1, len(data["cyclic"]) + 1)
     for k, (name, course) in enumerate(data["courses"].items()):
-        left.plot(epochs[-len(course) :], course, label=name, **_style.look(k))
+        left.plot(epochs[-len(course) :], course, label=name, **looks.look(k))
     left.set(title="Constant rate", xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
     ends = epochs[-1] // _CYCLES * np.arange(1, _CYCLES + 1)
-    right.plot(epochs, data["cyclic"], label="last iterate", **_style.look(0))
-    right.plot(ends, data["members"], ls="none", marker="s", ms=5, color=_style.ORANGE, label="snapshot")
-    right.plot(ends, data["ensemble"], marker="*", ms=9, label="snapshots so far, together", **_style.look(3))
+    right.plot(epochs, data["cyclic"], label="last iterate", **looks.look(0))
+    right.plot(ends, data["members"], ls="none", marker="s", ms=5, color=looks.ORANGE, label="snapshot")
+    right.plot(ends, data["ensemble"], marker="*", ms=9, label="snapshots so far, together", **looks.look(3))
     right.set(title=f"Cyclic rate, {_CYCLES} cycles", xlabel="epoch", yscale="log")
     ticks = [0.05, 0.07, 0.1, 0.2, 0.3]
     left.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

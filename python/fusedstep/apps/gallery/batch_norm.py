@@ -6,8 +6,8 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep.apps.examples import digits
-from fusedstep.apps.gallery import _digits, _style
-from fusedstep.apps.gallery._figure import Data
+from fusedstep.apps.gallery import looks, network
+from fusedstep.apps.gallery.drawing import Data
 
 TITLE = "Batch norm and the learning rate"
 
@@ -25,12 +25,12 @@ def compute(seed: int = 0, quick: bool = False) -> Data:
     losses = {name: np.empty((len(seeds), len(rates))) for name in _NAMES.values()}
     with np.errstate(all="ignore"):
         for i, number in enumerate(seeds):
-            train_x, train_y, test_x, test_y = _digits.load(number)
+            train_x, train_y, test_x, test_y = network.load(number)
             for normalized, name in _NAMES.items():
                 for k, lr in enumerate(rates):
                     model = digits.MLP(_SIZES, normalized, number)
                     optimizer = fs.SGD(model.params, lr=float(lr))
-                    for _ in _digits.epochs(
+                    for _ in network.epochs(
                         model, optimizer, train_x, train_y, batch_size=64, count=epochs, seed=number
                     ):
                         pass
@@ -74,13 +74,13 @@ def _rate(lr: float | None) -> str:
 
 def draw(data: Data) -> Any:
     """Accuracy over the learning rate."""
-    figure, (axes,) = _style.new(3.0, width=5.2)
+    figure, (axes,) = looks.new(3.0, width=5.2)
     for k, (name, runs) in enumerate(data["accuracies"].items()):
-        appearance = _style.look(k)
+        appearance = looks.look(k)
         axes.semilogx(data["rates"], 100 * runs.T, color=appearance["color"], lw=0.5, alpha=0.5)
-        axes.semilogx(data["rates"], 100 * runs.mean(axis=0), marker=_style.MARKERS[k], ms=4, label=name, **appearance)
+        axes.semilogx(data["rates"], 100 * runs.mean(axis=0), marker=looks.MARKERS[k], ms=4, label=name, **appearance)
     for level in (_GOOD, _FAILED):
         axes.axhline(100 * level, color="0.6", lw=0.8, ls=":", zorder=0)
     axes.set(xlabel="learning rate", ylabel="accuracy on held-out digits (%)", ylim=(0, 103))
-    _style.legend_below(figure, axes, 2)
+    looks.legend_below(figure, axes, 2)
     return figure

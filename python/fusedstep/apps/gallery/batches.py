@@ -7,8 +7,8 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep.apps.examples import digits
-from fusedstep.apps.gallery import _digits, _style
-from fusedstep.apps.gallery._figure import Data
+from fusedstep.apps.gallery import looks, network
+from fusedstep.apps.gallery.drawing import Data
 
 TITLE = "Small and large batches"
 
@@ -34,7 +34,7 @@ def noise(model: digits.MLP, x: Any, y: Any, size: int, rng: np.random.Generator
 
 def run(size: int, seed: int, goal: float, products: int) -> dict[str, Any]:
     """Trains until the loss over all training rows is at the goal, and measures where it has come to."""
-    train_x, train_y, test_x, test_y = _digits.load(seed)
+    train_x, train_y, test_x, test_y = network.load(seed)
     model = digits.MLP(_SIZES, False, seed)
     noise_at_start = noise(model, train_x, train_y, size, np.random.default_rng(seed))
     optimizer = fs.SGD(model.params, lr=_LR)
@@ -42,7 +42,7 @@ def run(size: int, seed: int, goal: float, products: int) -> dict[str, Any]:
     for epoch in range(_MOST_EPOCHS):
         start = perf_counter()
         for rows in digits.batches(len(train_x), size, seed, epoch):
-            _digits.step(model, optimizer, train_x[rows], train_y[rows])
+            network.step(model, optimizer, train_x[rows], train_y[rows])
             updates += 1
             if updates % _LOOK == 0:
                 seconds += perf_counter() - start
@@ -54,7 +54,7 @@ def run(size: int, seed: int, goal: float, products: int) -> dict[str, Any]:
         if loss <= goal:
             break
     rows_seen = updates * size
-    grad, _, params = _digits.in_doubles(model, train_x, train_y)
+    grad, _, params = network.in_doubles(model, train_x, train_y)
     top = fs.curvature.spectrum(grad, params, which="largest", max_products=products, seed=seed)
     test_loss, test_accuracy = model.evaluate(test_x, test_y)
     return {
@@ -101,13 +101,13 @@ def caption(data: Data) -> str:
 
 def draw(data: Data) -> Any:
     """Time, noise, sharpness and test loss over the size of a batch."""
-    figure, axes = _style.new(4.6, 2, 2, sharex=True)
+    figure, axes = looks.new(4.6, 2, 2, sharex=True)
     sizes = list(data["runs"])
 
     def line(ax: Any, name: str, k: int, label: str | None = None) -> None:
         runs = np.array([[one[name] for one in data["runs"][size]] for size in sizes])
-        ax.plot(sizes, runs, ls="none", marker=".", ms=3, color=_style.COLOURS[k], alpha=0.5)
-        ax.plot(sizes, runs.mean(axis=1), marker=_style.MARKERS[k], ms=4, label=label, **_style.look(k))
+        ax.plot(sizes, runs, ls="none", marker=".", ms=3, color=looks.COLOURS[k], alpha=0.5)
+        ax.plot(sizes, runs.mean(axis=1), marker=looks.MARKERS[k], ms=4, label=label, **looks.look(k))
 
     line(axes[0], "seconds", 0, "to the training loss")
     line(axes[0], "seconds_per_epoch", 1, "an epoch")

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 import fusedstep as fs
-from fusedstep.apps.gallery import _style
-from fusedstep.apps.gallery._figure import Data
+from fusedstep.apps.gallery import looks
+from fusedstep.apps.gallery.drawing import Data
 
 TITLE = "Critical points, their directions, and an escape"
 
@@ -89,37 +89,37 @@ def caption(data: Data) -> str:
 
 
 _LOOKS = {
-    "minimum": (_style.BLUE, "o"),
-    "saddle": (_style.BLACK, "X"),
-    "maximum": (_style.VERMILION, "^"),
+    "minimum": (looks.BLUE, "o"),
+    "saddle": (looks.BLACK, "X"),
+    "maximum": (looks.VERMILION, "^"),
 }
 
 
 def draw(data: Data) -> Any:
     """Two surfaces from above."""
-    figure, (left, right) = _style.new(3.8, 1, 2)
+    figure, (left, right) = looks.new(3.8, 1, 2)
     figure.get_layout_engine().set(h_pad=0.07)
     grid = np.linspace(-1.75, 1.75, 161)
     x, y = np.meshgrid(grid, grid)
-    _style.contours(left, x, y, wells(np.stack([x, y])), np.array([0.02, 0.06, 0.12, 0.2, 0.25, 0.32, 0.45, 0.7, 1.1]))
+    looks.contours(left, x, y, wells(np.stack([x, y])), np.array([0.02, 0.06, 0.12, 0.2, 0.25, 0.32, 0.45, 0.7, 1.1]))
     seen = set()
     for place, point in zip(data["places"], data["points"], strict=True):
         colour, marker = _LOOKS[point.kind]
         for value, direction in zip(point.eigenvalues, point.directions, strict=True):
             ends = np.stack([place - 0.3 * direction, place + 0.3 * direction])
             style = "-" if value > 0 else (0, (2, 1.2))
-            left.plot(*ends.T, color=_style.BLUE if value > 0 else _style.VERMILION, ls=style, lw=1.6)
+            left.plot(*ends.T, color=looks.BLUE if value > 0 else looks.VERMILION, ls=style, lw=1.6)
         label = None if point.kind in seen else point.kind
         seen.add(point.kind)
         left.plot(*place, marker=marker, color=colour, mec="w", ms=9, ls="none", label=label, zorder=5)
-    left.plot([], [], color=_style.BLUE, label="the loss rises")
-    left.plot([], [], color=_style.VERMILION, ls=(0, (2, 1.2)), label="the loss falls")
+    left.plot([], [], color=looks.BLUE, label="the loss rises")
+    left.plot([], [], color=looks.VERMILION, ls=(0, (2, 1.2)), label="the loss falls")
     left.set(title="Three kinds", xlabel="$w_1$", ylabel="$w_2$", aspect="equal")
 
-    _style.contours(right, x, y, product(np.stack([x, y])), np.array([0.05, 0.2, 0.5, 0.8, 1, 1.3, 2, 3, 5, 8]))
+    looks.contours(right, x, y, product(np.stack([x, y])), np.array([0.05, 0.2, 0.5, 0.8, 1, 1.3, 2, 3, 5, 8]))
     for value, direction in zip(data["saddle"].eigenvalues, data["saddle"].directions, strict=True):
         falls = value < 0
-        colour, style = (_style.VERMILION, (0, (2, 1.2))) if falls else (_style.BLUE, "-")
+        colour, style = (looks.VERMILION, (0, (2, 1.2))) if falls else (looks.BLUE, "-")
         ends = np.stack([-0.6 * direction, 0.6 * direction])
         right.plot(*ends.T, color=colour, ls=style, lw=1.6)
         # Not on the side to which the path goes.
@@ -127,11 +127,9 @@ def draw(data: Data) -> Any:
         at = 0.66 * direction * side
         text = f"λ = {value:.2g}".replace("-", "−")
         right.annotate(text, at, ha="center", va="top" if at[1] < 0 else "bottom", color=colour)
-    right.plot(0, 0, marker="X", color=_style.BLACK, mec="w", ms=9, ls="none", zorder=6)
-    right.plot(*data["path"][:2].T, color=_style.GREEN, lw=2.2, label="escape", zorder=4)
-    right.plot(
-        *data["path"][1:].T, color=_style.PURPLE, marker=".", ms=5, lw=1, label="then gradient descent", zorder=5
-    )
+    right.plot(0, 0, marker="X", color=looks.BLACK, mec="w", ms=9, ls="none", zorder=6)
+    right.plot(*data["path"][:2].T, color=looks.GREEN, lw=2.2, label="escape", zorder=4)
+    right.plot(*data["path"][1:].T, color=looks.PURPLE, marker=".", ms=5, lw=1, label="then gradient descent", zorder=5)
     right.set(title="Out of the saddle of $(1 - w_1 w_2)^2$", xlabel="$w_1$", ylabel="$w_2$", aspect="equal")
     figure.legend(loc="outside lower center", ncols=4)
     return figure

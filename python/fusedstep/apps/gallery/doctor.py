@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep.apps.gallery import _style
-from fusedstep.apps.gallery._figure import Data
-from fusedstep.curvature._space import require
+from fusedstep.apps.gallery import looks
+from fusedstep.apps.gallery.drawing import Data
+from fusedstep.curvature.space import require
 from fusedstep.doctor import Doctor, cases, healthy
 
 TITLE = "What the doctor says"
@@ -57,12 +57,12 @@ def draw(data: Data) -> Any:
     """A small plot of each run."""
     columns = 3
     rows = -(-len(data["runs"]) // columns)
-    figure, axes = _style.new(1.45 * rows + 0.2, rows, columns)
+    figure, axes = looks.new(1.45 * rows + 0.2, rows, columns)
     for ax, run in zip(axes, data["runs"], strict=False):
         said = run["said"][0].name
         well = said == "healthy"
         losses = np.where(run["losses"] > 0, run["losses"], np.nan)
-        ax.plot(losses, color=_style.BLUE if well else _style.VERMILION, lw=0.8)
+        ax.plot(losses, color=looks.BLUE if well else looks.VERMILION, lw=0.8)
         ax.set_yscale("log")
         if np.nanmax(losses) < 20 * np.nanmin(losses):
             # A curve that hardly moves shall look so.
@@ -72,8 +72,8 @@ def draw(data: Data) -> Any:
         # Room for two lines, which begin over the numbers of the axis, for some are long.
         ax.set_title(" \n ", fontsize=8, pad=5)
         for height, text, colour in (
-            (16, run["name"], _style.BLACK),
-            (5, "→ " + said.replace("_", " ") + wrong, _style.BLUE if well else _RED),
+            (16, run["name"], looks.BLACK),
+            (5, "→ " + said.replace("_", " ") + wrong, looks.BLUE if well else _RED),
         ):
             ax.annotate(
                 text, (-0.22, 1), (0, height), xycoords="axes fraction", textcoords="offset points", color=colour

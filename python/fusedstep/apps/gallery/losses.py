@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 import fusedstep as fs
-from fusedstep.apps.gallery import _style
-from fusedstep.apps.gallery._figure import Data
+from fusedstep.apps.gallery import looks
+from fusedstep.apps.gallery.drawing import Data
 
 TITLE = "Square error and cross-entropy"
 
@@ -86,7 +86,7 @@ def caption(data: Data) -> str:
 
 def draw(data: Data) -> Any:
     """Two surfaces from above, and the gradients along their diagonal."""
-    figure, axes = _style.new(2.6, 1, 3)
+    figure, axes = looks.new(2.6, 1, 3)
     for ax, (name, surface) in zip(axes, data["surfaces"].items(), strict=False):
         mesh = ax.pcolormesh(data["grid"], data["grid"], surface, cmap="cividis", shading="nearest", rasterized=True)
         figure.colorbar(mesh, ax=ax, location="bottom", label="loss", aspect=25)
@@ -97,7 +97,7 @@ def draw(data: Data) -> Any:
         ax.set(title=name.capitalize(), xlabel="logit of the right class", aspect="equal")
     axes[0].set_ylabel("logit of the wrong class")
     for k, (name, norms) in enumerate(data["norms"].items()):
-        axes[2].semilogy(data["along"], norms, label=name, **_style.look(k))
+        axes[2].semilogy(data["along"], norms, label=name, **looks.look(k))
     axes[2].set(title="Gradient from corner to corner", xlabel="logit of the right class = −wrong", ylabel="norm")
     axes[2].legend(loc="lower center")
     return figure

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 import fusedstep as fs
-from fusedstep.apps.gallery import _style
-from fusedstep.apps.gallery._figure import Data
-from fusedstep.apps.gallery._motion import film
+from fusedstep.apps.gallery import looks
+from fusedstep.apps.gallery.drawing import Data
+from fusedstep.apps.gallery.films import film
 
 TITLE = "Six optimizers on a ravine and at a saddle"
 
@@ -118,16 +118,16 @@ def _listed(steps: dict[str, int | None]) -> str:
     return ", ".join(f"{name} {'never' if count is None else count}" for name, count in steps.items())
 
 
-_LOOKS = {name: _style.look(k) | {"marker": _style.MARKERS[k], "ms": 4} for k, name in enumerate(OPTIMIZERS)}
+_LOOKS = {name: looks.look(k) | {"marker": looks.MARKERS[k], "ms": 4} for k, name in enumerate(OPTIMIZERS)}
 
 
 def _maps(ravine_axes: Any, saddle_axes: Any) -> None:
     x, y = np.meshgrid(np.linspace(-3.6, 1.0, 161), np.linspace(-1.7, 0.9, 161))
-    _style.contours(ravine_axes, x, y, ravine(np.stack([x, y])), np.geomspace(0.02, 60, 11))
+    looks.contours(ravine_axes, x, y, ravine(np.stack([x, y])), np.geomspace(0.02, 60, 11))
     ravine_axes.set(title="Ravine", xlim=(-3.6, 1.0), ylim=(-1.7, 0.9), xlabel="$w_1$", ylabel="$w_2$")
     ravine_axes.plot(0, 0, "*", color="k", ms=10, zorder=6)
     x, y = np.meshgrid(np.linspace(-1.7, 0.7, 161), np.linspace(-0.4, 1.4, 161))
-    _style.contours(saddle_axes, x, y, saddle(np.stack([x, y])), np.linspace(-0.25, 1.5, 22))
+    looks.contours(saddle_axes, x, y, saddle(np.stack([x, y])), np.linspace(-0.25, 1.5, 22))
     saddle_axes.set(title="Saddle", xlim=(-1.7, 0.7), ylim=(-0.4, 1.4), xlabel="$w_1$", ylabel="$w_2$")
     saddle_axes.plot(0, 0, "X", color="k", mec="w", ms=9, zorder=6)
     saddle_axes.plot(0, 1, "*", color="k", ms=10, zorder=6)
@@ -135,7 +135,7 @@ def _maps(ravine_axes: Any, saddle_axes: Any) -> None:
 
 def draw(data: Data) -> Any:
     """Paths, and losses over the steps."""
-    figure, axes = _style.new(5.6, 2, 2)
+    figure, axes = looks.new(5.6, 2, 2)
     _maps(axes[0], axes[2])
     for name, appearance in _LOOKS.items():
         lr = data["claims"]["ravine"][name]["lr"]
@@ -149,13 +149,13 @@ def draw(data: Data) -> Any:
     axes[0].set_title("Ravine, first 40 steps")
     axes[1].set(title="Ravine", xlabel="step", ylabel="loss", yscale="log", ylim=(1e-8, 300))
     axes[3].set(title="Saddle", xlabel="step", ylabel="loss", ylim=(-0.3, 0.6))
-    _style.legend_below(figure, axes[1], 3)
+    looks.legend_below(figure, axes[1], 3)
     return figure
 
 
 def animate(data: Data, path: Path) -> None:
     """The paths as they grow."""
-    figure, axes = _style.new(3.6, 1, 2)
+    figure, axes = looks.new(3.6, 1, 2)
     _maps(*axes)
     walks = []
     for ax, where, steps in ((axes[0], "ravine", 150), (axes[1], "saddle", 150)):
@@ -163,5 +163,5 @@ def animate(data: Data, path: Path) -> None:
             walks.append(
                 (ax.plot([], [], label=name, markevery=[-1], lw=1.1, **appearance)[0], data[where][name][:steps])
             )
-    _style.legend_below(figure, axes[0], 6)
+    looks.legend_below(figure, axes[0], 6)
     film(figure, walks, path)

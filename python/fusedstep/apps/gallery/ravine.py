@@ -8,9 +8,9 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep import schedules
-from fusedstep.apps.gallery import _style
-from fusedstep.apps.gallery._figure import Data
-from fusedstep.apps.gallery._motion import film
+from fusedstep.apps.gallery import looks
+from fusedstep.apps.gallery.drawing import Data
+from fusedstep.apps.gallery.films import film
 
 TITLE = "The ravine: too large, too small, and a rate per parameter"
 
@@ -105,11 +105,11 @@ _PANELS = {
 
 
 def _maps(data: Data, height: float) -> tuple[Any, dict[str, Any]]:
-    figure, axes = _style.new(height, 3, 2, sharex=True, sharey=True)
+    figure, axes = looks.new(height, 3, 2, sharex=True, sharey=True)
     x, y = np.meshgrid(np.linspace(-43, 5, 161), np.linspace(-1.7, 1.35, 161))
     panels = dict(zip(_PANELS, axes, strict=True))
     for name, ax in panels.items():
-        _style.contours(ax, x, y, loss(np.stack([x, y])), np.array([10, 50, 150, 300, 500, 750, 1000]))
+        looks.contours(ax, x, y, loss(np.stack([x, y])), np.array([10, 50, 150, 300, 500, 750, 1000]))
         ax.set_title(_PANELS[name].format(peak=data["claims"][name]["peak"]))
         ax.plot(*_START, "o", color="k", ms=5, zorder=4)
         ax.plot(0, 0, "*", color="k", ms=10, zorder=4)
@@ -120,7 +120,7 @@ def _maps(data: Data, height: float) -> tuple[Any, dict[str, Any]]:
 
 
 def _colour(name: str) -> str:
-    return _style.BLUE if name in ("decayed", "warmed") else _style.VERMILION
+    return looks.BLUE if name in ("decayed", "warmed") else looks.VERMILION
 
 
 def draw(data: Data) -> Any:

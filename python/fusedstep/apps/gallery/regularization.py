@@ -7,8 +7,8 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep.apps.examples import digits
-from fusedstep.apps.gallery import _digits, _style
-from fusedstep.apps.gallery._figure import Data
+from fusedstep.apps.gallery import looks, network
+from fusedstep.apps.gallery.drawing import Data
 
 TITLE = "Dropout, mixup, early stopping"
 
@@ -43,7 +43,7 @@ WAYS: dict[str, tuple[float, Mix]] = {
 
 def train(dropout: float, mix: Mix, epochs: int, seed: int) -> dict[str, Any]:
     """Trains on few rows, some of them with a wrong label; the test loss of each epoch, and where to have stopped."""
-    train_x, train_y, test_x, test_y = _digits.load(seed)
+    train_x, train_y, test_x, test_y = network.load(seed)
     rng = np.random.default_rng((seed, 1))
     x, y = train_x[:_ROWS], train_y[:_ROWS].copy()
     held_x, held_y = train_x[_ROWS : 2 * _ROWS], train_y[_ROWS : 2 * _ROWS]
@@ -112,19 +112,19 @@ def caption(data: Data) -> str:
 
 def draw(data: Data) -> Any:
     """Loss and accuracy on held-out digits over the epochs."""
-    figure, axes = _style.new(3.1, 1, 2)
+    figure, axes = looks.new(3.1, 1, 2)
     for k, (name, course) in enumerate(data["courses"].items()):
         epochs = np.arange(1, len(course) + 1)
         stopped = data["claims"][name]["stopped"]
         for ax, value, at in zip(
             axes, (course[:, 0], 100 * course[:, 1]), (stopped["loss"], 100 * stopped["accuracy"]), strict=True
         ):
-            ax.plot(epochs, value, label=name, **_style.look(k))
-            ax.plot(stopped["epoch"], at, "*", ms=12, color=_style.COLOURS[k], mec="k", mew=0.6, zorder=5)
+            ax.plot(epochs, value, label=name, **looks.look(k))
+            ax.plot(stopped["epoch"], at, "*", ms=12, color=looks.COLOURS[k], mec="k", mew=0.6, zorder=5)
     axes[0].plot([], [], "*", ms=10, color="w", mec="k", mew=0.6, label="early stopping")
     axes[0].set(title="Loss on held-out digits", xlabel="epoch", ylabel="cross-entropy (nats)")
     top = max(course[4:, 0].max() for course in data["courses"].values())
     axes[0].set_ylim(top=1.1 * top)
     axes[1].set(title="Accuracy on held-out digits", xlabel="epoch", ylabel="%", ylim=(70, 95))
-    _style.legend_below(figure, axes[0], 4)
+    looks.legend_below(figure, axes[0], 4)
     return figure

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from fusedstep import schedules
-from fusedstep.apps.gallery import _style
-from fusedstep.apps.gallery._figure import Data
+from fusedstep.apps.gallery import looks
+from fusedstep.apps.gallery.drawing import Data
 
 TITLE = "Learning rates over time"
 
@@ -76,9 +76,9 @@ def draw(data: Data) -> Any:
     """A small plot of each."""
     names = list(data["rates"])
     rows = -(-len(names) // 4)
-    figure, axes = _style.new(1.15 * rows + 0.3, rows, 4, sharex=True, sharey=True)
+    figure, axes = looks.new(1.15 * rows + 0.3, rows, 4, sharex=True, sharey=True)
     for ax, name in zip(axes, names, strict=False):
-        ax.plot(data["rates"][name], color=_style.BLUE)
+        ax.plot(data["rates"][name], color=looks.BLUE)
         ax.set_title(name)
         ax.set(ylim=(0, 1.08), xticks=[0, data["steps"] // 2, data["steps"]], yticks=[0, 0.5, 1])
         if name == "ReduceOnPlateau":

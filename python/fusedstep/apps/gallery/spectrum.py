@@ -6,8 +6,8 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep.apps.examples import digits
-from fusedstep.apps.gallery import _digits, _style
-from fusedstep.apps.gallery._figure import Data
+from fusedstep.apps.gallery import looks, network
+from fusedstep.apps.gallery.drawing import Data
 
 TITLE = "The spectrum of a network's Hessian"
 
@@ -18,13 +18,13 @@ def compute(seed: int = 0, quick: bool = False) -> Data:
     """Both ends after chosen epochs, and the density at three of them; of differences of the gradient in float64."""
     ends_at = [0, 1, 5] if quick else [0, 1, 2, 3, 5, 8, 12, 20, 30, 50, 80]
     density_at = [0, 5] if quick else [0, 5, 80]
-    train_x, train_y, _, _ = _digits.load(seed)
+    train_x, train_y, _, _ = network.load(seed)
     model = digits.MLP(_SIZES, False, seed)
     optimizer = fs.SGD(model.params, lr=0.1, momentum=0.9)
     data: Data = {"epochs": ends_at, "densities": {}, "bottom": [], "top": [], "losses": [], "claims": {}}
 
     def look(epoch: int) -> None:
-        grad, loss, params = _digits.in_doubles(model, train_x, train_y)
+        grad, loss, params = network.in_doubles(model, train_x, train_y)
         if epoch in ends_at:
             found = fs.curvature.spectrum(grad, params, 1, max_products=20 if quick else 40, seed=seed)
             data["bottom"].append(float(found.eigenvalues[0]))
@@ -36,7 +36,7 @@ def compute(seed: int = 0, quick: bool = False) -> Data:
             )
 
     look(0)
-    course = _digits.epochs(model, optimizer, train_x, train_y, batch_size=64, count=ends_at[-1], seed=seed)
+    course = network.epochs(model, optimizer, train_x, train_y, batch_size=64, count=ends_at[-1], seed=seed)
     for epoch, _ in enumerate(course, start=1):
         look(epoch)
     data["claims"] = {
@@ -77,7 +77,7 @@ def caption(data: Data) -> str:
 def draw(data: Data) -> Any:
     """Densities, and the ends of the spectrum over the epochs."""
     count = len(data["densities"])
-    figure, axes = _style.new(3.8, count, 2, sharex="col")
+    figure, axes = looks.new(3.8, count, 2, sharex="col")
     for ax in axes[1::2]:
         ax.remove()
     right = figure.add_subplot(axes[0].get_gridspec()[:, 1])
@@ -85,17 +85,17 @@ def draw(data: Data) -> Any:
         ax = axes[2 * k]
         # Below a single eigenvalue's peak are the tails of the curves.
         floor = 0.02 / (density.size * density.width)
-        ax.fill_between(density.grid, density.density, floor / 10, color=_style.SKY, alpha=0.5, lw=0)
-        ax.plot(density.grid, density.density, color=_style.BLUE, lw=1)
+        ax.fill_between(density.grid, density.density, floor / 10, color=looks.SKY, alpha=0.5, lw=0)
+        ax.plot(density.grid, density.density, color=looks.BLUE, lw=1)
         ax.axvline(0, color="0.6", lw=0.8, ls=":", zorder=0)
         ax.set(yscale="log", ylim=(floor, 3 * density.density.max()), ylabel="density")
         ax.set_title("At the start" if epoch == 0 else f"After {epoch} epochs")
     axes[2 * count - 2].set_xlabel("eigenvalue of the Hessian")
 
     epochs = np.array(data["epochs"])
-    right.plot(epochs, data["top"], marker="o", ms=4, label="largest", **_style.look(0))
-    right.plot(epochs, np.abs(data["bottom"]), marker="s", ms=4, label="− smallest", **_style.look(1))
-    right.plot(epochs, data["losses"], marker="^", ms=4, label="training loss", **_style.look(2))
+    right.plot(epochs, data["top"], marker="o", ms=4, label="largest", **looks.look(0))
+    right.plot(epochs, np.abs(data["bottom"]), marker="s", ms=4, label="− smallest", **looks.look(1))
+    right.plot(epochs, data["losses"], marker="^", ms=4, label="training loss", **looks.look(2))
     right.set(title="Ends, and the loss", xlabel="epoch", ylabel="eigenvalue; nats", yscale="log")
     right.set_xscale("symlog", linthresh=1)
     shown = [epoch for epoch in (0, 1, 2, 5, 12, 30, 80) if epoch in data["epochs"]]

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from fusedstep._common.brief import brief_repr
-from fusedstep.curvature._critical import CriticalPoint, classify
-from fusedstep.curvature._probe import Probe
-from fusedstep.curvature._products import Operator
-from fusedstep.curvature._progress import Show
-from fusedstep.curvature._space import Gradient, Product, Space, Vector, check_callable, plain, positive, real, whole
+from fusedstep.curvature.critical import CriticalPoint, classify
+from fusedstep.curvature.probe import Probe
+from fusedstep.curvature.products import Operator
+from fusedstep.curvature.progress import Show
+from fusedstep.curvature.space import Gradient, Product, Space, Vector, check_callable, plain, positive, real, whole
 
 
 class NoNegativeCurvatureError(ValueError):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fusedstep import _core
 from fusedstep._common.arguments import flag, whole
-from fusedstep.data._images import Array, plain_array
+from fusedstep.data.images import Array, plain_array
 
 
 class Batches:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fusedstep._common.files import save_figure
-from fusedstep.curvature._space import require
+from fusedstep.curvature.space import require
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import numpy as np
 
 from fusedstep._common.arrays import unmasked
 from fusedstep._common.brief import brief_repr
-from fusedstep.curvature._products import Operator
-from fusedstep.curvature._space import Array, Gradient, are_numbers, check_callable, plain, positive, real, size_of
+from fusedstep.curvature.products import Operator
+from fusedstep.curvature.space import Array, Gradient, are_numbers, check_callable, plain, positive, real, size_of
 
 
 @dataclass(frozen=True, slots=True)

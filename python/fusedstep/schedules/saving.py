@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from fusedstep._common.arguments import shown, whole
-from fusedstep.schedules._base import Schedule
+from fusedstep.schedules.base import Schedule
 from fusedstep.schedules.combinators import join, scale, warmup
 from fusedstep.schedules.cycles import cosine_warm_restarts, cyclic, one_cycle, warmup_stable_decay
 from fusedstep.schedules.decay import (

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import numpy as np
 
 from fusedstep._common.brief import brief_repr
-from fusedstep.curvature._hessian import dense
-from fusedstep.curvature._products import CHECKS, Operator
-from fusedstep.curvature._progress import Progress, Show
-from fusedstep.curvature._space import Array, Gradient, Product, Vector, plain, positive, require, whole
+from fusedstep.curvature.products import CHECKS, Operator
+from fusedstep.curvature.progress import Progress, Show
+from fusedstep.curvature.space import Array, Gradient, Product, Vector, plain, positive, require, whole
+from fusedstep.curvature.whole_hessian import dense
 
 Which = Literal["both", "largest", "smallest"]
 #: What ARPACK calls them.

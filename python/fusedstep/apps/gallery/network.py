@@ -7,7 +7,7 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep.apps.examples import digits
-from fusedstep.curvature._space import require
+from fusedstep.curvature.space import require
 
 
 def load(seed: int) -> tuple[Any, Any, Any, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fusedstep._common.files import write_whole
-from fusedstep.apps.gallery import _style
-from fusedstep.curvature._space import plain, require
+from fusedstep.apps.gallery import looks
+from fusedstep.curvature.space import plain, require
 
 Data = dict[str, Any]
 
@@ -60,7 +60,7 @@ def write(name: str, figure: Drawable, folder: Path, *, quick: bool = False, ani
     rc_context = require("matplotlib", "gallery").rc_context
     data = figure.compute(quick=quick)
     files: dict[str, bytes] = {}
-    with rc_context(_style.SETTINGS):
+    with rc_context(looks.SETTINGS):
         drawn = figure.draw(data)
         for suffix, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
             memory = io.BytesIO()
@@ -77,7 +77,7 @@ def write(name: str, figure: Drawable, folder: Path, *, quick: bool = False, ani
     for suffix, content in files.items():
         write_whole(folder / f"{name}.{suffix}", content)
     if animated:
-        with rc_context(_style.SETTINGS), tempfile.TemporaryDirectory() as made:
+        with rc_context(looks.SETTINGS), tempfile.TemporaryDirectory() as made:
             drawn_to = Path(made) / f"{name}.gif"
             figure.animate(data, drawn_to)  # type: ignore[attr-defined]
             write_whole(folder / drawn_to.name, drawn_to.read_bytes())

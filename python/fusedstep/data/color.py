@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fusedstep.data._images import Array, Layout, channels_last, generator, images, interval, result
+from fusedstep.data.images import Array, Layout, channels_last, generator, images, interval, result
 
 #: A factor, or the interval that it comes from.
 Range = float | tuple[float, float]

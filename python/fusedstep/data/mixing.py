@@ -7,7 +7,7 @@ from numpy.typing import DTypeLike
 
 from fusedstep._common.arguments import flag, number, whole
 from fusedstep._common.arrays import dtype_name
-from fusedstep.data._images import Array, generator, plain_array, result, typed
+from fusedstep.data.images import Array, generator, plain_array, result, typed
 from fusedstep.reference.codec import narrowed
 
 

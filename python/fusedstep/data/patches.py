@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fusedstep._common.arguments import number, whole
-from fusedstep.data._images import Array, Layout, channels_last, generator, images, result
+from fusedstep.data.images import Array, Layout, channels_last, generator, images, result
 
 
 def cutout(

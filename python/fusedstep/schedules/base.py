@@ -20,6 +20,7 @@ class Schedule:
     __slots__ = ()
 
     def __call__(self, step: int) -> float:
+        """The value after so many steps."""
         return self._at(whole(step, "step"))
 
     def _at(self, step: int) -> float:

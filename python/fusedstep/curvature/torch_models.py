@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep.curvature._space import Array, Gradient, Product, check_callable, require
+from fusedstep.curvature.space import Array, Gradient, Product, check_callable, require
 
 
 def from_torch(module_or_params: Any, loss_closure: Callable[[], Any]) -> tuple[Gradient, Any, Product]:

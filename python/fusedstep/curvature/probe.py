@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from fusedstep.curvature._products import Operator
-from fusedstep.curvature._space import Vector
+from fusedstep.curvature.products import Operator
+from fusedstep.curvature.space import Vector
 
 #: The radii, in units of the first length: a term of third or fourth order is small near the point.
 RADII = (1.0, 4.0, 16.0, 64.0)

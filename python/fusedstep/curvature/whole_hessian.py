@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from fusedstep._common.brief import brief_repr
-from fusedstep.curvature._products import CHECKS, Operator
-from fusedstep.curvature._progress import Progress, Show
-from fusedstep.curvature._space import Array, Gradient, Product, Vector, plain, size_of, whole
+from fusedstep.curvature.products import CHECKS, Operator
+from fusedstep.curvature.progress import Progress, Show
+from fusedstep.curvature.space import Array, Gradient, Product, Vector, plain, size_of, whole
 
 
 @dataclass(frozen=True, slots=True)

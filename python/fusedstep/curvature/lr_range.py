@@ -12,9 +12,9 @@ import numpy as np
 
 from fusedstep._common.arrays import unmasked
 from fusedstep._common.brief import brief_repr
-from fusedstep.curvature._plots import saved_axes
-from fusedstep.curvature._space import Array, Vector, check_callable, plain, positive, real, whole
-from fusedstep.schedules._saving import plateaus as _plateaus
+from fusedstep.curvature.plots import saved_axes
+from fusedstep.curvature.space import Array, Vector, check_callable, plain, positive, real, whole
+from fusedstep.schedules.saving import plateaus as _plateaus
 
 
 @dataclass(frozen=True, slots=True)

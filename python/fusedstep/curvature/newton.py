@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from fusedstep._common.brief import brief_repr
-from fusedstep.curvature._hessian import dense
-from fusedstep.curvature._products import CHECKS, Operator
-from fusedstep.curvature._progress import Progress, Show
-from fusedstep.curvature._space import Gradient, Product, plain, positive, require, size_of, whole
+from fusedstep.curvature.products import CHECKS, Operator
+from fusedstep.curvature.progress import Progress, Show
+from fusedstep.curvature.space import Gradient, Product, plain, positive, require, size_of, whole
+from fusedstep.curvature.whole_hessian import dense
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import numpy as np
 
 from fusedstep._common.brief import brief_repr
-from fusedstep.curvature._products import CHECKS, Operator
-from fusedstep.curvature._progress import Progress, Show
-from fusedstep.curvature._space import Array, Gradient, Product, plain, positive, size_of, whole
-from fusedstep.curvature._spectrum import all_pairs, end_pairs, product_limit
+from fusedstep.curvature.eigenpairs import all_pairs, end_pairs, product_limit
+from fusedstep.curvature.products import CHECKS, Operator
+from fusedstep.curvature.progress import Progress, Show
+from fusedstep.curvature.space import Array, Gradient, Product, plain, positive, size_of, whole
 
 Kind = Literal["minimum", "maximum", "saddle", "degenerate", "not critical"]
 

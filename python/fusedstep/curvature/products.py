@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep.curvature._progress import Progress
-from fusedstep.curvature._space import Gradient, Product, Space, Vector, check_callable, positive, size_of
+from fusedstep.curvature.progress import Progress
+from fusedstep.curvature.space import Gradient, Product, Space, Vector, check_callable, positive, size_of
 
 #: A unit switches between θ − h·v and θ + h·v where the middle one of three gradients is so far from the others' mean,
 #: relative to their difference.

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from fusedstep._common.arguments import choice
-from fusedstep.data._images import Array, Layout, channels_last, generator, images, probability, result
+from fusedstep.data.images import Array, Layout, channels_last, generator, images, probability, result
 
 
 def random_flip(
