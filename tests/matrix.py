@@ -1,9 +1,11 @@
 """The suite with everything around us held to other kernels, one setting after the other: `python tests/matrix.py`.
 
 Torch, BLAS, NumPy and the C library choose their kernels by processor, and so the last bits of their sums. Each setting
-stands for a processor that is not at hand. Arguments go to pytest: `python tests/matrix.py tests/test_lbfgs.py`.
+stands for a processor that is not at hand: the first two hold everything together, the others one library. Arguments go
+to pytest: `python tests/matrix.py -n 2 tests/test_lbfgs.py`; `--settings NAME ...` leaves the others out.
 """
 
+import argparse
 import json
 import os
 import re
@@ -41,7 +43,27 @@ def settings():
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FUSEDSTEP_NUM_THREADS")
     narrow_numpy = {"NPY_DISABLE_CPU_FEATURES": " ".join(here["numpy dispatch"])}
     no_fma = {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX512F,-AVX2,-AVX2_Usable,-FMA,-FMA_Usable"}
-    found = {
+    together = {
+        "all baseline": narrow_numpy
+        | no_fma
+        | {
+            "ATEN_CPU_CAPABILITY": "default",
+            "OPENBLAS_CORETYPE": "Prescott",
+            "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+            "ONEDNN_MAX_CPU_ISA": "SSE41",
+            "FUSEDSTEP_ISA": here["isas"][1],
+        }
+    }
+    if "avx2" in here["isas"]:
+        together["all AVX2"] = {
+            "ATEN_CPU_CAPABILITY": "avx2",
+            "OPENBLAS_CORETYPE": "Zen",
+            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "FUSEDSTEP_ISA": "avx2",
+            "NPY_DISABLE_CPU_FEATURES": " ".join(n for n in here["numpy dispatch"] if n not in ("X86_V3", "AVX2")),
+        }
+    return together | {
         "as it is": {},
         "torch default": {"ATEN_CPU_CAPABILITY": "default"},
         "torch avx2": {"ATEN_CPU_CAPABILITY": "avx2"},
@@ -52,24 +74,20 @@ def settings():
         "libm without FMA": no_fma,
         "one thread": dict.fromkeys(threads, "1"),
         "two threads": dict.fromkeys(threads, "2"),
+        **{f"fusedstep {isa}": {"FUSEDSTEP_ISA": isa} for isa in here["isas"][1:-1]},
     }
-    for isa in here["isas"][1:-1]:
-        found[f"fusedstep {isa}"] = {"FUSEDSTEP_ISA": isa}
-    if "avx2" in here["isas"]:
-        found["all AVX2"] = {
-            "ATEN_CPU_CAPABILITY": "avx2",
-            "OPENBLAS_CORETYPE": "Zen",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-            "ONEDNN_MAX_CPU_ISA": "AVX2",
-            "FUSEDSTEP_ISA": "avx2",
-            "NPY_DISABLE_CPU_FEATURES": " ".join(n for n in here["numpy dispatch"] if n not in ("X86_V3", "AVX2")),
-        }
-    return found
 
 
 def main(arguments):
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--settings", nargs="+", metavar="NAME")
+    chosen, arguments = parser.parse_known_args(arguments)
+    found = settings()
+    if unknown := [name for name in chosen.settings or () if name not in found]:
+        parser.error(f"no such settings: {', '.join(unknown)}; there are: {', '.join(found)}")
     rows, failed = [], []
-    for name, env in settings().items():
+    for name in chosen.settings or found:
+        env = found[name]
         print(f"== {name}: {' '.join(f'{key}={value!r}' for key, value in env.items())}", flush=True)
         start = time.monotonic()
         process = subprocess.run(
@@ -85,6 +103,7 @@ def main(arguments):
             failed.append(name)
             print(process.stdout, flush=True)
         ran = ", ".join(f"{library} {kernels}" for library, kernels in facts(env)["ran"].items())
+        print(f"{last}, {seconds:.0f} s on {ran}", flush=True)
         rows.append((name, *(str(counts[kind]) for kind in COUNTS), f"{seconds:.0f}", ran))
     head = ("setting", *COUNTS, "seconds", "what ran")
     widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
