@@ -3,9 +3,11 @@
 import builtins
 import os
 
-# Before anything loads OpenMP, which reads it once: threads that have nothing to do sleep. Else they spin, and take
-# the processors from the other workers of pytest-xdist and from the processes that tests start.
+# OpenMP and OpenBLAS read these once, as they are loaded. By default, threads that wait spin: they take the processors
+# from the other workers of pytest-xdist and from the processes that tests start. Training on small matrices by two
+# threads of a busy machine took 15 times the processor's time that it takes on one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What training loses with states of 8 bits: a network of digits, and a character model of the project's own text."""
+"""What training loses with states of 8 bits: a network of digits, and a character model of a text."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fusedstep.reference import codec
 
 F = np.float32
 SEEDS = range(5)
-#: What the documents of this project once were. They change; what is measured on must not.
+#: Ecclesiastes in the King James Version of 1611, which is in the public domain; from Debian's bible-kjv-text 4.38.
 TEXT = Path(__file__).parent / "data/text.txt"
 
 
@@ -137,6 +137,27 @@ def coded(values, signed, words=None):
     return codec.decode_8bit(codes, scales, signed).reshape(values.shape)
 
 
+def largest_errors(values, octaves):
+    """Half the distance of the codes around each number, relative to it. docs/memory.md describes them: with an offset
+    added, which the octaves give, a number lies between two floats of 4 bits of mantissa."""
+    offset = 2.0 ** (1 - octaves)
+    padded = np.zeros(-(-values.size // 256) * 256)
+    padded[: values.size] = np.abs(values.reshape(-1))
+    blocks = padded.reshape(-1, 256)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scales = 2 ** np.ceil(np.log2(blocks.max(axis=1, keepdims=True) / (1.9375 - offset)))
+        scaled = (blocks / scales).reshape(-1)[: values.size]
+        return (2 ** (np.floor(np.log2(scaled + offset)) - 5) / scaled).reshape(values.shape)
+
+
+def expected_errors(m, v, moved):
+    """Of m / √v where it is not 0, relative to it, and which of them are small. The distances to the nearest codes are
+    taken to be spread evenly up to the largest; a first moment of less than half a distance becomes 0."""
+    first, second = largest_errors(m, 8)[moved], largest_errors(v, 16)[moved] / 2
+    more, less = np.maximum(first, second), np.minimum(first, second)
+    return np.where(first > 1, 1, more / 2 + less**2 / (6 * more)), more < 0.25
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_errors_of_the_update(name):
     """Of states recorded from a run with float32: the update m / (√v + ε) from rounded states against that from exact
@@ -150,6 +171,7 @@ def test_errors_of_the_update(name):
 
     train(TASKS[name](), 0, "float32", record)
     errors = {"ours": [], "at random": [], "dynamic map": []}
+    ours_of_expected = []
     for k, (m, v) in enumerate(recorded):
         words = [codec.random_words(k, stream, m.size) for stream in range(2)]
         rounded = {
@@ -161,10 +183,20 @@ def test_errors_of_the_update(name):
         moved = exact != 0
         for code, (m_rounded, v_rounded) in rounded.items():
             error = np.abs(m_rounded / (np.sqrt(v_rounded) + F(1e-8)) - exact)[moved]
-            errors[code].append(((error / np.abs(exact[moved])).mean(), error.mean() / np.abs(exact[moved]).mean()))
+            relative = error / np.abs(exact[moved])
+            errors[code].append((relative.mean(), error.mean() / np.abs(exact[moved]).mean()))
+            if code == "ours":
+                expected, resolved = expected_errors(m, v, moved)
+                means = [relative.mean(), expected.mean(), relative[resolved].mean(), expected[resolved].mean()]
+                ours_of_expected.append((*means, resolved.mean()))
     means = {code: np.mean(values, axis=0) for code, values in errors.items()}
     for code, (relative, of_mean) in means.items():
         print(f"\n{name}, {code}: mean relative error {relative:.4f}, mean error / mean update {of_mean:.4f}")
-    # Relative to each number the smallest ones decide, where the dynamic map has a few per cent less on characters.
-    assert means["ours"][0] <= 1.05 * means["dynamic map"][0]
     assert means["ours"][1] <= means["dynamic map"][1]
+    # Relative to each number the smallest ones decide: of characters that are rare the dynamic map keeps more.
+    if name == "digits":
+        assert means["ours"][0] <= means["dynamic map"][0]
+    whole, expected_whole, resolved, expected_resolved, share = np.mean(ours_of_expected, axis=0)
+    assert share > 0.9
+    np.testing.assert_allclose(resolved, expected_resolved, rtol=0.03)
+    np.testing.assert_allclose(whole, expected_whole, rtol=0.1)
