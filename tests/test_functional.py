@@ -9,6 +9,7 @@ import fusedstep as fs
 from cases import CASES, VALID
 from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
+from fusedstep.reference.rules import RULES
 from helpers import assert_same_bits, gradient_for
 
 F = np.float32
@@ -19,16 +20,13 @@ def states_for(rule, param, hypers):
     """States and scalars before the first step, by name."""
     description = _core.rules()[rule]
     defaults = {name: p.default for name, p in inspect.signature(getattr(fs.functional, rule)).parameters.items()}
-    hypers = {**defaults, **hypers}
-    starts = {"mu_product": 1.0, "mu": 1.0, "eta": hypers.get("lr"), "d": hypers.get("d0"), "d_max": hypers.get("d0")}
+    starts = getattr(RULES[rule], "starts", {})
+    starts = {name: {**defaults, **hypers}.get(start, start) for name, start in starts.items()}
     states = {}
     for name, shape in zip(description["states"], description["shapes"], strict=True):
         kept = {"same": param.shape, "rows": (*param.shape[:-1], 1), "columns": (1, *param.shape[1:])}[shape]
-        states[name] = param.copy() if name in description["copies"] else np.zeros(kept, param.dtype)
-    if rule == "rprop":
-        states["step_size"][...] = hypers["lr"]
-    if rule == "adagrad":
-        states["sum"][...] = hypers["initial_accumulator_value"]
+        start = param if name in description["copies"] else starts.get(name, 0.0)
+        states[name] = np.full(kept, start, param.dtype)
     return {**states, **{name: np.full(1, starts.get(name, 0.0)) for name in description["scalars"]}}
 
 

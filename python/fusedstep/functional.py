@@ -24,109 +24,96 @@ from typing import Any
 
 from fusedstep import _core
 from fusedstep.optimizers import OPTIONS, REGISTRY, Optimizer
+from fusedstep.reference.rules import RULES
 
 __all__ = sorted(REGISTRY)
-
-# States and scalars that do not start as zeros.
-_STARTS = {
-    "mu_product": "1",
-    "mu": "1",
-    "eta": "lr",
-    "step_size": "lr",
-    "sum": "initial_accumulator_value",
-    "z": "a copy of param",
-    "p0": "a copy of param",
-    "d": "d0",
-    "d_max": "d0",
-}
 
 
 def _make(optimizer: type[Optimizer]) -> Callable[..., None]:
     rule = optimizer.rule
-    description = _core.rules()[rule]
-    states: list[str] = description["states"]
-    scalars: list[str] = description["scalars"]
-    given_names = [*states, *scalars]
-    optional = {name for name in states if any(name not in kept for kept in description["variants"])}
-    named = [p for p in inspect.signature(optimizer).parameters.values() if p.name not in ("params", "options")]
-    options = ["maximize", *(["cautious"] if description["cautious"] else []), "stochastic_rounding", "seed"]
-    named += [
-        inspect.Parameter(
-            option, inspect.Parameter.KEYWORD_ONLY, default=OPTIONS[option], annotation=type(OPTIONS[option]).__name__
-        )
-        for option in options
-    ]
+    names = [*_core.rules()[rule]["states"], *_core.rules()[rule]["scalars"]]
+    named = _keywords(optimizer)
     defaults = {p.name: p.default for p in named}
 
     def function(
         param: Any, grad: Any, *given: Any, step: int | list[int], grad_scale: float = 1.0, **hypers: Any
     ) -> None:
-        if len(given) < len(given_names):
-            given += tuple(hypers.pop(name, None) for name in given_names[len(given) :])
-        if len(given) != len(given_names):
-            raise TypeError(f"{rule}: expected the states {given_names}, got {len(given)} arrays")
+        if len(given) < len(names):
+            given += tuple(hypers.pop(name, None) for name in names[len(given) :])
+        if len(given) != len(names):
+            raise TypeError(f"{rule}: expected the states {names}, got {len(given)} arrays")
         for name in hypers:
             if name not in defaults:
                 raise TypeError(f"{name}: not a hyper-parameter of {rule}")
         _core.apply(rule, param, grad, given, step, {**defaults, **hypers}, grad_scale)
 
-    def positional(name: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-        return inspect.Parameter(
-            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation="Array | list[Array]"
-        )
-
-    def keyword(name: str, annotation: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-    parameters = [positional("param"), positional("grad")]
-    parameters += [positional(name, None if name in optional else inspect.Parameter.empty) for name in given_names]
-    parameters += [keyword("step", "int | list[int]")]
-    # A function takes no schedule.
-    parameters += [keyword(p.name, "float" if p.name == "lr" else _text(p.annotation), p.default) for p in named]
-    parameters += [keyword("grad_scale", "float", 1.0)]
-    # An array that only some hyper-parameters need comes behind those that all need.
-    parameters[2 : 2 + len(given_names)] = sorted(parameters[2 : 2 + len(given_names)], key=lambda p: p.default is None)
-    function.__signature__ = inspect.Signature(parameters, return_annotation=None)  # type: ignore[attr-defined]
+    function.__signature__ = _signature(rule, named)  # type: ignore[attr-defined]
     function.__name__ = function.__qualname__ = rule
+    function.__doc__ = _doc(optimizer)
+    return function
+
+
+def _keyword(name: str, annotation: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _keywords(optimizer: type[Optimizer]) -> list[inspect.Parameter]:
+    """The hyper-parameters and the options that a single step has."""
+    hypers = [p for p in inspect.signature(optimizer).parameters.values() if p.name not in ("params", "options")]
+    options = ["maximize", *(["cautious"] if "cautious" in optimizer.options() else []), "stochastic_rounding", "seed"]
+    return [
+        # A function takes no schedule.
+        *(_keyword(p.name, "float" if p.name == "lr" else _text(p.annotation), p.default) for p in hypers),
+        *(_keyword(option, type(OPTIONS[option]).__name__, OPTIONS[option]) for option in options),
+    ]
+
+
+def _signature(rule: str, named: list[inspect.Parameter]) -> inspect.Signature:
+    description = _core.rules()[rule]
+    states, scalars = description["states"], description["scalars"]
+    optional = [name for name in states if any(name not in kept for kept in description["variants"])]
+    needed = [name for name in (*states, *scalars) if name not in optional]
+    # An array that only some hyper-parameters need comes behind those that all need.
+    arrays = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=None if name in optional else inspect.Parameter.empty,
+            annotation="Array | list[Array]",
+        )
+        for name in ("param", "grad", *needed, *optional)
+    ]
+    step, grad_scale = _keyword("step", "int | list[int]"), _keyword("grad_scale", "float", 1.0)
+    return inspect.Signature([*arrays, step, *named, grad_scale], return_annotation=None)
+
+
+def _doc(optimizer: type[Optimizer]) -> str:
+    description = _core.rules()[optimizer.rule]
+    starts = {name: f"{start:g}" if isinstance(start, float) else start for name, start in _starts(optimizer).items()}
+    starts |= dict.fromkeys(description["copies"], "a copy of param")
     lists = "one for all" if description["shared_scalars"] else "one, or a list of them"
-    function.__doc__ = (
+    states = (
+        f"    {name}: State, {starts.get(name, 'zeros')} before the first step; updated.\n"
+        for name in description["states"]
+    )
+    scalars = (
+        f"    {name}: float64 array of one element ({lists}), {starts.get(name, '0')} at first; updated.\n"
+        for name in description["scalars"]
+    )
+    return (
         f"One step of `fusedstep.{optimizer.__name__}` in place; the equations and hyper-parameters are there.\n\n"
         f"Args:\n    param: Array to update, or a list of them.\n    grad: Its gradient.\n"
-        + "".join(
-            f"    {name}: State, {_STARTS.get(name, 'zeros')} before the first step; updated.\n" for name in states
-        )
-        + "".join(
-            f"    {name}: float64 array of one element ({lists}), {_STARTS.get(name, '0')} at first; updated.\n"
-            for name in scalars
-        )
-        + "    step: Number of this step, from 1.\n    grad_scale: What the gradient is divided by first.\n"
+        f"{''.join(states)}{''.join(scalars)}"
+        "    step: Number of this step, from 1.\n    grad_scale: What the gradient is divided by first.\n"
     )
-    return function
+
+
+def _starts(optimizer: type[Optimizer]) -> dict[str, float | str]:
+    return getattr(RULES[optimizer.rule], "starts", {})
 
 
 def _text(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def stub() -> str:
-    """The text of `functional.pyi`, which type checkers read: `python -m fusedstep.functional`."""
-    lines = ['"""Made by `python -m fusedstep.functional`; see functional.py."""', "", "from typing import Any", ""]
-    lines += ["from numpy.typing import NDArray", "", "Array = NDArray[Any]", "", "def stub() -> str: ..."]
-    for name in __all__:
-        lines.append(f"def {name}(")
-        star = False
-        for p in inspect.signature(globals()[name]).parameters.values():
-            if p.kind is p.KEYWORD_ONLY and not star:
-                lines.append("    *,")
-                star = True
-            optional = " | None" if p.default is None and "None" not in p.annotation else ""
-            default = "" if p.default is p.empty else " = ..."
-            lines.append(f"    {p.name}: {p.annotation}{optional}{default},")
-        lines.append(") -> None: ...")
-    return "\n".join(lines) + "\n"
-
-
 globals().update({name: _make(optimizer) for name, optimizer in REGISTRY.items()})
-
-if __name__ == "__main__":
-    print(stub(), end="")

@@ -6,7 +6,9 @@
 - `coefficients(h, step, first)`: the coefficients of a step, in double; `first` says that the states are fresh. With
   `scalars` as a fourth argument where the rule has numbers that go on from step to step, which it moves on;
 - `direction(h, c, g, p, *states)`: moves the states on and returns what is taken off the parameter, after its decay
-  (`c.keep`); or `update(h, c, g, p, *states)`, which writes the parameter too, where the rule is not of that form.
+  (`c.keep`); or `update(h, c, g, p, *states)`, which writes the parameter too, where the rule is not of that form;
+- `starts`: what states and scalars hold before the first step, where that is not 0 (nor, as C++ says in `copies`, the
+  parameter): a number, or the name of a hyper-parameter.
 
 Where a rule needs sums over whole tensors first, it also has
 

@@ -6,6 +6,9 @@ import numpy as np
 
 from fusedstep.reference.maths import Array
 
+#: What states and scalars hold before the first step, where it is not 0.
+starts = {"sum": "initial_accumulator_value"}
+
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
     """What depends on the step alone, in double."""

@@ -5,6 +5,9 @@ from typing import Any
 from fusedstep.reference.maths import Array, blend
 from fusedstep.reference.power import real_power
 
+#: What states and scalars hold before the first step, where it is not 0.
+starts = {"eta": "lr", "mu": 1.0}
+
 
 def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
     """What depends on the step alone, in double; moves the scalars on."""

@@ -8,6 +8,9 @@ import numpy as np
 from fusedstep.reference.maths import Array
 from fusedstep.reference.power import integer_power
 
+#: What states and scalars hold before the first step, where it is not 0.
+starts = {"d": "d0", "d_max": "d0"}
+
 
 def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
     """What depends on the step alone, in double; moves the scalars on."""
