@@ -1,12 +1,16 @@
 """The registry that the tests run from: for every rule, hyper-parameters that must work and inputs that must not.
 
-Torch's hyper-parameters have the same names, so that `torch` is only the name of its class.
+Torch's hyper-parameters have the same names, so that `torch` is only the name of its class. `oracles.py` says what an
+`oracle` is: it is written from the paper, and not from the library.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+import oracles
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,7 @@ class Case:
     valid: list[dict[str, Any]]
     errors: list[tuple[dict[str, Any], type[Exception], str]]  # hyper-parameters, error, what its message says
     torch: str | None = None
+    oracle: Callable[..., list[Any]] | None = None  # the paper's equations, where torch does not have all of them
     tolerance: float = 1e-12  # relative difference from torch after 30 steps in float64
     random: dict[str, Any] = field(default_factory=dict)  # name -> function of a generator
 
@@ -120,6 +125,7 @@ CASES = {
             {"momentum": 0.5, "maximize": True},
         ],
         errors=[*LR, *DECAY, *OPTIONS, *not_negative("momentum"), *not_a_flag("nesterov")],
+        oracle=oracles.momentum,
         random={**RANDOM, "momentum": one_of(0.0, 0.5, 0.99), "nesterov": FLAG},
     ),
     "adagrad": Case(
@@ -140,6 +146,7 @@ CASES = {
             ({"accumulator": 1}, TypeError, "accumulator: expected 'sum' or 'mean', got 1"),
         ],
         torch="Adagrad",
+        oracle=oracles.adagrad,
         random={
             **RANDOM,
             "eps": log_uniform(1e-12, 1e-2),
@@ -195,6 +202,7 @@ CASES = {
         ],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS, *EPS, *not_a_flag("amsgrad", "cautious", "decoupled_weight_decay")],
         torch="Adam",
+        oracle=oracles.adam,
         random={**ADAM_RANDOM, "amsgrad": FLAG, "decoupled_weight_decay": FLAG},
     ),
     "adamw": Case(
@@ -206,12 +214,14 @@ CASES = {
         ],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS, *EPS, *not_a_flag("amsgrad")],
         torch="AdamW",
+        oracle=oracles.adamw,
         random={**ADAM_RANDOM, "amsgrad": FLAG},
     ),
     "adamax": Case(
         valid=[{}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.1}, {"eps": 1e-3, "maximize": True}],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS, *EPS],
         torch="Adamax",
+        oracle=oracles.adamax,
         random=ADAM_RANDOM,
     ),
     "nadam": Case(
@@ -230,6 +240,7 @@ CASES = {
             *not_a_flag("decoupled_weight_decay"),
         ],
         torch="NAdam",
+        oracle=oracles.nadam,
         random={**ADAM_RANDOM, "momentum_decay": uniform(0, 0.1), "decoupled_weight_decay": FLAG},
     ),
     "radam": Case(
@@ -240,6 +251,7 @@ CASES = {
         ],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS, *EPS, *not_a_flag("decoupled_weight_decay")],
         torch="RAdam",
+        oracle=oracles.radam,
         random={**ADAM_RANDOM, "decoupled_weight_decay": FLAG},
     ),
     "sparse_adam": Case(
@@ -316,6 +328,7 @@ CASES = {
             ),
         ],
         torch="Muon",
+        oracle=oracles.muon,
         # torch multiplies in bfloat16, of 8 bits.
         tolerance=3e-2,
         random={**RANDOM, "momentum": uniform(0, 0.99), "nesterov": FLAG},
@@ -323,11 +336,13 @@ CASES = {
     "lion": Case(
         valid=[{}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.1}, {"maximize": True}],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS],
+        oracle=oracles.lion,
         random={name: ADAM_RANDOM[name] for name in ("lr", "betas", "weight_decay")},
     ),
     "lamb": Case(
         valid=[{}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.3}, {"eps": 1e-3, "maximize": True}],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS, *EPS],
+        oracle=oracles.lamb,
         random=ADAM_RANDOM,
     ),
     "lars": Case(
@@ -348,6 +363,7 @@ CASES = {
             ({"nesterov": True, "momentum": 0.0}, ValueError, "nesterov=True needs momentum > 0 and dampening = 0"),
             *not_a_flag("nesterov"),
         ],
+        oracle=oracles.lars,
         random={**RANDOM, "momentum": one_of(0.0, 0.9), "trust_coefficient": uniform(0, 0.1)},
     ),
     "ademamix": Case(
@@ -367,6 +383,7 @@ CASES = {
             ({"t_beta3": 1.5}, ValueError, r"t_beta3: expected a whole number >= 0, or None, got 1\.5"),
             ({"t_beta3": 5, "betas": (0.0, 0.9, 0.9)}, ValueError, "t_beta3: its schedule needs 0 < beta1 < beta3"),
         ],
+        oracle=oracles.ademamix,
         random={
             **RANDOM,
             "betas": lambda rng: (*betas(0.9, 0.9999)(rng), float(rng.uniform(0.9, 0.99999))),
@@ -378,6 +395,7 @@ CASES = {
     "adan": Case(
         valid=[{}, {"lr": 0.1, "betas": (0.5, 0.7, 0.9), "weight_decay": 0.3}, {"eps": 1e-3, "maximize": True}],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS3, *EPS],
+        oracle=oracles.adan,
         random={**RANDOM, "betas": betas(0.9, 0.9, 0.9999), "eps": log_uniform(1e-12, 1e-2)},
     ),
     "adopt": Case(
@@ -394,6 +412,7 @@ CASES = {
             ({"eps": 0.0}, ValueError, r"eps: expected a finite number > 0, got 0\.0"),
             *not_a_flag("decoupled_weight_decay"),
         ],
+        oracle=oracles.adopt,
         random={**ADAM_RANDOM, "decoupled_weight_decay": FLAG},
     ),
     "schedule_free_adamw": Case(
@@ -413,6 +432,7 @@ CASES = {
             *not_negative("r"),
             *not_negative("weight_lr_power"),
         ],
+        oracle=oracles.schedule_free_adamw,
         random={
             **ADAM_RANDOM,
             "warmup_steps": one_of(0, 2, 100),
@@ -438,6 +458,7 @@ CASES = {
             ({"growth_rate": 0.5}, ValueError, r"growth_rate: expected a number >= 1, got 0\.5"),
             *not_a_flag("use_bias_correction", "safeguard_warmup"),
         ],
+        oracle=oracles.prodigy,
         random={
             **ADAM_RANDOM,
             "d0": log_uniform(1e-6, 1e-2),

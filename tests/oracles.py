@@ -649,23 +649,3 @@ def lbfgs(
                 break
         history.append((x, evaluations, moves))
     return history
-
-
-ORACLES = {
-    "momentum": momentum,
-    "adagrad": adagrad,
-    "adam": adam,
-    "adamw": adamw,
-    "nadam": nadam,
-    "radam": radam,
-    "adamax": adamax,
-    "muon": muon,
-    "lion": lion,
-    "lamb": lamb,
-    "lars": lars,
-    "ademamix": ademamix,
-    "adan": adan,
-    "adopt": adopt,
-    "schedule_free_adamw": schedule_free_adamw,
-    "prodigy": prodigy,
-}

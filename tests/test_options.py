@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import fusedstep as fs
-import oracles
 from cases import CASES
 from fusedstep.optimizers import REGISTRY
 from helpers import assert_same_bits, gradient_for, ones
@@ -653,7 +652,7 @@ class TestCautious:
         params = [rng.standard_normal(7), rng.standard_normal((2, 3, 4)), np.zeros(0)]
         grads = [[rng.standard_normal(p.shape) for p in params] for _ in range(10)]
         hypers = {**HYPERS[rule], "weight_decay": 0.0}
-        expected = oracles.ORACLES[rule](params, lambda t, p: grads[t - 1], 10, **hypers, cautious=True)
+        expected = CASES[rule].oracle(params, lambda t, p: grads[t - 1], 10, **hypers, cautious=True)
         optimizer = REGISTRY[rule](params, **hypers, cautious=True)
         for step_grads in grads:
             optimizer.step(step_grads)

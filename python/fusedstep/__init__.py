@@ -32,55 +32,15 @@ from fusedstep.normalization import (
     merge_stats,
     update_running_stats,
 )
-from fusedstep.optimizers import (
-    ADOPT,
-    ASGD,
-    LAMB,
-    LARS,
-    LBFGS,
-    SGD,
-    Adadelta,
-    Adafactor,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    Adan,
-    AdEMAMix,
-    LBFGSReport,
-    Lion,
-    Momentum,
-    Muon,
-    NAdam,
-    Optimizer,
-    Options,
-    Prodigy,
-    RAdam,
-    RMSprop,
-    Rprop,
-    ScheduleFreeAdamW,
-    SparseAdam,
-)
+from fusedstep.optimizers import NAMES as _OPTIMIZERS
+from fusedstep.optimizers import Optimizer, Options
+from fusedstep.optimizers._list import *  # noqa: F403
 from fusedstep.regularization import drop_connect, dropout, dropout_backward, stochastic_depth
 from fusedstep.training import EarlyStopping
 
 _moved.install()
 
 __all__ = [
-    "ADOPT",
-    "ASGD",
-    "LAMB",
-    "LARS",
-    "LBFGS",
-    "SGD",
-    "AdEMAMix",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Adan",
     "BatchGradSums",
     "BatchNorm",
     "BatchNormSaved",
@@ -88,20 +48,9 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "EarlyStopping",
-    "LBFGSReport",
-    "Lion",
-    "Momentum",
-    "Muon",
-    "NAdam",
     "Optimizer",
     "Options",
-    "Prodigy",
-    "RAdam",
-    "RMSprop",
     "RowSparse",
-    "Rprop",
-    "ScheduleFreeAdamW",
-    "SparseAdam",
     "StepReport",
     "TensorReport",
     "__version__",
@@ -135,3 +84,4 @@ __all__ = [
     "stochastic_depth",
     "update_running_stats",
 ]
+__all__ += _OPTIMIZERS

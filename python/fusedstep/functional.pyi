@@ -1,4 +1,4 @@
-"""Made by `python -m fusedstep.functional`; see functional.py."""
+"""Made by `python tests/generate.py`; see functional.py."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-def stub() -> str: ...
 def adadelta(
     param: Array | list[Array],
     grad: Array | list[Array],

@@ -23,7 +23,7 @@ class Options(TypedDict, total=False):
             by default. For the whole step.
         cautious: Leaves out the components of a step that go against the gradient, and scales the others of the tensor
             by `elements / (kept + 1)` (Liang, Chen, Liu and Liu, "Cautious Optimizers", 2024). False by default. Only
-            for `Adam`, `AdamW`, `Adamax`, `NAdam`, `RAdam`, `AdEMAMix`, `ADOPT` and `Lion`.
+            for `Adam`, `AdamW`, `Adamax`, `NAdam`, `RAdam`, `Lion`, `AdEMAMix` and `ADOPT`.
         state_dtype: How the states of float32, float16 and bfloat16 parameters are stored from their first step on:
             "float32"; "bfloat16", in 2 bytes; or "8bit", in 1 byte and a float32 scale, `<state>_scale`, for every 256.
             What is stored in fewer bits is rounded at random, so that its mean is what was computed: rounded to the

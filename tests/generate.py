@@ -1,0 +1,125 @@
+"""Writes what follows from the list of optimizers: `python tests/generate.py`.
+
+The types of `fusedstep.functional`, the table of optimizers in README.md, the table of bytes in docs/memory.md, and in
+the documentation of `Options` the optimizers that may be cautious. `test_contract.py` says when one of them is stale.
+"""
+
+import inspect
+import re
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+import fusedstep as fs
+from fusedstep import _core
+from fusedstep.optimizers import REGISTRY
+
+ROOT = Path(__file__).parents[1]
+
+
+def functional():
+    """The stub of `fusedstep.functional`: one function a rule, made at run time."""
+    lines = ['"""Made by `python tests/generate.py`; see functional.py."""', "", "from typing import Any", ""]
+    lines += ["from numpy.typing import NDArray", "", "Array = NDArray[Any]", ""]
+    for name in fs.functional.__all__:
+        lines.append(f"def {name}(")
+        star = False
+        for p in inspect.signature(getattr(fs.functional, name)).parameters.values():
+            if p.kind is p.KEYWORD_ONLY and not star:
+                lines.append("    *,")
+                star = True
+            optional = " | None" if p.default is None and "None" not in p.annotation else ""
+            default = "" if p.default is p.empty else " = ..."
+            lines.append(f"    {p.name}: {p.annotation}{optional}{default},")
+        lines.append(") -> None: ...")
+    return "\n".join(lines) + "\n"
+
+
+def readme():
+    """README.md with its table of optimizers."""
+    rows = [
+        f"| `fs.{optimizer.__name__}` | {inspect.getdoc(optimizer).splitlines()[0].rstrip('.')} | {states_of(rule)} |"
+        for rule, optimizer in REGISTRY.items()
+    ]
+    return with_table("README.md", "| optimizer | what it is | states (with some hyper-parameters) |", rows)
+
+
+def states_of(rule):
+    """Those of all variants, and in brackets those of some; where they share none, one variant or another."""
+    description = _core.rules()[rule]
+    variants = [list(kept) for kept in dict.fromkeys(map(tuple, description["variants"]))]
+    always = [name for name in description["states"] if all(name in kept for kept in variants)]
+    some = [name for name in description["states"] if name not in always]
+    if always:
+        text = code(always) + (f" ({code(some)})" if some else "")
+    else:
+        text = " or ".join(code(kept) if kept else "none" for kept in variants)
+    return ", ".join([text, *([code(description["scalars"])] if description["scalars"] else [])])
+
+
+def code(names):
+    return f"`{' '.join(names)}`"
+
+
+def memory():
+    """docs/memory.md with its table of bytes."""
+    rows = []
+    for optimizer in sorted(REGISTRY.values(), key=lambda optimizer: optimizer.__name__.casefold()):
+        numbers = (bytes_of(optimizer, state_dtype) for state_dtype in ("float32", "bfloat16", "8bit"))
+        rows.append(f"| `{optimizer.__name__}` | {' | '.join(numbers)} |")
+    return with_table("docs/memory.md", "| optimizer | float32 | bfloat16 | 8bit |", rows)
+
+
+def bytes_of(optimizer, state_dtype):
+    """Per element of a matrix of 65,536, after a step; of SGD with momentum."""
+    p = np.ones((256, 256), np.float32)
+    hypers = {"momentum": 0.9} if optimizer is fs.SGD else {}
+    try:
+        made = optimizer(p, state_dtype=state_dtype, **hypers)
+    except ValueError:
+        return "–"
+    dense = _core.rules()[optimizer.rule]["dense"]
+    made.step(p.copy() if dense else fs.RowSparse(np.arange(len(p)), p.copy(), p.shape))
+    return f"{made.nbytes / p.size:.2f}"
+
+
+def options():
+    """The module of `Options`, with the optimizers that may be cautious."""
+    path = "python/fusedstep/optimizers/_options.py"
+    names = [f"`{optimizer.__name__}`" for rule, optimizer in REGISTRY.items() if _core.rules()[rule]["cautious"]]
+    attribute = re.search(r"^        cautious: .*?(?=^        \w+: )", read(path), re.MULTILINE | re.DOTALL)[0]
+    words = re.sub(r"Only for .*\.$", f"Only for {', '.join(names[:-1])} and {names[-1]}.", " ".join(attribute.split()))
+    wrapped = textwrap.fill(
+        words, 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
+    )
+    return read(path).replace(attribute, wrapped + "\n")
+
+
+def with_table(path, header, rows):
+    """A document, with these rows in the place of those under the header."""
+    lines = read(path).splitlines()
+    start = lines.index(header)
+    end = next(k for k in range(start, len(lines)) if not lines[k].startswith("|"))
+    return "\n".join([*lines[: start + 2], *rows, *lines[end:]]) + "\n"
+
+
+def read(path):
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def files():
+    """What each file is to hold, by its path."""
+    return {
+        "python/fusedstep/functional.pyi": functional(),
+        "python/fusedstep/optimizers/_options.py": options(),
+        "README.md": readme(),
+        "docs/memory.md": memory(),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in files().items():
+        if read(path) != text:
+            (ROOT / path).write_text(text, encoding="utf-8")
+            print(f"{path}: written anew")
