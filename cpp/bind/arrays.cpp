@@ -56,45 +56,6 @@ constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::d
 
 }  // namespace
 
-namespace {
-
-// The name of the parameter at a position, null where its group has none.
-py::object name_in(PyObject* groups, py::ssize_t index) {
-  for (const py::handle group : py::reinterpret_borrow<py::list>(groups)) {
-    if (!PyDict_Check(group.ptr())) break;
-    const py::handle params = PyDict_GetItemString(group.ptr(), "params");
-    const py::handle names = PyDict_GetItemString(group.ptr(), "param_names");
-    if (!params || !PyList_Check(params.ptr())) break;
-    const py::ssize_t count = PyList_GET_SIZE(params.ptr());
-    if (index < count) {
-      const bool named = names && PyList_Check(names.ptr()) && index < PyList_GET_SIZE(names.ptr());
-      return named ? py::reinterpret_borrow<py::object>(PyList_GET_ITEM(names.ptr(), index)) : py::object();
-    }
-    index -= count;
-  }
-  return {};
-}
-
-}  // namespace
-
-std::string Label::text() const {
-  std::string name = role;
-  const py::object given = groups != nullptr && index >= 0 ? name_in(groups, index) : py::object();
-  if (given) {
-    name += "[" + shown(given) + "]";
-  } else if (index >= 0) {
-    name += "[" + std::to_string(index) + "]";
-  }
-  if (key != nullptr) name += "['" + std::string(key) + "']";
-  return name;
-}
-
-void type_error(const Label& label, const std::string& message) { throw py::type_error(label.text() + ": " + message); }
-
-void value_error(const Label& label, const std::string& message) {
-  throw py::value_error(label.text() + ": " + message);
-}
-
 bool is_array(py::handle object) { return PyObject_TypeCheck(object.ptr(), ndarray_type()) != 0; }
 
 bool is_masked(py::handle object) {
@@ -126,26 +87,6 @@ std::string strides_text(py::handle array) { return tuple_text(proxy(array)->str
 std::string dtype_text(py::handle array) {
   const auto* a = proxy(array);
   return is_bfloat16(a->descr) ? "bfloat16" : std::string(py::str(py::handle(a->descr)));
-}
-std::string kind_text(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
-
-std::string shown(py::handle object) {
-  constexpr py::ssize_t kMost = 200;
-  const auto whole = py::reinterpret_steal<py::object>(PyObject_Repr(object.ptr()));
-  if (!whole) {
-    // A number of too many digits, a nest too deep.
-    if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_RecursionError)) {
-      throw py::error_already_set();
-    }
-    PyErr_Clear();
-    return "an object of type " + kind_text(object);
-  }
-  if (PyUnicode_GET_LENGTH(whole.ptr()) <= kMost) return py::str(whole);
-  return std::string(py::str(py::reinterpret_steal<py::object>(PyUnicode_Substring(whole.ptr(), 0, kMost)))) + "…";
-}
-
-bool is_text(py::handle object, const char* text) {
-  return PyUnicode_Check(object.ptr()) != 0 && PyUnicode_CompareWithASCIIString(object.ptr(), text) == 0;
 }
 
 namespace {
@@ -283,6 +224,9 @@ std::vector<std::int64_t> strides_of(py::handle array) {
 }
 
 py::handle descr_of(py::handle array) { return proxy(array)->descr; }
+
+void* data_of(py::handle array) { return proxy(array)->data; }
+
 char kind_of(py::handle array) {
   return is_bfloat16(proxy(array)->descr) ? 'f' : description(proxy(array)->descr)->kind;
 }
@@ -331,23 +275,9 @@ void copy_values(py::handle from, py::handle to) {
   plain(to)[py::ellipsis()] = py::module_::import("fusedstep.reference.codec").attr("widened")(plain(from));
 }
 
-bool overlap(const Array& a, const Array& b) {
-  return a.bytes > 0 && b.bytes > 0 && a.data < b.data + b.bytes && b.data < a.data + a.bytes;
-}
-
-bool share_memory(py::handle a, py::handle b) {
-  const auto span = [](py::handle array) {
-    const auto size = count(proxy(array));
-    return Array{proxy(array)->data, size, size * description(proxy(array)->descr)->elsize, Dtype::unsigned8};
-  };
-  if (is_contiguous(a) && is_contiguous(b)) return overlap(span(a), span(b));
-  try {
-    // So much work is enough for all but riddles.
-    return py::module_::import("numpy").attr("shares_memory")(plain(a), plain(b), 10000).cast<bool>();
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_RuntimeError)) throw;
-    return true;
-  }
+Array span_of(py::handle array) {
+  const std::int64_t size = count(proxy(array));
+  return {proxy(array)->data, size, size * description(proxy(array)->descr)->elsize, Dtype::unsigned8};
 }
 
 void require_contiguous(py::handle array, const Label& label) {

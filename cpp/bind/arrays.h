@@ -7,25 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "bind/arguments.h"
 #include "kernels/table.h"
 
 namespace fusedstep::bind {
-
-namespace py = pybind11;
-
-// An argument's name, put together only when an error needs it: "grads", "grads[3]", "state[3]['exp_avg']"; and
-// "grads['w']" where `groups`, an optimizer's, name the parameter at the index.
-struct Label {
-  const char* role;
-  py::ssize_t index = -1;
-  const char* key = nullptr;
-  PyObject* groups = nullptr;
-  std::string text() const;
-};
-// What an error shows of an argument: its repr, unless that is long or fails.
-std::string shown(py::handle object);
-// Whether an object is this string.
-bool is_text(py::handle object, const char* text);
 
 struct Array {
   char* data;
@@ -33,9 +18,6 @@ struct Array {
   std::int64_t bytes;
   Dtype dtype;
 };
-
-[[noreturn]] void type_error(const Label& label, const std::string& message);
-[[noreturn]] void value_error(const Label& label, const std::string& message);
 
 // What an array is and where it lies is read from NumPy's own structure: attributes are code of whoever made the
 // subclass, and may lie, or move other arrays. Nothing below runs such code.
@@ -46,7 +28,6 @@ py::object plain(py::handle object);
 std::string shape_text(py::handle array);
 std::string strides_text(py::handle array);
 std::string dtype_text(py::handle array);
-std::string kind_text(py::handle object);
 // An aligned float32 or float64 array in the processor's byte order. TypeError, ValueError.
 Array inspect(py::handle object, const Label& label);
 // The same, or of 16 bits.
@@ -69,6 +50,9 @@ int axes_of(py::handle array);
 std::vector<std::int64_t> shape_of(py::handle array);
 std::vector<std::int64_t> strides_of(py::handle array);
 py::handle descr_of(py::handle array);
+void* data_of(py::handle array);
+// Bytes that the elements take, from the first to the last where the array is dense.
+Array span_of(py::handle array);
 // NumPy's letter; 'f' for bfloat16 too.
 char kind_of(py::handle array);
 // A plain array, or a copy of it in C order.
@@ -85,10 +69,6 @@ const char* dtype_name(Dtype dtype);
 py::object numpy_dtype(Dtype dtype);
 // The numbers of a stored array into one of float32 or float64 and the same shape.
 void copy_values(py::handle from, py::handle to);
-
-bool overlap(const Array& a, const Array& b);
-// The same of arrays of any strides.
-bool share_memory(py::handle a, py::handle b);
 
 void require_contiguous(py::handle array, const Label& label);
 Array inspect_contiguous_float32(py::handle object, const Label& label, bool written);

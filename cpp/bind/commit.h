@@ -40,6 +40,7 @@ class Writes {
  public:
   void add(py::handle target, py::handle value, const Label& label = {"writes"});
   void run() const noexcept;
+  void clear() { copies_.clear(); }
 
  private:
   struct Copy {

@@ -6,103 +6,15 @@
 #include <map>
 #include <memory>
 
-#include "bind/engine.h"
 #include "bind/memory.h"
 #include "bind/module.h"
+#include "bind/step/engine.h"
+#include "bind/step/report.h"
 
 namespace fusedstep::bind {
 namespace {
 
-// What is known, by name: a tuple of None for all that nothing asked for is hard to read.
-std::string known_fields(py::handle report, const PyStructSequence_Desc& description) {
-  std::string text;
-  for (int k = 0; k < description.n_in_sequence; ++k) {
-    const py::handle value = PyStructSequence_GET_ITEM(report.ptr(), k);
-    if (value.is_none()) continue;
-    if (!text.empty()) text += ", ";
-    text += std::string(description.fields[k].name) + "=";
-    const bool many = PyTuple_Check(value.ptr()) && std::string(description.fields[k].name) == "tensors";
-    text += many ? "<" + std::to_string(PyTuple_GET_SIZE(value.ptr())) + ">" : std::string(py::repr(value));
-  }
-  return std::string(description.name) + "(" + text + ")";
-}
-
-PyTypeObject* make_type(PyStructSequence_Desc& description) {
-  PyTypeObject* type = PyStructSequence_NewType(&description);
-  if (type == nullptr) throw py::error_already_set();
-  const py::handle made(reinterpret_cast<PyObject*>(type));
-  const PyStructSequence_Desc* of = &description;
-  made.attr("__repr__") = py::cpp_function([of](py::handle report) { return known_fields(report, *of); },
-                                           py::name("__repr__"), py::is_method(made));
-  return type;
-}
-
-constexpr const char* kNormDoc =
-    "norm of the gradient, after division by grad_scale and before clipping; None where "
-    "nothing asked for it";
-
-PyTypeObject* report_type() {
-  static PyStructSequence_Field fields[] = {
-      {"step", "steps taken, this one included"},
-      {"lr", "learning rate of this step; a tuple of one per group where there are several groups"},
-      {"grad_norm", kNormDoc},
-      {"clip_coefficient", "what max_grad_norm multiplied the gradients by; None without it"},
-      {"skipped", "whether skip_nonfinite left this step out"},
-      {"update_norm", "telemetry: norm of the change of the parameters"},
-      {"param_norm", "telemetry: norm of the parameters before the step"},
-      {"update_ratio", "telemetry: update_norm / param_norm; None where param_norm is 0"},
-      {"grad_momentum_cosine",
-       "telemetry: cosine of the angle between the gradient and the updated average of the "
-       "gradients, over the parameters that have one; None where it is not a number"},
-      {"nonfinite", "elements of the gradients that are infinite or NaN; None where nothing asked for it"},
-      {"tensors", "telemetry: a TensorReport per parameter, None for one without gradient"},
-      {nullptr, nullptr}};
-  static PyStructSequence_Desc description = {"fusedstep.StepReport", "What a step did.", fields, 11};
-  static PyTypeObject* type = make_type(description);
-  return type;
-}
-
-PyTypeObject* tensor_report_type() {
-  static PyStructSequence_Field fields[] = {{"grad_norm", "norm of its gradient, after division by grad_scale"},
-                                            {"update_norm", "norm of its change"},
-                                            {"param_norm", "its norm before the step"},
-                                            {"update_ratio", "update_norm / param_norm"},
-                                            {"grad_momentum_cosine", "see StepReport"},
-                                            {"nonfinite", "elements of its gradient that are infinite or NaN"},
-                                            {nullptr, nullptr}};
-  static PyStructSequence_Desc description = {"fusedstep.TensorReport", "Telemetry of one parameter.", fields, 6};
-  static PyTypeObject* type = make_type(description);
-  return type;
-}
-
 py::object hold(py::handle object) { return py::reinterpret_borrow<py::object>(object); }
-
-// What telemetry makes of the sums of one parameter, or of all.
-struct Measured {
-  double grad_norm, update_norm, param_norm;
-  py::object update_ratio, cosine;
-  double nonfinite;
-
-  // `averaged` are the gradient's squares, of the parameters that keep an average of it.
-  Measured(const Ranged (&sums)[kStepSums], const Ranged& averaged, double grad_scale, double moment_sign)
-      : grad_norm(root_of(sums[kGradSquares], grad_scale)),
-        update_norm(root_of(sums[kUpdateSquares])),
-        param_norm(root_of(sums[kParamSquares])),
-        update_ratio(py::none()),
-        cosine(py::none()),
-        nonfinite(sums[kNonFinite].value) {
-    const Ranged &update = sums[kUpdateSquares], &param = sums[kParamSquares];
-    if (param.value > 0.0) {
-      const double ratio = std::sqrt(update.value) / std::sqrt(param.value);
-      update_ratio = py::float_(std::ldexp(ratio, (update.exponent - param.exponent) / 2));
-    }
-    const Ranged &cross = sums[kGradMoment], &moment = sums[kMomentSquares];
-    const double norms = std::sqrt(averaged.value) * std::sqrt(moment.value);
-    const double value =
-        std::ldexp(moment_sign * cross.value / norms, cross.exponent - (averaged.exponent + moment.exponent) / 2);
-    if (norms > 0.0 && std::isfinite(value)) cosine = py::float_(std::clamp(value, -1.0, 1.0));
-  }
-};
 
 struct Names {
   py::handle params = PyUnicode_InternFromString("params");
@@ -116,31 +28,6 @@ const Names& names() {
   static const Names all;
   return all;
 }
-
-// Counts stay below this: enough for any run, and exact as a double.
-constexpr std::int64_t kMaxSteps = std::int64_t{1} << 53;
-
-std::int64_t whole_number(py::handle value, const Label& label, std::int64_t least, std::int64_t below = kMaxSteps) {
-  int overflows = 0;
-  if (PyLong_CheckExact(value.ptr())) {
-    const long long number = PyLong_AsLongLongAndOverflow(value.ptr(), &overflows);
-    if (overflows == 0 && number >= least && number < below) return number;
-  }
-  long long number = -1;
-  if (PyBool_Check(value.ptr()) == 0) {
-    const auto index = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-    number = index ? PyLong_AsLongLongAndOverflow(index.ptr(), &overflows) : -1;
-    PyErr_Clear();
-  }
-  const std::string expected = "expected a whole number >= " + std::to_string(least);
-  if (overflows > 0 || number >= below) {
-    value_error(label, expected + " and < " + std::to_string(below) + ", got " + shown(value));
-  }
-  if (number < least) value_error(label, expected + ", got " + shown(value));
-  return number;
-}
-
-bool is_sequence(py::handle object) { return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr()); }
 
 bool is_codes(const py::object& state) {
   return state && is_array(state) &&
@@ -219,7 +106,7 @@ class Optimizer {
     py::object made;
     const auto settle = [&](const Outcome& known) {
       enter(ledger);
-      if (known.measured || !settings_[0].whole.telemetry) made = report(known, scale, taken_ + 1);
+      if (known.measured || !settings_[0].whole.telemetry) made = report(known, taken_ + 1);
     };
     const auto taken = [&] {
       ++taken_;
@@ -231,7 +118,7 @@ class Optimizer {
     try {
       const Outcome& outcome = engine_.run(items_, settings_, shared_, scale, std::ref(settle));
       if (!outcome.skipped) taken();
-      return made ? made : report(outcome, scale, taken_);
+      return made ? made : report(outcome, taken_);
     } catch (...) {
       if (engine_.written() && !ledger.empty()) taken();
       throw;
@@ -631,76 +518,10 @@ class Optimizer {
     }
   }
 
-  double cosine_sign(const Item& item) const {
-    return engine_.rule().moment_sign * (settings_[std::size_t(item.group)].maximize ? -1.0 : 1.0);
-  }
-
-  bool keeps_average(const Item& item) const {
-    const int moment = engine_.rule().first_moment;
-    return moment >= 0 && engine_.keeps(item, moment);
-  }
-
-  py::object report(const Outcome& outcome, double grad_scale, std::int64_t taken) const {
-    py::object lr = py::float_(engine_.lr_of(settings_[0]));
-    if (settings_.size() > 1) {
-      py::tuple rates(settings_.size());
-      for (std::size_t g = 0; g < settings_.size(); ++g) rates[g] = engine_.lr_of(settings_[g]);
-      lr = rates;
-    }
-    const py::none none;
-    const auto known = [&](bool is, double value) { return is ? py::object(py::float_(value)) : py::object(none); };
-    const bool clips = settings_[0].whole.clip;
-    py::object fields[] = {py::int_(taken),
-                           lr,
-                           known(outcome.has_norm, outcome.grad_norm),
-                           known(clips && !outcome.skipped, outcome.clip_coefficient),
-                           py::bool_(outcome.skipped),
-                           none,
-                           none,
-                           none,
-                           none,
-                           outcome.has_norm ? py::object(py::int_(std::int64_t(outcome.nonfinite))) : py::object(none),
-                           none};
-    if (outcome.measured) report_tensors(outcome, grad_scale, fields + 5);
-    auto report = py::reinterpret_steal<py::object>(PyStructSequence_New(report_type()));
-    if (!report) throw py::error_already_set();
-    for (int k = 0; k < 11; ++k) PyStructSequence_SetItem(report.ptr(), k, fields[k].release().ptr());
-    return report;
-  }
-
-  // From update_norm on.
-  void report_tensors(const Outcome& outcome, double grad_scale, py::object* fields) const {
-    py::tuple tensors(grads_.size());
-    for (std::size_t k = 0; k < grads_.size(); ++k) tensors[k] = py::none();
-    std::vector<Ranged> parts[kStepSums], averaged;
-    for (std::size_t k = 0; k < items_.size(); ++k) {
-      Ranged sums[kStepSums];
-      for (int s = 0; s < kStepSums; ++s) {
-        sums[s] = outcome.sum(k, s);
-        parts[s].push_back(sums[s]);
-      }
-      parts[kGradMoment].back().value *= cosine_sign(items_[k]);
-      if (keeps_average(items_[k])) averaged.push_back(sums[kGradSquares]);
-      const Measured one(sums, sums[kGradSquares], grad_scale, cosine_sign(items_[k]));
-      auto tensor = py::reinterpret_steal<py::object>(PyStructSequence_New(tensor_report_type()));
-      if (!tensor) throw py::error_already_set();
-      py::object values[] = {py::float_(one.grad_norm),
-                             py::float_(one.update_norm),
-                             py::float_(one.param_norm),
-                             one.update_ratio,
-                             one.cosine,
-                             py::int_(std::int64_t(one.nonfinite))};
-      for (int v = 0; v < 6; ++v) PyStructSequence_SetItem(tensor.ptr(), v, values[v].release().ptr());
-      tensors[std::size_t(items_[k].index)] = tensor;
-    }
-    Ranged all[kStepSums];
-    for (int s = 0; s < kStepSums; ++s) all[s] = total_of(parts[s]);
-    const Measured whole(all, total_of(averaged), grad_scale, 1.0);
-    fields[0] = py::float_(whole.update_norm);
-    fields[1] = py::float_(whole.param_norm);
-    fields[2] = whole.update_ratio;
-    fields[3] = whole.cosine;
-    fields[5] = tensors;
+  py::object report(const Outcome& outcome, std::int64_t taken) const {
+    std::vector<double> lrs;
+    for (const Settings& settings : settings_) lrs.push_back(engine_.lr_of(settings));
+    return make_report(outcome, {taken, std::move(lrs), settings_[0].whole.clip, grads_.size(), items_});
   }
 
   Engine engine_;
@@ -846,8 +667,7 @@ void register_optimizer(py::module_& m) {
       .value("dict", Structure::dict)
       .value("groups", Structure::groups)
       .finalize();
-  m.attr("StepReport") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(report_type()));
-  m.attr("TensorReport") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(tensor_report_type()));
+  register_report(m);
   py::class_<Optimizer>(m, "Optimizer", py::is_final(), whole_from_birth())
       .def(py::init<const std::string&, Structure, std::int64_t>())
       .def("step", &Optimizer::step)

@@ -3,6 +3,7 @@
 
 #include "bind/arrays.h"
 #include "bind/module.h"
+#include "bind/overlap.h"
 #include "runtime/isa.h"
 
 namespace fusedstep::bind {

@@ -18,23 +18,24 @@ from fusedstep.reference.codec import (
     widened,
 )
 from fusedstep.reference.maths import norm_parts
+from fusedstep.reference.ranged import Ranged
 from fusedstep.reference.rules import RULES
 from fusedstep.reference.sums import in_range, pair_sums, scaled_to_one, strip_sums
+from fusedstep.reference.whole_step import ema_decay, gradient_factor
 
 Array = NDArray[Any]
 #: Arrays, and what they are to hold.
 Writes = list[tuple[Array, Array]]
-#: s and k for s · 2^k.
-Ranged = tuple[float, int]
 
 
-def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[float, int]]:
+def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[Ranged, int]]:
     """Per gradient (and whether it is row-sparse): the sum of its squares, how many elements are not finite."""
     sums = []
     with np.errstate(all="ignore"):
         for given, rows in grads:
             grad = widened(plain(given))
-            sums.append((sum_of_products(grad, grad, rows), int(np.count_nonzero(~np.isfinite(grad)))))
+            squares = ranged(sum_of_products(grad, grad, rows), grad, grad, rows)
+            sums.append((squares, int(np.count_nonzero(~np.isfinite(grad)))))
     return sums
 
 
@@ -84,6 +85,8 @@ def prepare(equations: Any, tensor: dict[str, Any], shared: dict[str, float]) ->
         else widened(plain(state)).copy(order="K")
         for name, state in t.states.items()
     }
+    t.grad_factor = gradient_factor(t.maximize, t.grad_scale, t.clip_coefficient)
+    t.ema_decay = ema_decay(t.ema_decay, t.ema_warmup, t.step)
     t.average = None if t.ema is None else plain(t.ema).copy(order="K")
     t.scale = 1.0
     return t
