@@ -8,10 +8,9 @@ from torch import Tensor
 
 import fusedstep as fs
 from fusedstep import _core
-from fusedstep.torch._calls import once, ordered_as, renamed, wide
+from fusedstep.torch._calls import Operator, keep_nothing, ordered_as, refusal, renamed, wide
 
 _NAMES = {"x": "input", "dy": "the gradient of the output"}
-_WHAT = "Batch norm"
 # Typed for NumPy arrays, they take tensors as well.
 _forward: Any = fs.batch_norm
 _backward_pass: Any = fs.batch_norm_backward
@@ -108,7 +107,7 @@ class AtOnce(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (dy,) = grads
         x, weight, statistics, mask = ctx.saved_tensors
-        call = _traced_gradients if torch.is_grad_enabled() else gradients
+        call = seen_gradients if torch.is_grad_enabled() else gradients
         dx, dweight, dbias, dresidual = call(dy, x, weight, statistics, mask, ctx.training, ctx.residual)
         return (
             dx,
@@ -119,11 +118,10 @@ class AtOnce(torch.autograd.Function):
         )
 
 
-# An operator gives tensors only: of what there is not, one of no elements.
+# As operators. They give tensors only: of what there is not, one of no elements.
 
 
-@torch.library.custom_op("fusedstep::batch_norm", mutates_args=())
-def batch_norm_op(
+def _normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -136,7 +134,6 @@ def batch_norm_op(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`normalize`, but that the new running statistics, (2, C), are an output."""
     mean, var = running_mean, running_var
     if training and mean is not None and var is not None:
         mean, var = mean.clone(), var.clone()
@@ -145,9 +142,8 @@ def batch_norm_op(
     return y, statistics, x.new_empty(0, dtype=torch.int16) if mask is None else mask, running
 
 
-@batch_norm_op.register_fake
-def _(x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, residual: Any, batches: Any,
-      training: bool, momentum: float, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _fake_normalize(x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, residual: Any, batches: Any,
+                    training: bool, momentum: float, eps: float, relu: bool) -> Any:  # fmt: skip
     channels = x.shape[1]
     return (
         torch.empty_like(x),
@@ -155,38 +151,6 @@ def _(x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, re
         x.new_empty(_mask_words(x) if relu else 0, dtype=torch.int16),
         running_mean.new_empty((2, channels)) if training and running_mean is not None else x.new_empty(0),
     )
-
-
-@torch.library.custom_op("fusedstep::batch_norm_backward", mutates_args=())
-def batch_norm_backward_op(
-    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, mask: Tensor, training: bool, residual: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`gradients`, but that dresidual is empty where it is dy itself."""
-    bits = mask if mask.numel() else None
-    dx, dweight, dbias, dresidual = gradients(dy, x, weight, statistics, bits, training, residual)
-    return dx, dweight, dbias, x.new_empty(0) if dresidual is None or bits is None else dresidual
-
-
-@batch_norm_backward_op.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, mask: Tensor, training: bool,
-      residual: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    given = x if weight is None else weight
-    channels = x.new_empty(x.shape[1], dtype=torch.float64 if given.dtype == torch.float64 else torch.float32)
-    masked = residual and mask.shape[0] > 0
-    return torch.empty_like(x), channels, torch.empty_like(channels), torch.empty_like(x) if masked else x.new_empty(0)
-
-
-def _traced_gradients(dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, mask: Tensor | None,
-                      training: bool, residual: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    bits = x.new_empty(0, dtype=torch.int16) if mask is None else mask
-    dx, dweight, dbias, dresidual = batch_norm_backward_op(dy, x, weight, statistics, bits, training, residual)
-    if not residual:
-        return dx, dweight, dbias, None
-    return dx, dweight, dbias, dresidual if bits.shape[0] > 0 else dy
-
-
-def _refuse(ctx: Any, *grads: Any) -> Any:
-    raise once(_WHAT)
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
@@ -199,19 +163,45 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
     x, weight, statistics, mask = ctx.saved_tensors
-    dx, dweight, dbias, dresidual = _traced_gradients(dy, x, weight, statistics, mask, ctx.training, ctx.residual)
-    bias_given = ctx.needs_input_grad[2]
-    return dx, None if weight is None else dweight, dbias if bias_given else None, None, None, dresidual, *[None] * 5
+    dx, dweight, dbias, dresidual = seen_gradients(dy, x, weight, statistics, mask, ctx.training, ctx.residual)
+    needed = ctx.needs_input_grad
+    return dx, dweight if needed[1] else None, dbias if needed[2] else None, None, None, dresidual, *[None] * 5
 
 
-def traced(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The operator: its output, and the new running statistics."""
-    y, _, _, running = batch_norm_op(*arguments)
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, mask: Tensor, training: bool, residual: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    bits = mask if mask.numel() else None
+    dx, dweight, dbias, dresidual = gradients(dy, x, weight, statistics, bits, training, residual)
+    return dx, dweight, dbias, x.new_empty(0) if dresidual is None or bits is None else dresidual
+
+
+def _fake_gradients(dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, mask: Tensor, training: bool,
+                    residual: bool) -> Any:  # fmt: skip
+    given = x if weight is None else weight
+    channels = x.new_empty(x.shape[1], dtype=torch.float64 if given.dtype == torch.float64 else torch.float32)
+    masked = residual and mask.shape[0] > 0
+    return torch.empty_like(x), channels, torch.empty_like(channels), torch.empty_like(x) if masked else x.new_empty(0)
+
+
+NORMALIZE = Operator("batch_norm", _normalize, _fake_normalize, _keep, _backward)
+GRADIENTS = Operator("batch_norm_backward", _gradients, _fake_gradients, keep_nothing, refusal("Batch norm"))
+
+
+def seen_normalize(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """`normalize` where somebody looks on: the output, and the new running statistics, (2, C), to be copied."""
+    y, _, _, running = NORMALIZE(*arguments)
     return y, running
 
 
-batch_norm_op.register_autograd(_backward, setup_context=_keep)
-batch_norm_backward_op.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
+def seen_gradients(dy: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor, mask: Tensor | None,
+                   training: bool, residual: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """`gradients` where somebody looks on, or may differentiate them."""
+    bits = x.new_empty(0, dtype=torch.int16) if mask is None else mask
+    dx, dweight, dbias, dresidual = GRADIENTS(dy, x, weight, statistics, bits, training, residual)
+    if not residual:
+        return dx, dweight, dbias, None
+    return dx, dweight, dbias, dresidual if bits.shape[0] > 0 else dy
 
 
 def _mask_words(x: Tensor) -> Any:

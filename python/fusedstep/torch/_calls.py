@@ -1,9 +1,11 @@
 """How the layers call their kernels: at once, or as operators that a tracer sees."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+Call = Callable[..., Any]
 #: What the kernels compute with.
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -21,6 +23,50 @@ def watched(*tensors: torch.Tensor | None) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or any(t is not None and (type(t) not in _PLAIN or t.device.type != "cpu") for t in tensors)
     )
+
+
+class Operator:
+    """A function of tensors as an operator of torch, with what it gives without memory and its gradient.
+
+    `torch.func` takes no operator of `torch.library.custom_op`, but functions of autograd: there it is one.
+
+    Args:
+        name: After "fusedstep::".
+        function: Gives tensors of their own, a tensor of no elements for what there is not.
+        fake: The same of tensors without memory.
+        keep: `setup_context`.
+        backward: The gradient.
+    """
+
+    def __init__(self, name: str, function: Call, fake: Call, keep: Call, backward: Call) -> None:
+        self.op: Any = torch.library.custom_op(f"fusedstep::{name}", mutates_args=())(function)
+        self.op.register_fake(fake)
+        self.op.register_autograd(backward, setup_context=keep)
+        methods = {"forward": function, "setup_context": keep, "backward": backward}
+        methods = {key: staticmethod(method) for key, method in methods.items()}
+        self._function: Any = type(name, (torch.autograd.Function,), methods)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The function, seen by whoever looks on."""
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            return self._function.apply(*arguments)
+        return self.op(*arguments)
+
+
+def keep_nothing(ctx: Any, inputs: Any, output: Any) -> None:
+    """`setup_context` of an operator whose gradient is refused."""
+
+
+def refusal(what: str) -> Call:
+    """The gradient of a backward pass: the reason why there is none."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"{what} of fusedstep.torch has no second derivative: its backward pass is a kernel. "
+            f"Take torch.nn's where you need it (create_graph=True, gradient penalties, Hessians)."
+        )
+
+    return backward
 
 
 def check_input(tensor: Any, name: str) -> None:
@@ -66,11 +112,3 @@ def without_gaps(tensor: torch.Tensor) -> torch.Tensor:
 def ordered_as(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The tensor in the memory order of another one of its shape; copied where it lies otherwise."""
     return tensor if same_order(tensor, like) else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-
-
-def once(what: str) -> RuntimeError:
-    """Why a second derivative is not had."""
-    return RuntimeError(
-        f"{what} of fusedstep.torch has no second derivative: its backward pass is a kernel. "
-        f"Take torch.nn's where you need it (create_graph=True, gradient penalties, Hessians)."
-    )

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fusedstep.torch import _batch_norm
+from fusedstep.torch import _batch_norm, _cross_entropy, _dropout
 from fusedstep.torch._calls import check_input, ordered_as, watched, without_gaps
 
-__all__ = ["batch_norm"]
+__all__ = ["batch_norm", "cross_entropy", "dropout"]
 
 
 def batch_norm(
@@ -86,7 +86,7 @@ def batch_norm(
     if not watched(*tensors):
         apply: Callable[..., Tensor] = _batch_norm.AtOnce.apply
         return apply(x, weight, bias, added, running_mean, running_var, *rest)
-    y, running = _batch_norm.traced(*tensors, *rest)
+    y, running = _batch_norm.seen_normalize(*tensors, *rest)
     if training and running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.copy_(running[0])
@@ -96,3 +96,117 @@ def batch_norm(
 
 def _fits(residual: Tensor, input: Tensor) -> bool:
     return isinstance(residual, Tensor) and residual.shape == input.shape and residual.dtype == input.dtype
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""`torch.nn.functional.cross_entropy`: the loss, with its gradient in the same pass.
+
+    Args:
+        input: Logits, (C,), (N, C) or (N, C, d₁, …); float32, float64, bfloat16 or float16.
+        target: Class numbers, () or (N) or (N, d₁, …), of any integer dtype; or probabilities in the shape and dtype of
+            input, that require no gradient.
+        weight: (C,), what the classes weigh, >= 0.
+        size_average: Torch's older name of a reduction.
+        ignore_index: A class number whose rows do not count.
+        reduce: Torch's older name of a reduction.
+        reduction: "mean", "sum" or "none".
+        label_smoothing: In [0, 1].
+
+    Returns:
+        The loss, in the dtype of input; float32 where autocast is on. Where no row counts, the mean is 0: torch's is
+        NaN. Its gradient has no derivative.
+
+    Raises:
+        TypeError: Another dtype, layout or device.
+        ValueError: A wrong shape, a class number out of range, an option out of range.
+
+    Examples:
+        >>> import torch
+        >>> from fusedstep.torch import functional as F
+        >>> logits = torch.tensor([[0.0, 0.0]], requires_grad=True)
+        >>> F.cross_entropy(logits, torch.tensor([1])).backward()
+        >>> logits.grad
+        tensor([[ 0.5000, -0.5000]])
+    """
+    check_input(input, "input")
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a tensor, got {type(target).__qualname__}")
+    if target.requires_grad:
+        raise ValueError(
+            "target: expected probabilities that require no gradient; take torch's cross_entropy for those"
+        )
+    if size_average is not None or reduce is not None:
+        reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    if input.ndim == 0:
+        raise ValueError("input: expected (C,), (N, C) or (N, C, d1, …), got a number")
+    single = input.ndim == 1
+    logits, wanted = (input.unsqueeze(0), target.unsqueeze(0)) if single else (input, target)
+    if logits.ndim > 2:
+        logits = logits.movedim(1, -1)
+        wanted = wanted.movedim(1, -1) if wanted.ndim == logits.ndim else wanted
+    if input.numel() == 0 and input.shape[1] > 0 and reduction in ("mean", "sum", "none"):
+        loss = logits.sum(-1)  # of no rows
+        return loss if reduction == "none" else loss.sum()
+    arguments = (logits, wanted, weight, ignore_index, label_smoothing, reduction)
+    if watched(logits, wanted, weight):
+        loss = _cross_entropy.seen_loss(*arguments)
+    else:
+        apply: Callable[..., Tensor] = _cross_entropy.AtOnce.apply
+        loss = apply(*arguments)
+    if single and reduction == "none":
+        loss = loss.squeeze(0)
+    return loss if loss.dtype == input.dtype or torch.is_autocast_enabled("cpu") else loss.to(input.dtype)
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """`torch.nn.functional.dropout`, without a mask: what is dropped follows from a seed of torch's generator.
+
+    Args:
+        input: Any shape; float32, float64, bfloat16 or float16.
+        p: The probability to drop, in [0, 1].
+        training: Whether to drop at all.
+        inplace: Whether to write into input.
+
+    Returns:
+        input / (1 − p) where it is kept, else 0. `torch.manual_seed` repeats it; it is not what torch drops.
+
+    Raises:
+        TypeError: Another dtype, layout or device.
+        ValueError: p out of range.
+
+    Examples:
+        >>> import torch
+        >>> from fusedstep.torch import functional as F
+        >>> _ = torch.manual_seed(0)
+        >>> sorted(set(F.dropout(torch.ones(20), 0.5).tolist()))
+        [0.0, 2.0]
+    """
+    check_input(input, "input")
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0.0 <= p <= 1.0:
+        raise ValueError(f"p: expected a number in [0, 1], got {p!r}")
+    if not training or p == 0.0 or input.numel() == 0:
+        return input
+    if p == 1.0:
+        return input.mul_(0.0) if inplace else input * 0.0
+    p, seed = float(p), _dropout.new_seed()
+    # Elements are counted in the order of memory, which the output keeps.
+    last = input.ndim in (4, 5) and input.stride(1) == 1 and input.movedim(1, -1).is_contiguous()
+    x = input.movedim(1, -1) if last else input
+    if watched(input):
+        y = _dropout.seen_dropout(x, seed, p)
+        y = y.movedim(-1, 1) if last else y
+        return input.copy_(y) if inplace else y
+    apply: Callable[..., Tensor] = _dropout.AtOnce.apply
+    if inplace:
+        return apply(input, seed, p, True) if input.is_contiguous() else input.copy_(apply(input, seed, p, False))
+    y = apply(x, seed, p, False)
+    return y.movedim(-1, 1) if last else y

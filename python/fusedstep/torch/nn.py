@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusedstep.torch import functional as F  # noqa: N812
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "CrossEntropyLoss", "Dropout"]
 
 
 def __getattr__(name: str) -> Any:
@@ -121,3 +121,26 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d` on (N, C, D, H, W), channels-last or not; see `BatchNorm1d`."""
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """`torch.nn.CrossEntropyLoss`, with its gradient in the same pass; see `functional.cross_entropy`."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits, (C,), (N, C) or (N, C, d₁, …), against class numbers or probabilities."""
+        return F.cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+class Dropout(torch.nn.Dropout):
+    """`torch.nn.Dropout`, without a mask; see `functional.dropout`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drops in training; else the input itself."""
+        return F.dropout(input, self.p, self.training, self.inplace)
