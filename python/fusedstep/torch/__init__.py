@@ -9,3 +9,17 @@ except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
     raise ModuleNotFoundError("fusedstep.torch needs torch: pip install 'fusedstep[torch]'", name="torch") from error
+
+from fusedstep.torch.convert import Conversion, convert_batch_norm, revert
+from fusedstep.torch.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, CrossEntropyLoss, Dropout
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Conversion",
+    "CrossEntropyLoss",
+    "Dropout",
+    "convert_batch_norm",
+    "revert",
+]
