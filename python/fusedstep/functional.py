@@ -5,9 +5,10 @@ where the optimizer has it: single arrays, or lists of equal length (then `step`
 from 1; states start as zeros, where the function does not say otherwise. The names and defaults of the
 hyper-parameters are those of the optimizer class, and so are the errors.
 
-A state says itself how it is stored: float32, float16, bfloat16, or a pair `(codes, scales)` of 8 bits, uint8 like the
-parameter and float32 with one number for every 256 elements. What is stored in fewer bits is rounded at random, by
-`seed`, `step` and position in the list; so is a narrow parameter with `stochastic_rounding=True`. See `Options`.
+The array says how a state is stored: float32, float16 or bfloat16. A state of 8 bits is a pair `(codes, scales)`: uint8
+in the shape of the parameter, and float32 with one number for every 256 elements. What is stored in fewer bits is
+rounded at random, by `seed`, `step` and position in the list; so is a narrow parameter with `stochastic_rounding=True`.
+See `Options`.
 
 Examples:
     >>> import numpy as np, fusedstep as fs

@@ -116,7 +116,7 @@ class Optimizer(Arguments):
             cls.__doc__ = documented(cls.__doc__)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets a hyper-parameter in all groups, from the next step on; what is none, and no attribute, is refused."""
+        """Sets a hyper-parameter in all groups, from the next step on; any other public name is an error."""
         known = self.__dict__.get("defaults", {})
         if name in known:
             for group in self._param_groups:
@@ -127,14 +127,14 @@ class Optimizer(Arguments):
             super().__setattr__(name, value)
 
     def rebind(self, params: Any) -> None:
-        """Goes on with other arrays in the place of those that were given; states stay.
+        """Replaces the parameters by other arrays; the states stay.
 
-        For entries of a dict or list that were replaced, and parameters that have another dtype or another order of
-        their axes in memory now.
+        Where entries of the dict or list were replaced, or where parameters have another dtype or another order of axes
+        in memory now.
 
         Args:
-            params: The parameters, in the structure that they were given in, or with groups as a list of groups, whose
-                other keys must be as they are; as many, with the same names and shapes.
+            params: As many arrays as before, in the same structure, with the same names and shapes. With groups, a list
+                of groups whose hyper-parameters, where given, are as they are.
 
         Raises:
             TypeError: See the constructor.
@@ -220,8 +220,7 @@ class Optimizer(Arguments):
         `step` (steps taken) stand beside PyTorch's keys.
 
         Args:
-            copy: False for the optimizer's own arrays (as PyTorch gives), which the next step changes: for who writes
-                them out at once.
+            copy: False gives the optimizer's own arrays, as PyTorch does. The next step changes them.
         """
         made = _state_dict.made_of(self.state, self.param_groups, flag(copy, "copy"))
         return {**made, "rule": self.rule, "step": self._native.taken}
@@ -232,12 +231,12 @@ class Optimizer(Arguments):
         Arrays are copied, and stored as this optimizer's `state_dtype` says: those of another dtype are rounded to the
         nearest, or widened. How states and parameters are stored (`state_dtype`, `min_8bit_size`, `master_weights`,
         `stochastic_rounding`) stays as it is here. A learning rate that is a schedule stays where the state has none;
-        of a `ReduceOnPlateau` in the state see there.
+        `ReduceOnPlateau` says what becomes of one in the state.
 
         Args:
             state_dict: The state.
-            hypers: Whether the other hyper-parameters become those of the state; a warning says which did change. False
-                for one's own.
+            hypers: Whether the other hyper-parameters become those of the state; a warning says which have changed.
+                False keeps one's own.
 
         Warns:
             UserWarning: Hyper-parameters were replaced by others.
@@ -267,15 +266,15 @@ class Optimizer(Arguments):
         return sum(v.nbytes for entry in self.state.values() for v in entry.values() if isinstance(v, np.ndarray))
 
     def convert_states(self, state_dtype: str) -> None:
-        """Stores the states in another way from now on, in all groups; those that are there are converted.
+        """Changes how all groups store their states, and converts the states that there are.
 
-        To fewer bits they are rounded to the nearest; to more they are the same numbers.
+        Fewer bits round to the nearest; more bits hold the same numbers.
 
         Args:
-            state_dtype: See `Options`; so are the states that stay as they are.
+            state_dtype: See `Options`, which also names the states that stay float32.
 
         Raises:
-            ValueError: It is no way to store states, or not this optimizer's. Nothing has changed then.
+            ValueError: There is no such way to store states, or not for this optimizer. Nothing has changed then.
 
         Examples:
             >>> import numpy as np, fusedstep as fs

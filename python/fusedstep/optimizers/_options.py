@@ -5,13 +5,15 @@ from typing import Any, TypedDict, dataclass_transform
 
 
 class Options(TypedDict, total=False):
-    """What every optimizer takes beside its own hyper-parameters; a group may set its own, but where it says otherwise.
+    """What every optimizer takes beside its own hyper-parameters.
+
+    A group may set its own, unless an option is "for the whole step".
 
     Attributes:
         maximize: Climbs instead of descending. False by default.
         ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter, starting from the parameter
-            before its first step; in [0, 1). It moves where the parameter has a gradient. None, for no average, by
-            default. Not for row-sparse gradients.
+            before its first step; in [0, 1). The average moves in the steps in which the parameter has a gradient.
+            None, for no average, by default. Not for row-sparse gradients.
         ema_warmup: Lets the first steps weigh more in the average, so that the start is soon forgotten: with
             `min(ema_decay, (1 + t) / (10 + t))` in a parameter's t-th step, as `averaging.EMA`. False by default.
         max_grad_norm: Multiplies all gradients by `min(1, max_grad_norm / (norm + 1e-6))`, with the norm of all of them
@@ -33,11 +35,11 @@ class Options(TypedDict, total=False):
         min_8bit_size: Parameters of fewer elements, as norms and biases are, keep float32 states with "8bit". 4096 by
             default.
         master_weights: Keeps a float32 copy, `master`, of every float16 and bfloat16 parameter, takes the steps there,
-            and rounds it into the parameter in the same pass. Where a parameter was changed in between, its new value
-            holds. False by default: a step of less than half a unit of the parameter is then lost, unless it has
-            `stochastic_rounding`.
-        stochastic_rounding: Rounds float16 and bfloat16 parameters at random: up with the probability of what is cut
-            off, so that small steps add up. Not with `master_weights`. False, to the nearest, by default.
+            and rounds it into the parameter in the same pass. Where a parameter was changed since the last step, the
+            new value is taken. False by default: a step of less than half a unit in the last place of the parameter is
+            then lost, unless it has `stochastic_rounding`.
+        stochastic_rounding: Rounds float16 and bfloat16 parameters at random. The more is cut off, the likelier is up,
+            so that small steps add up. Not with `master_weights`. False, to the nearest, by default.
         seed: What the rounding at random depends on, beside a parameter's position, its step and the place of the
             element: the same numbers on every processor and for any number of threads. 0 by default.
     """

@@ -1,4 +1,4 @@
-"""State dicts as they come: what kind each part is, and numbers in whatever holds one."""
+"""Reads state dicts: the kind of every part is checked, and numbers are taken out of arrays and tensors."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -94,7 +94,7 @@ def _sequence(value: Any, label: str) -> list[Any] | tuple[Any, ...]:
 
 
 def _position(key: Any) -> int:
-    """That of a parameter; a string where the state dict went through JSON."""
+    """The position of a parameter; a string where the state dict went through JSON."""
     if isinstance(key, str) and key.isascii() and key.isdigit() and key == (key.lstrip("0") or "0") and len(key) < 20:
         return int(key)
     if isinstance(key, bool | str) or not isinstance(key, int | np.integer):

@@ -1,4 +1,4 @@
-"""State arrays, however they are stored: which dtype one has, and from one to another."""
+"""How state arrays are stored: the dtype of each, and the conversion from one to another."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from fusedstep.reference.codec import SCALED, decode_8bit, encode_8bit, in_memor
 
 Array = NDArray[Any]
 
-# Converted together: a multiple of what shares a scale, so that no temporary array is large.
+# So many elements are converted at a time, whole blocks of 8 bits: temporary arrays stay small.
 _PART = SCALED << 12
 
 
@@ -37,7 +37,7 @@ def load_state(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> dict[str, Array]:
-    """A copy of a state in the layout of the parameter, and stored in a dtype; its scales beside it, if any."""
+    """A copy of a state in the layout of the parameter and in a dtype; with its scales, where that is of 8 bits."""
     source = unmasked(entry[name], label)
     if source.shape != shape:
         raise ValueError(f"{label}: expected shape {shape}, got {source.shape}")
@@ -49,7 +49,7 @@ def load_state(
     signed = name not in rule["squares"]
     scales = _scales(entry, name, label, source) if source.dtype == np.uint8 else None
     if scales is not None and not _same_layout(source, param):
-        # Other numbers share a scale there.
+        # In another layout other elements share a scale.
         wide = np.empty_like(source, np.float32)
         in_memory_order(wide)[:] = decode_8bit(in_memory_order(source), scales, signed)
         source, scales = wide, None
@@ -57,7 +57,7 @@ def load_state(
     if dtype_name(source.dtype) == dtype_name(dtype):
         target[...] = source.view(dtype) if source.dtype != dtype else source
         return {name: target} if scales is None else {name: target, f"{name}_scale": scales.copy()}
-    # In the order of the target's memory, in which 256 numbers share a scale.
+    # In the order of the target's memory: every 256 elements of it share a scale.
     laid_out = np.empty_like(target, source.dtype)
     laid_out[...] = source
     values, out = in_memory_order(laid_out), in_memory_order(target)
@@ -76,7 +76,7 @@ def load_state(
 
 
 def relaid(name: str, entry: Mapping[str, Any], param: Array) -> dict[str, Any]:
-    """The entry of a parameter whose axes lie in another order in memory now: copies of its states in that order."""
+    """The states of a parameter whose axes have another order in memory now, copied into that order."""
     rule = _core.rules()[name]
     moved: dict[str, Any] = {}
     for key, value in entry.items():
@@ -89,13 +89,13 @@ def relaid(name: str, entry: Mapping[str, Any], param: Array) -> dict[str, Any]:
 
 
 def _same_layout(a: Array, b: Array) -> bool:
-    """Whether both, of one shape, put each element in the same place among their items."""
+    """Whether two arrays of one shape have their elements in the same order in memory."""
     steps = zip(a.shape, a.strides, b.strides, strict=True)
     return all(length == 1 or x * b.itemsize == y * a.itemsize for length, x, y in steps)
 
 
 def _scales(entry: Mapping[str, Any], name: str, label: str, codes: Array) -> Array:
-    """Those of codes, which mean nothing without; NaN is that of a block that lost its numbers: its codes are 0."""
+    """The scales of 8-bit codes, checked. A block that holds no numbers any more has the scale NaN, and codes of 0."""
     label = label.replace(f"[{name!r}]", f"[{name + '_scale'!r}]")
     if entry.get(f"{name}_scale") is None:
         raise ValueError(f"{label}: missing, and {name} is of 8 bits, which need it")

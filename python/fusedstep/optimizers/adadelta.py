@@ -17,7 +17,7 @@ class Adadelta(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        rho: What is kept of both averages; in [0, 1).
+        rho: Decay rate of both averages; in [0, 1).
         eps: Added inside both roots; finite, >= 0.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
         **options: What every optimizer takes, see `Options`.

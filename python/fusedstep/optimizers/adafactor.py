@@ -19,10 +19,9 @@ class Adafactor(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        beta2_decay: Power of the step that the averages move by; <= 0.
-        eps: (ε1, ε2): what the root of v is at least (None: the resolution of the dtype), and the scale of p; finite,
-            >= 0.
-        d: What the root mean square of u is clipped to; finite, > 0.
+        beta2_decay: The averages take w = 1 − t^beta2_decay; <= 0.
+        eps: (ε1, ε2): smallest root of v (None: the resolution of the dtype), and smallest scale of p; finite, >= 0.
+        d: Largest root mean square of u, to which u is scaled down; finite, > 0.
         weight_decay: Decoupled: what the parameter shrinks by per step and unit of lr; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 

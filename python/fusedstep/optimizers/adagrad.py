@@ -17,9 +17,9 @@ class Adagrad(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        lr_decay: How lr falls with the steps; finite, >= 0.
+        lr_decay: Divides lr by 1 + lr_decay · (t − 1) in the t-th step; finite, >= 0.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
-        initial_accumulator_value: What s begins with; finite, >= 0.
+        initial_accumulator_value: First value of s; finite, >= 0.
         eps: Added to the root; finite, >= 0.
         accumulator: "sum", as published, or "mean": the root mean square of the gradients so far.
         **options: What every optimizer takes, see `Options`.

@@ -16,7 +16,7 @@ class Adamax(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        betas: (β1, β2), what is kept of the first moment and of the norm; in [0, 1).
+        betas: (β1, β2), decay rates of the first moment and of the norm; in [0, 1).
         eps: Added to |g|, so that u is not 0; finite, >= 0.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
         **options: What every optimizer takes, see `Options`.

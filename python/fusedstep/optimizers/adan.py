@@ -17,7 +17,7 @@ class Adan(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        betas: (β1, β2, β3), what is kept of m, q and n; in [0, 1).
+        betas: (β1, β2, β3), decay rates of m, q and n; in [0, 1).
         eps: Added to the root, outside the bias correction; finite, >= 0.
         weight_decay: Proximal: what the parameter shrinks by per step and unit of lr; finite, >= 0.
         **options: What every optimizer takes, see `Options`.

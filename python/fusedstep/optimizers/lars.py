@@ -16,11 +16,11 @@ class LARS(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        momentum: What is kept of the buffer; finite, >= 0.
-        dampening: What is left out of the gradient.
+        momentum: Momentum factor: the decay rate of the buffer; finite, >= 0.
+        dampening: Part of the gradient that the buffer leaves out.
         weight_decay: L2, scaled with the gradient; finite, >= 0.
         nesterov: Looks one step ahead; needs momentum > 0 and dampening = 0.
-        trust_coefficient: How far a tensor trusts a step, in units of its norm; finite, >= 0.
+        trust_coefficient: Length of a tensor's step at lr = 1, in units of its norm; finite, >= 0.
         eps: Added to the norm of the gradient; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 

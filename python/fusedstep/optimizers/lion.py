@@ -15,7 +15,7 @@ class Lion(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        betas: (β1, β2), what is kept of m in the step and in m; in [0, 1).
+        betas: (β1, β2), decay rates of m in the step and in m itself; in [0, 1).
         weight_decay: Decoupled: what the parameter shrinks by per step and unit of lr; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 

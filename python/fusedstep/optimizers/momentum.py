@@ -15,9 +15,9 @@ class Momentum(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        momentum: What is kept of the velocity; finite, >= 0.
+        momentum: Momentum factor: the decay rate of the velocity; finite, >= 0.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
-        nesterov: Nesterov's form, in terms of the point that is looked ahead to.
+        nesterov: Nesterov's form, in terms of the point ahead at which the gradient is taken.
         **options: What every optimizer takes, see `Options`.
 
     Examples:

@@ -19,10 +19,10 @@ class Muon(Optimizer):
         params: The matrices to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
         weight_decay: Decoupled: what the parameter shrinks by per step and unit of lr; finite, >= 0.
-        momentum: What is kept of the buffer; in [0, 1).
+        momentum: Momentum factor: the decay rate of the buffer; in [0, 1).
         nesterov: Mixes the gradient into the buffer once more.
-        ns_coefficients: Of the Newton–Schulz iteration.
-        eps: What the norm is at least; finite, >= 0.
+        ns_coefficients: (a, b, c) of the Newton–Schulz iteration.
+        eps: Smallest norm that is divided by; finite, >= 0.
         ns_steps: Iterations; a whole number >= 0.
         adjust_lr_fn: "original" (None is the same) or "match_rms_adamw", see above.
         **options: What every optimizer takes, see `Options`.

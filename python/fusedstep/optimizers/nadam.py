@@ -17,7 +17,7 @@ class NAdam(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
+        betas: (β1, β2), decay rates of the first and second moment; in [0, 1).
         eps: Added to the root, outside the bias correction; finite, >= 0.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
         momentum_decay: How fast the momentum's schedule approaches β1; finite, >= 0.

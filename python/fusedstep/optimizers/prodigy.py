@@ -17,10 +17,10 @@ class Prodigy(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
-        beta3: What is kept of N and s; None: √β2.
+        betas: (β1, β2), decay rates of the first and second moment; in [0, 1).
+        beta3: Decay rate of N and s; None: √β2.
         eps: Added to the root; finite, >= 0.
-        weight_decay: Decoupled; finite, >= 0.
+        weight_decay: Decoupled weight decay; finite, >= 0.
         use_bias_correction: Corrects m and v as Adam does.
         safeguard_warmup: Leaves lr out of s, for schedules that warm up.
         d0: The first d; finite, > 0.

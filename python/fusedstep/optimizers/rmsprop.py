@@ -17,10 +17,10 @@ class RMSprop(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        alpha: What is kept of the averages; in [0, 1).
+        alpha: Decay rate of the averages; in [0, 1).
         eps: Added to the root; finite, >= 0.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
-        momentum: What is kept of the buffer; finite, >= 0.
+        momentum: Momentum factor: the decay rate of the buffer; finite, >= 0.
         centered: Divides by the deviation of the gradient, not by its root mean square.
         **options: What every optimizer takes, see `Options`.
 

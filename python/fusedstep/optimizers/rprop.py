@@ -15,7 +15,7 @@ class Rprop(Optimizer):
 
     Args:
         params: What to update, see `Optimizer`.
-        lr: What the steps s begin with; finite, >= 0. A later value changes only new states. Under a schedule the
+        lr: First value of the steps s; finite, >= 0. A later lr changes only new states. Under a schedule the
             states begin anew in every step at which its rate has risen: through a warm-up s is the rate, and adapts
             from its end on. Where the rate stays or falls, the schedule changes nothing. (PyTorch's steps begin with
             the rate of the first step, whatever follows.)

@@ -48,9 +48,9 @@ class ScheduleFreeAdamW(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        betas: (β1, β2): how far y is from z towards the average x, in (0, 1); what is kept of v, in [0, 1).
+        betas: (β1, β2): how far y is from z towards the average x, in (0, 1); the decay rate of v, in [0, 1).
         eps: Added to the root, outside the bias correction; finite, >= 0.
-        weight_decay: Decoupled, taken at y; finite, >= 0.
+        weight_decay: Decoupled weight decay, taken at y; finite, >= 0.
         warmup_steps: Steps over which η rises; a whole number >= 0.
         r: Power of the step in the weights of the average; finite, >= 0.
         weight_lr_power: Power of η in them; finite, >= 0.

@@ -17,8 +17,8 @@ class SGD(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        momentum: What is kept of the buffer; finite, >= 0.
-        dampening: What is left out of the gradient.
+        momentum: Momentum factor: the decay rate of the buffer; finite, >= 0.
+        dampening: Part of the gradient that the buffer leaves out.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
         nesterov: Looks one step ahead; needs momentum > 0 and dampening = 0.
         **options: What every optimizer takes, see `Options`.

@@ -18,7 +18,7 @@ class SparseAdam(Optimizer):
     Args:
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
-        betas: (β1, β2), what is kept of the first and second moment; in [0, 1).
+        betas: (β1, β2), decay rates of the first and second moment; in [0, 1).
         eps: Added to the root, inside the bias correction; finite, >= 0.
         **options: What every optimizer takes, see `Options`.
 

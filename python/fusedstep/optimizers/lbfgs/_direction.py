@@ -1,4 +1,4 @@
-"""The two loops over the pairs of the last moves."""
+"""The direction: two loops over the pairs of the last moves."""
 
 import numpy as np
 
@@ -9,14 +9,14 @@ from fusedstep.optimizers.lbfgs._state import Move, Point, Progress
 
 
 def next_move(progress: Progress, point: Point, settings: Settings) -> Move:
-    """The direction, and the first try of how far."""
+    """The next direction, and the first t to try."""
     last = progress.move
     if last is None:
         t = min(1.0, 1.0 / _core.dot(np.sign(point.grad), point.grad)) * settings.lr
         t = t if progress.first is None else min(t, progress.first)
         return Move(-point.grad, t, [], [], [], 1.0, point.grad, point.loss)
     old_dirs, old_stps, ro, diagonal = last.old_dirs, last.old_stps, last.ro, last.H_diag
-    # What overflows is seen in the slope.
+    # Where something overflows, the slope is not finite, and `Moves` says so.
     with np.errstate(over="ignore", invalid="ignore"):
         y, s = point.grad - last.prev_flat_grad, last.d * last.t
         ys, yy = _core.dot(y, s), _core.dot(y, y)

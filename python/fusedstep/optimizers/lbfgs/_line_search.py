@@ -1,4 +1,4 @@
-"""The line search: SciPy's, on places that are evaluated once."""
+"""SciPy's line search; each place is evaluated once."""
 
 import math
 import warnings
@@ -20,7 +20,7 @@ _DOUBLINGS = 25
 
 
 class Exhausted(Exception):  # noqa: N818
-    """A line search is over."""
+    """The line search has no evaluation left, or moves too short to change a parameter."""
 
 
 class Line:
@@ -58,9 +58,9 @@ class Line:
         first, slope = self.move.t, self.known[0.0][1]
         try:
             with warnings.catch_warnings():
-                # That it found none is seen from what it returns.
+                # SciPy warns where it found no t; what it returns says so too.
                 warnings.filterwarnings("ignore", "The line search|Rounding errors prevent", RuntimeWarning)
-                # In units of the first try, which is how SciPy is told of it.
+                # SciPy tries 1 first, so that its unit is our first try.
                 alpha, _, _, _, _, found = line_search(
                     lambda a: self.at(float(a[0]) * first)[0],
                     lambda a: np.array([self.at(float(a[0]) * first)[1] * first]),
@@ -74,7 +74,7 @@ class Line:
                 )
             if found is not None and float(alpha) * first == self.last[0]:
                 self.best = self.last
-            # Down to where a move changes nothing.
+            # Where none was lower: ever shorter moves, down to `tolerance_change`.
             t, size = min(filter(None, self.known), default=0.0), largest(self.move.d)
             while self.best[1] is self.start and t * size > tolerance_change:
                 t /= 2

@@ -15,7 +15,7 @@ def number(value: Any, label: str) -> float:
     if isinstance(value, (bool, np.bool_, str, bytes, bytearray)) or array:
         raise TypeError(f"{label}: expected a number, got {kind(value)}")
     try:
-        # PyTorch warns of a number that has a gradient.
+        # PyTorch warns where a tensor that requires a gradient becomes a number.
         return float(value.detach() if hasattr(value, "detach") else value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf

@@ -49,8 +49,8 @@ class LBFGS:
         lr: Length of a move in units of d, or a schedule `steps taken -> lr`; finite, >= 0.
         max_iter: Moves per step; a whole number >= 1.
         max_eval: The most evaluations of a step; a whole number >= 1. Where a line search has seen no lower loss by
-            then, nothing moves, and the next step starts with shorter moves; a move that none are left for, as with 1,
-            is made unseen. None: `max_iter * 5 // 4`.
+            then, nothing moves, and the next step starts with shorter moves; where no evaluation is left for a move, as
+            with 1, the move is made and not evaluated. None: `max_iter * 5 // 4`.
         tolerance_grad: The step ends where max |g| is at most this; finite, >= 0.
         tolerance_change: The step ends where a move's max |t · d| is at most this, or it changes the loss by less, or
             the slope gᵀd is above its negative; finite, >= 0.
@@ -139,7 +139,7 @@ class LBFGS:
 
     @property
     def state(self) -> dict[int, dict[str, Any]]:
-        """At 0, from the first step on, what PyTorch keeps there, as vectors of all parameters and as numbers.
+        """PyTorch's state, at position 0 from the first step on: numbers, and vectors of all parameters.
 
         `func_evals` counts evaluations, and `n_iter` directions (since the last one down the gradient); `old_dirs` are
         the y, `old_stps` the s, `ro` the ρ of the pairs; `H_diag` is yᵀs / yᵀy; `d`, `t`, `prev_flat_grad` and
@@ -154,7 +154,7 @@ class LBFGS:
             closure: A function without arguments that returns `(loss, grads)` at the parameters as they are when it is
                 called: a number, and the gradients in the same structure as `params` (with a group: a list, or the
                 group's structure in a list), None for one that is zero. Same shape and dtype as the parameter. What
-                it changes in the parameters itself (clamps them, say) stands, but for the trials of a line search.
+                it does to the parameters itself (it may clamp them) is kept, but not in the trials of a line search.
 
         Returns:
             The `LBFGSReport` of this step.
@@ -165,8 +165,8 @@ class LBFGS:
                 gradient that is not finite: at the start of the step, or after a fixed move.
             RuntimeError: The closure called `step`.
 
-        Whatever is raised, by the closure too, and `KeyboardInterrupt`: the parameters are where the last complete move
-        left them, and the state is that move's. The next step goes on from there as if nothing had been.
+        Whatever is raised, by the closure too, and after `KeyboardInterrupt`, parameters and state are those after the
+        last complete move. The next step goes on from there.
         """
         if not callable(closure):
             raise TypeError(f"closure: expected a function that returns (loss, grads), got {kind(closure)}")
@@ -183,7 +183,7 @@ class LBFGS:
             (before.func_evals, settings.max_eval, "state[0]['func_evals']"),
             (before.n_iter, settings.max_iter, "state[0]['n_iter']"),
         ):
-            # What comes out of the step must be a count that can be loaded again.
+            # The count after the step must be one that `load_state_dict` takes.
             if done + min(most, 2**52) + 2 >= 2**53:
                 raise ValueError(f"{label}: expected a count that a step leaves below 2**53, got {done}")
         moves = Moves(problem, settings, before)
@@ -220,15 +220,15 @@ class LBFGS:
 
         Args:
             state_dict: The state.
-            hypers: Whether the hyper-parameters become those of the state; a warning says which did change. False for
-                one's own.
+            hypers: Whether the hyper-parameters become those of the state; a warning says which have changed. False
+                keeps one's own.
 
         Warns:
             UserWarning: Hyper-parameters were replaced by others.
 
         Raises:
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
-            TypeError: An array of another dtype; a number that is none.
+            TypeError: An array of another dtype; something that is no number.
         """
         with self._turn():
             saved_groups, entries = parts_of(state_dict, "lbfgs")
@@ -258,7 +258,7 @@ class LBFGS:
             self._param_groups, self._state, self._taken = [group], state, taken
 
     def _group(self) -> dict[str, Any]:
-        """A copy of the group, which is a plain object: what a user made of it since is seen here."""
+        """A copy of the group, checked anew: it is a plain dict, which users may change."""
         if len(self._param_groups) != 1:
             raise ValueError(f"param_groups: expected one group, got {len(self._param_groups)}")
         group = self._param_groups[0]

@@ -21,7 +21,7 @@ Closure = Callable[[], tuple[float, Any]]
 
 
 class Layout:
-    """The parameters as one vector, in the order in which they are given and of their axes."""
+    """The parameters as one vector: one after the other as they were given, each in the order of its axes."""
 
     def __init__(self, group: Mapping[str, Any], form: str, container: Any) -> None:
         self.group, self.form, self.container = group, form, container
@@ -160,7 +160,7 @@ class Problem(Layout):
         return Point(loss, grad, largest(grad))
 
     def evaluate_finite(self, note: str = "") -> Point:
-        """The same, for where there is no other place to try."""
+        """Calls the closure; ValueError where the loss or a gradient is not finite."""
         point = self.evaluate()
         for name, value in (("loss", point.loss), ("grads", point.grad_max)):
             if not math.isfinite(value):
@@ -169,7 +169,7 @@ class Problem(Layout):
 
 
 def check_params(group: Mapping[str, Any]) -> None:
-    """Refuses what no optimizer takes, and other dtypes or several."""
+    """Refuses parameters that no optimizer takes, that are not float32 or float64, or not all of one dtype."""
     SGD([{key: group[key] for key in ("params", "param_names") if key in group}])
     arrays = arrays_of([dict(group)])
     if not arrays:

@@ -22,7 +22,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, group: Mapping[str, Any], taken: int | None = None) -> "Settings":
-        """Those of a group; a schedule is asked if `taken` is given."""
+        """Those of a group. A schedule is asked for its rate where `taken`, the number of steps taken, is given."""
         for name in ("lr", "max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size"):
             if name not in group:
                 raise ValueError(f"{name}: missing")

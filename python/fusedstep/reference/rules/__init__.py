@@ -3,10 +3,10 @@
 `h` holds the hyper-parameters, `c` the coefficients in the dtype of the arithmetic, `g` the gradient after its stage,
 `p` the parameter; states follow, None where these hyper-parameters need none. A module has
 
-- `coefficients(h, step, first)`: the coefficients of a step, in double; `first` says that the states are fresh. With
-  `scalars` as a fourth argument where the rule has numbers that go on from step to step, which it moves on;
-- `direction(h, c, g, p, *states)`: moves the states on and returns what is taken off the parameter, after its decay
-  (`c.keep`); or `update(h, c, g, p, *states)`, which writes the parameter too, where the rule is not of that form;
+- `coefficients(h, step, first)`: the coefficients of a step, in double; `first` says that the states are fresh. A rule
+  with numbers that go on from step to step takes them as a fourth argument, `scalars`, and updates them;
+- `direction(h, c, g, p, *states)`: updates the states and returns what the step takes off the parameter after its decay
+  (`c.keep`). Or `update(h, c, g, p, *states)`, where the rule is not of that form: it updates the parameter too;
 - `starts`: what states and scalars hold before the first step, where that is not 0 (nor, as C++ says in `copies`, the
   parameter): a number, or the name of a hyper-parameter.
 
@@ -14,8 +14,8 @@ Where a rule needs sums over whole tensors first, it also has
 
 - `measure(h, c, g, p, *states)`: the sums, as pairs of arrays whose products are added up. The states are copies;
 - `norms`: True where the roots of these sums are what follows;
-- `weigh(h, step, shared, sums)` and `share(h, totals, shared)`: for scalars that all tensors share, what one tensor's
-  sums add to the totals, and how these move the scalars on;
+- `weigh(h, step, shared, sums)` and `share(h, totals, shared)`, for scalars that all tensors share: the first makes the
+  sums of one tensor what it adds to the totals, the second updates the scalars with these;
 - `settle(h, sums, shared)`: the coefficients that follow.
 """
 

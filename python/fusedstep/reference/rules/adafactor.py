@@ -10,7 +10,7 @@ from fusedstep.reference.power import real_power
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     return {
         "rate": min(h.lr, 1.0 / sqrt(step)),
         "rest": real_power(step, h.beta2_decay),
@@ -27,7 +27,7 @@ def direction(
     col_var: Array | None = None,
     variance: Array | None = None,
 ) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     dtype = p.dtype.type
     if not p.size:
         return p  # it has no means

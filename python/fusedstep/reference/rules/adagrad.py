@@ -11,12 +11,12 @@ starts = {"sum": "initial_accumulator_value"}
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     return {"lr": h.lr / (1.0 + (step - 1) * h.lr_decay), "eps": h.eps, "to_mean": 1.0 / step}
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, sum: Array) -> Array:  # noqa: A002
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     sum[...] = sum + g * g
     if h.accumulator == "mean":
         return c.lr * (g / (np.sqrt(sum * c.to_mean) + c.eps))

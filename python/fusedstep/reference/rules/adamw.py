@@ -8,12 +8,12 @@ from fusedstep.reference.rules import adam
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     return adam.coefficients(SimpleNamespace(**vars(h), decoupled_weight_decay=True), step, first)
 
 
 def direction(
     h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None
 ) -> Array:
-    """What is taken off the parameter after its decay; the states move on."""
+    """What the step takes off the parameter after its decay; updates the states."""
     return adam.direction(h, c, g, p, exp_avg, exp_avg_sq, max_exp_avg_sq)

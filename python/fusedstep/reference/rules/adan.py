@@ -10,7 +10,7 @@ from fusedstep.reference.power import integer_power
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     beta1, beta2, beta3 = h.betas
     return {
         "beta1": beta1,
@@ -31,7 +31,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 def update(
     h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_diff: Array, exp_avg_sq: Array, pre_grad: Array
 ) -> None:
-    """The equations in place, on arrays."""
+    """Updates the parameter and the states."""
     diff = g - pre_grad if c.seen else np.zeros_like(g)
     ahead = g + c.beta2 * diff
     exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g

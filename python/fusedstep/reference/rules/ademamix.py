@@ -10,7 +10,7 @@ from fusedstep.reference.power import integer_power, real_exp, real_log
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     beta1, beta2, beta3 = h.betas
     alpha = h.alpha
     if h.t_alpha is not None and step < h.t_alpha:
@@ -34,7 +34,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg_fast: Array, exp_avg_sq: Array, exp_avg_slow: Array) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     exp_avg_fast[...] = c.beta1 * exp_avg_fast + c.rest1 * g
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
     exp_avg_slow[...] = blend(exp_avg_slow, g, c.rest3)

@@ -9,7 +9,7 @@ from fusedstep.reference.maths import Array, blend
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     beta1, beta2 = h.betas
     starts = first or step == 1
     return {
@@ -25,7 +25,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     normed = np.minimum(np.maximum(g / np.maximum(np.sqrt(exp_avg_sq), c.eps), -c.clip), c.clip)
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
     if c.clip == 0:

@@ -10,7 +10,7 @@ starts = {"eta": "lr", "mu": 1.0}
 
 
 def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
-    """What depends on the step alone, in double; moves the scalars on."""
+    """The coefficients of a step, in double; updates the scalars."""
     eta, mu = scalars.eta, scalars.mu
     scalars.eta = h.lr / real_power(1.0 + h.lambd * h.lr * step, h.alpha)
     scalars.mu = 1.0 / max(1.0, step - h.t0)
@@ -18,6 +18,6 @@ def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, floa
 
 
 def update(h: Any, c: Any, g: Array, p: Array, ax: Array) -> None:
-    """The equations in place, on arrays."""
+    """Updates the parameter and the states."""
     p[...] = c.shrink * p - c.eta * g
     ax[...] = p if c.mu == 1 else blend(ax, p, c.mu)

@@ -13,7 +13,7 @@ norms = True
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     beta1, beta2 = h.betas
     return {
         "beta1": beta1,
@@ -28,7 +28,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def adapted(c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-    """The u of the equations; the states move on."""
+    """The u of the equations; updates the states."""
     exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
     u: Array = exp_avg * c.to_m_hat / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p
@@ -36,17 +36,17 @@ def adapted(c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Ar
 
 
 def measure(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> list[tuple[Array, Array]]:
-    """‖p‖² and ‖u‖², as factors of their terms; may write into the states, which are copies."""
+    """‖p‖² and ‖u‖², as pairs of factors; the states are copies, and may change."""
     u = adapted(c, g, p, exp_avg, exp_avg_sq)
     return [(p, p), (u, u)]
 
 
 def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, float]:
-    """The coefficients that wait for the norms."""
+    """The coefficients that depend on the norms."""
     ratio = norms[0] / norms[1] if norms[0] > 0.0 and norms[1] > 0.0 else 1.0
     return {"step_size": h.lr * ratio}
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     return c.step_size * adapted(c, g, p, exp_avg, exp_avg_sq)

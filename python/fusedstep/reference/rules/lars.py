@@ -9,7 +9,7 @@ norms = True
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     return {
         "lr": h.lr,
         "momentum": h.momentum,
@@ -19,12 +19,12 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def measure(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> list[tuple[Array, Array]]:
-    """‖p‖² and ‖g‖², as factors of their terms."""
+    """‖p‖² and ‖g‖², as pairs of factors."""
     return [(p, p), (g, g)]
 
 
 def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, float]:
-    """The coefficients that wait for the norms."""
+    """The coefficients that depend on the norms."""
     p_norm, g_norm = norms
     ratio = 1.0
     if p_norm > 0.0 and g_norm > 0.0:
@@ -33,7 +33,7 @@ def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, fl
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     scaled = c.ratio * (g + c.weight_decay * p)
     if momentum_buffer is None:
         return c.lr * scaled

@@ -6,7 +6,7 @@ from fusedstep.reference.maths import Array, sign
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     beta1, beta2 = h.betas
     return {
         "lr": h.lr,
@@ -19,7 +19,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     mixed = c.beta1 * exp_avg + c.rest1 * g
     exp_avg[...] = c.beta2 * exp_avg + c.rest2 * g
     return c.lr * sign(mixed)

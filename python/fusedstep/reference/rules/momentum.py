@@ -6,12 +6,12 @@ from fusedstep.reference.maths import Array
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     return {"lr": h.lr, "momentum": h.momentum, "ahead": 1.0 + h.momentum}
 
 
 def update(h: Any, c: Any, g: Array, p: Array, velocity: Array) -> None:
-    """The equations in place, on arrays."""
+    """Updates the parameter and the states."""
     before = velocity.copy()
     velocity[...] = c.momentum * velocity - c.lr * g
     if h.nesterov:

@@ -9,12 +9,12 @@ from fusedstep.reference.maths import Array, blend, norm_parts
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     return {"rest": 1.0 - h.momentum, "momentum": h.momentum, "keep": 1.0 - h.lr * h.weight_decay}
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     momentum_buffer[...] = blend(momentum_buffer, g, c.rest)
     x = blend(g, momentum_buffer, c.momentum) if h.nesterov else momentum_buffer
     rows, columns = p.shape

@@ -13,7 +13,7 @@ starts = {"mu_product": 1.0}
 
 
 def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
-    """What depends on the step alone, in double; moves the scalars on."""
+    """The coefficients of a step, in double; updates the scalars."""
     beta1, beta2 = h.betas
     mu, mu_next = (beta1 * (1.0 - 0.5 * real_power(0.96, t * h.momentum_decay)) for t in (step, step + 1))
     scalars.mu_product = product = scalars.mu_product * mu
@@ -31,7 +31,7 @@ def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, floa
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
 

@@ -13,7 +13,7 @@ starts = {"d": "d0", "d_max": "d0"}
 
 
 def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
-    """What depends on the step alone, in double; moves the scalars on."""
+    """The coefficients of a step, in double; updates the scalars."""
     beta1, beta2 = h.betas
     d, d_lr = scalars.d, scalars.d * rate(h, step)
     return {
@@ -39,19 +39,19 @@ def rate(h: Any, step: int) -> float:
 def measure(
     h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, s: Array, p0: Array
 ) -> list[tuple[Array, Array]]:
-    """⟨g, p0 − p⟩ and ‖s‖₁, as factors of their terms."""
+    """⟨g, p0 − p⟩ and ‖s‖₁, as pairs of factors."""
     return [(g, p0 - p), (np.abs(c.beta3 * s + c.to_s * g), np.ones_like(p))]
 
 
 def weigh(h: Any, step: int, shared: dict[str, float], sums: list[float]) -> None:
-    """What the sums of one tensor count for in the total."""
+    """Makes the sums of one tensor what it adds to the totals."""
     sums[0] = shared["d"] / h.d0 * (shared["d"] * rate(h, step)) * sums[0]
     if h.lr == 0.0:
         sums[1] = 0.0
 
 
 def share(h: Any, totals: list[float], shared: dict[str, float]) -> None:
-    """Moves d on, for all tensors."""
+    """Updates d, which all tensors share."""
     if not totals[1] > 0.0:
         return
     beta3 = sqrt(h.betas[1]) if h.beta3 is None else h.beta3
@@ -65,12 +65,12 @@ def share(h: Any, totals: list[float], shared: dict[str, float]) -> None:
 
 
 def settle(h: Any, sums: list[float], shared: dict[str, float]) -> dict[str, float]:
-    """The coefficients that wait for the sums."""
+    """The coefficients that depend on the sums."""
     return {"eps": shared["d"] * h.eps}
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, s: Array, p0: Array) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     exp_avg[...] = c.beta1 * exp_avg + c.of_g * g
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.of_square * (g * g)
     s[...] = c.beta3 * s + c.to_s * g

@@ -10,7 +10,7 @@ from fusedstep.reference.power import integer_power
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     beta1, beta2 = h.betas
     power2 = integer_power(beta2, step)
     rho_inf = 2.0 / (1.0 - beta2) - 1.0
@@ -33,7 +33,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
 

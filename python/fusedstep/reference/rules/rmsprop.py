@@ -8,7 +8,7 @@ from fusedstep.reference.maths import Array
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     return {"lr": h.lr, "alpha": h.alpha, "rest": 1.0 - h.alpha, "eps": h.eps, "momentum": h.momentum}
 
 
@@ -21,7 +21,7 @@ def direction(
     momentum_buffer: Array | None = None,
     grad_avg: Array | None = None,
 ) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     square_avg[...] = c.alpha * square_avg + c.rest * (g * g)
     variance = square_avg
     if grad_avg is not None:

@@ -11,7 +11,7 @@ starts = {"step_size": "lr"}
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     return {
         "eta_minus": h.etas[0],
         "eta_plus": h.etas[1],
@@ -21,7 +21,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, prev: Array, step_size: Array) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     agreement = g * prev
     factor = np.where(agreement > 0, c.eta_plus, np.where(agreement < 0, c.eta_minus, p.dtype.type(1)))
     step_size[...] = np.minimum(np.maximum(step_size * factor, c.step_min), c.step_max)

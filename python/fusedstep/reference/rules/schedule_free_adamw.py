@@ -10,7 +10,7 @@ from fusedstep.reference.power import integer_power, real_power
 
 
 def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, float]:
-    """What depends on the step alone, in double; moves the scalars on."""
+    """The coefficients of a step, in double; updates the scalars."""
     beta1, beta2 = h.betas
     lr = h.lr * (step / h.warmup_steps) if step < h.warmup_steps else h.lr
     scalars.lr_max = max(lr, scalars.lr_max)
@@ -30,7 +30,7 @@ def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, floa
 
 
 def update(h: Any, c: Any, g: Array, p: Array, z: Array, exp_avg_sq: Array) -> None:
-    """The equations in place, on arrays."""
+    """Updates the parameter and the states."""
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
     u = g / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p
     p[...] = blend(p, z, c.weight) - c.step_y * u

@@ -6,7 +6,7 @@ from fusedstep.reference.maths import Array
 
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
-    """What depends on the step alone, in double."""
+    """The coefficients of a step, in double."""
     return {
         "lr": h.lr,
         "momentum": h.momentum,
@@ -15,7 +15,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> Array:
-    """What is taken off the parameter; the states move on."""
+    """What the step takes off the parameter; updates the states."""
     if momentum_buffer is None:
         return c.lr * g
     momentum_buffer[...] = c.momentum * momentum_buffer + c.gain * g
