@@ -86,7 +86,7 @@ def bytes_of(optimizer, state_dtype):
 
 def options():
     """The module of `Options`, with the optimizers that may be cautious."""
-    path = "python/fusedstep/optimizers/_options.py"
+    path = "python/fusedstep/optimizers/base/options.py"
     names = [f"`{optimizer.__name__}`" for rule, optimizer in REGISTRY.items() if _core.rules()[rule]["cautious"]]
     attribute = re.search(r"^        cautious: .*?(?=^        \w+: )", read(path), re.MULTILINE | re.DOTALL)[0]
     words = re.sub(r"Only for .*\.$", f"Only for {', '.join(names[:-1])} and {names[-1]}.", " ".join(attribute.split()))
@@ -112,7 +112,7 @@ def files():
     """What each file is to hold, by its path."""
     return {
         "python/fusedstep/functional.pyi": functional(),
-        "python/fusedstep/optimizers/_options.py": options(),
+        "python/fusedstep/optimizers/base/options.py": options(),
         "README.md": readme(),
         "docs/memory.md": memory(),
     }

@@ -172,7 +172,7 @@ class Optimizer {
       for (const py::object& name : scalar_names_) found += get(group, name) ? 1 : 0;
     }
     if (PyDict_Size(group.ptr()) != found) {
-      py::module_::import("fusedstep.optimizers._base").attr("refuse_unknown")(engine_.rule().name, group, index);
+      py::module_::import("fusedstep.optimizers.base").attr("refuse_unknown")(engine_.rule().name, group, index);
     }
   }
 
@@ -410,7 +410,7 @@ class Optimizer {
     }
     if (std::equal(known.strides.begin(), known.strides.end(), a->strides, a->strides + a->nd)) return;
     if (item.entry) {
-      static const py::handle states = py::module_::import("fusedstep.optimizers._states").release();
+      static const py::handle states = py::module_::import("fusedstep.optimizers.base.states").release();
       const py::object relaid = states.attr("relaid")(engine_.rule().name, item.entry, item.param);
       if (PyDict_SetItem(state_.ptr(), index_key(item.index).ptr(), relaid.ptr()) != 0) throw py::error_already_set();
       item.entry = relaid;

@@ -34,7 +34,7 @@ from fusedstep.normalization import (
 )
 from fusedstep.optimizers import NAMES as _OPTIMIZERS
 from fusedstep.optimizers import Optimizer, Options
-from fusedstep.optimizers._list import *  # noqa: F403
+from fusedstep.optimizers.exports import *  # noqa: F403
 from fusedstep.regularization import drop_connect, dropout, dropout_backward, stochastic_depth
 from fusedstep.training import EarlyStopping
 

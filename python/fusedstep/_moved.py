@@ -24,6 +24,8 @@ MOVED = {
     "_snapshots": "training.snapshots",
     "_weights": "training.weights",
     "_checkpoint": "checkpoint.checkpoint",
+    "optimizers._base": "optimizers.base",
+    "optimizers._states": "optimizers.base.states",
     "bench": "apps.bench",
     "cli": "apps.cli",
     "examples": "apps.examples",

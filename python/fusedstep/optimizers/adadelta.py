@@ -1,6 +1,6 @@
 """ADADELTA: steps in the units of the parameters."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Adadelta(Optimizer):

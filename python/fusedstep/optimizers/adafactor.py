@@ -1,6 +1,6 @@
 """Adafactor: the second moment of a matrix as a row and a column."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Adafactor(Optimizer):

@@ -1,6 +1,6 @@
 """AdaGrad, with the sum or the mean of the squared gradients."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Adagrad(Optimizer):

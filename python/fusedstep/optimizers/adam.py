@@ -1,6 +1,6 @@
 """Adam, with L2 regularization coupled to the gradient."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Adam(Optimizer):

@@ -1,6 +1,6 @@
 """Adam with the infinity norm."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Adamax(Optimizer):

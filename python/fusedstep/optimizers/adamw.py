@@ -1,6 +1,6 @@
 """Adam with decoupled weight decay."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class AdamW(Optimizer):

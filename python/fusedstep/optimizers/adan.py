@@ -1,6 +1,6 @@
 """Adaptive Nesterov momentum."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Adan(Optimizer):

@@ -1,6 +1,6 @@
 """AdamW with a second, far slower average of the gradients."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class AdEMAMix(Optimizer):

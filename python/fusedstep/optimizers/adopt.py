@@ -1,6 +1,6 @@
 """Adam that converges with any β2."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class ADOPT(Optimizer):

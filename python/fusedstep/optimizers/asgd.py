@@ -1,6 +1,6 @@
 """Stochastic gradient descent with the average of its iterates."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class ASGD(Optimizer):

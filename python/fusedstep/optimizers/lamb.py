@@ -1,6 +1,6 @@
 """Adam with a step per tensor in proportion to its norm, for large batches."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class LAMB(Optimizer):

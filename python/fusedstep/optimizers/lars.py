@@ -1,6 +1,6 @@
 """Stochastic gradient descent with a rate per tensor in proportion to its norm, for large batches."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class LARS(Optimizer):

@@ -1,6 +1,6 @@
 """Lion: steps by the sign of an interpolated momentum."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Lion(Optimizer):

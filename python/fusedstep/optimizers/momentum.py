@@ -1,6 +1,6 @@
 """Gradient descent with classical momentum, or Nesterov's: the learning rate is inside the velocity."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Momentum(Optimizer):

@@ -1,6 +1,6 @@
 """Momentum, orthogonalized: for the weight matrices of hidden layers."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Muon(Optimizer):

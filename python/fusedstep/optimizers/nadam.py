@@ -1,6 +1,6 @@
 """Adam with Nesterov's momentum, on a schedule."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class NAdam(Optimizer):

@@ -1,6 +1,6 @@
 """Adam that finds its learning rate: lr only scales it."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Prodigy(Optimizer):

@@ -1,6 +1,6 @@
 """Adam with a rectified variance of its learning rate."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class RAdam(Optimizer):

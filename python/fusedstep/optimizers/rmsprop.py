@@ -1,6 +1,6 @@
 """RMSProp, centred or not, with or without momentum."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class RMSprop(Optimizer):

@@ -1,6 +1,6 @@
 """Resilient backpropagation: steps by the signs of the gradient, for full batches."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class Rprop(Optimizer):

@@ -8,9 +8,9 @@ import numpy as np
 from fusedstep import _core
 from fusedstep._common.arguments import flag
 from fusedstep._core import StepReport
-from fusedstep.optimizers._base import LearningRate, Optimizer
-from fusedstep.optimizers._groups import Array, arrays_of
-from fusedstep.optimizers._reading import parts_of
+from fusedstep.optimizers.base import LearningRate, Optimizer
+from fusedstep.optimizers.base.groups import Array, arrays_of
+from fusedstep.optimizers.base.reading import parts_of
 from fusedstep.reference.codec import narrowed, widened
 from fusedstep.reference.maths import blend
 from fusedstep.reference.step import Writes, plain

@@ -1,6 +1,6 @@
 """Stochastic gradient descent with momentum, in PyTorch's convention."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class SGD(Optimizer):

@@ -1,6 +1,6 @@
 """Adam on the rows that have a gradient."""
 
-from fusedstep.optimizers._base import LearningRate, Optimizer
+from fusedstep.optimizers.base import LearningRate, Optimizer
 
 
 class SparseAdam(Optimizer):

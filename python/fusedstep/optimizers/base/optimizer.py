@@ -10,13 +10,13 @@ from fusedstep._common.arguments import flag
 from fusedstep._common.arrays import dtype_name
 from fusedstep._common.structure import Given, Nested, listed, parse
 from fusedstep._core import StepReport, Structure
-from fusedstep.optimizers import _state_dict
-from fusedstep.optimizers._fields import Field, attribute, constructor, documented, fields_of
-from fusedstep.optimizers._groups import PARAM_KEYS, arrays_of, described, structure_of
-from fusedstep.optimizers._hypers import meant, same_hyper, warn_of_replaced
-from fusedstep.optimizers._options import OPTIONS, Arguments, Options
-from fusedstep.optimizers._reading import whole_number
-from fusedstep.optimizers._states import relaid
+from fusedstep.optimizers.base import state_dict as dicts
+from fusedstep.optimizers.base.fields import Field, attribute, constructor, documented, fields_of
+from fusedstep.optimizers.base.groups import PARAM_KEYS, arrays_of, described, structure_of
+from fusedstep.optimizers.base.hypers import meant, same_hyper, warn_of_replaced
+from fusedstep.optimizers.base.options import OPTIONS, Arguments, Options
+from fusedstep.optimizers.base.reading import whole_number
+from fusedstep.optimizers.base.states import relaid
 from fusedstep.schedules.saving import Handover
 
 #: A learning rate, or a function of the number of steps taken so far (0 for the first step).
@@ -178,9 +178,7 @@ class Optimizer(Arguments):
                 raise ValueError(f"{label}: expected shape {shape}, got {now.shape}")
             if k in self._state:
                 entry, same = self._state[k], dtype_name(now.dtype) == dtype
-                state[k] = (
-                    relaid(self.rule, entry, now) if same else _state_dict.load_entry(self.rule, entry, now, k, groups)
-                )
+                state[k] = relaid(self.rule, entry, now) if same else dicts.load_entry(self.rule, entry, now, k, groups)
         self._param_groups, self._given, self._state, self._native = groups, all_given, state, native
 
     @property
@@ -222,7 +220,7 @@ class Optimizer(Arguments):
         Args:
             copy: False gives the optimizer's own arrays, as PyTorch does. The next step changes them.
         """
-        made = _state_dict.made_of(self.state, self.param_groups, flag(copy, "copy"))
+        made = dicts.made_of(self.state, self.param_groups, flag(copy, "copy"))
         return {**made, "rule": self.rule, "step": self._native.taken}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, hypers: bool = True) -> None:
@@ -245,14 +243,12 @@ class Optimizer(Arguments):
             ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
             TypeError: An array of another dtype.
         """
-        saved_groups, entries = _state_dict.checked(self.rule, state_dict, self.param_groups)
-        taken_over = (
-            [name for name in self.defaults if name not in _state_dict.STORAGE] if flag(hypers, "hypers") else []
-        )
+        saved_groups, entries = dicts.checked(self.rule, state_dict, self.param_groups)
+        taken_over = [name for name in self.defaults if name not in dicts.STORAGE] if flag(hypers, "hypers") else []
         handover = Handover()
-        groups, replaced = _state_dict.merged(self.rule, self.param_groups, saved_groups, taken_over, handover)
+        groups, replaced = dicts.merged(self.rule, self.param_groups, saved_groups, taken_over, handover)
         self._make_native(groups, 0)  # checks the hyper-parameters, which say how states are stored
-        state = _state_dict.loaded(self.rule, entries, groups)
+        state = dicts.loaded(self.rule, entries, groups)
         furthest = max((entry.get("step", 0) for entry in state.values()), default=0)
         taken = whole_number(state_dict.get("step", furthest), "state_dict['step']")
         native = self._make_native(groups, taken)
@@ -289,7 +285,7 @@ class Optimizer(Arguments):
         """
         groups = [{**group, "state_dtype": state_dtype} for group in self.param_groups]
         native = self._make_native(groups, self._native.taken)
-        converted = _state_dict.loaded(self.rule, self.state, groups)
+        converted = dicts.loaded(self.rule, self.state, groups)
         self._param_groups, self._state, self._native = groups, converted, native
 
     def _group(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Given]:

@@ -7,11 +7,11 @@ import numpy as np
 
 from fusedstep import _core
 from fusedstep._common.arrays import dtype_name
-from fusedstep.optimizers._groups import PARAM_KEYS, Array, arrays_of, group_of
-from fusedstep.optimizers._hypers import same_hyper
-from fusedstep.optimizers._options import OPTIONS
-from fusedstep.optimizers._reading import hyper_parameter, parts_of, real_number, whole_number
-from fusedstep.optimizers._states import load_state, stored_dtype
+from fusedstep.optimizers.base.groups import PARAM_KEYS, Array, arrays_of, group_of
+from fusedstep.optimizers.base.hypers import same_hyper
+from fusedstep.optimizers.base.options import OPTIONS
+from fusedstep.optimizers.base.reading import hyper_parameter, parts_of, real_number, whole_number
+from fusedstep.optimizers.base.states import load_state, stored_dtype
 from fusedstep.schedules.saving import Handover
 
 State = dict[int, dict[str, Any]]

@@ -8,15 +8,15 @@ from typing import Any
 from fusedstep import _core
 from fusedstep._common.arguments import flag
 from fusedstep._common.structure import listed, parse, refuse_orphans
-from fusedstep.optimizers._base import LearningRate
-from fusedstep.optimizers._groups import arrays_of, described, structure_of
-from fusedstep.optimizers._hypers import same_hyper, warn_of_replaced
-from fusedstep.optimizers._reading import hyper_parameter, parts_of, whole_number
-from fusedstep.optimizers.lbfgs._moves import Moves
-from fusedstep.optimizers.lbfgs._numbers import count, kind
-from fusedstep.optimizers.lbfgs._problem import Closure, Layout, Problem, check_params
-from fusedstep.optimizers.lbfgs._report import LBFGSReport
-from fusedstep.optimizers.lbfgs._settings import Settings
+from fusedstep.optimizers.base import LearningRate
+from fusedstep.optimizers.base.groups import arrays_of, described, structure_of
+from fusedstep.optimizers.base.hypers import same_hyper, warn_of_replaced
+from fusedstep.optimizers.base.reading import hyper_parameter, parts_of, whole_number
+from fusedstep.optimizers.lbfgs.moves import Moves
+from fusedstep.optimizers.lbfgs.numbers import count, kind
+from fusedstep.optimizers.lbfgs.problem import Closure, Layout, Problem, check_params
+from fusedstep.optimizers.lbfgs.report import LBFGSReport
+from fusedstep.optimizers.lbfgs.settings import Settings
 from fusedstep.schedules.saving import Handover
 
 

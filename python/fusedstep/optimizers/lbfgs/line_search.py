@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from fusedstep import _core
-from fusedstep.optimizers._groups import Array
-from fusedstep.optimizers.lbfgs._direction import moved
-from fusedstep.optimizers.lbfgs._problem import Problem
-from fusedstep.optimizers.lbfgs._state import Move, Point, largest
+from fusedstep.optimizers.base.groups import Array
+from fusedstep.optimizers.lbfgs.direction import moved
+from fusedstep.optimizers.lbfgs.problem import Problem
+from fusedstep.optimizers.lbfgs.state import Move, Point, largest
 
 #: The Wolfe conditions' sufficient decrease and curvature: PyTorch's, and those that Nocedal and Wright advise.
 C1, C2 = 1e-4, 0.9

@@ -4,9 +4,9 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from fusedstep.optimizers.lbfgs._numbers import count, kind, not_negative
-from fusedstep.optimizers.lbfgs._report import Reason
-from fusedstep.optimizers.lbfgs._state import Move, Point, largest
+from fusedstep.optimizers.lbfgs.numbers import count, kind, not_negative
+from fusedstep.optimizers.lbfgs.report import Reason
+from fusedstep.optimizers.lbfgs.state import Move, Point, largest
 
 
 class Settings(NamedTuple):

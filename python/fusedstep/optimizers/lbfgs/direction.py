@@ -3,9 +3,9 @@
 import numpy as np
 
 from fusedstep import _core
-from fusedstep.optimizers._groups import Array
-from fusedstep.optimizers.lbfgs._settings import Settings
-from fusedstep.optimizers.lbfgs._state import Move, Point, Progress
+from fusedstep.optimizers.base.groups import Array
+from fusedstep.optimizers.lbfgs.settings import Settings
+from fusedstep.optimizers.lbfgs.state import Move, Point, Progress
 
 
 def next_move(progress: Progress, point: Point, settings: Settings) -> Move:

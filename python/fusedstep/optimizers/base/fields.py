@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple, Unpack, get_origin
 
-from fusedstep.optimizers._hypers import same_hyper
-from fusedstep.optimizers._options import Options
+from fusedstep.optimizers.base.hypers import same_hyper
+from fusedstep.optimizers.base.options import Options
 
 _RAISES = """\
 Raises:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusedstep.optimizers._groups import Array
+from fusedstep.optimizers.base.groups import Array
 
 
 class Point(NamedTuple):

@@ -3,13 +3,13 @@
 import math
 
 from fusedstep import _core
-from fusedstep.optimizers._groups import Array
-from fusedstep.optimizers.lbfgs._direction import moved, next_move
-from fusedstep.optimizers.lbfgs._line_search import Line
-from fusedstep.optimizers.lbfgs._problem import Problem
-from fusedstep.optimizers.lbfgs._report import LBFGSReport, Reason
-from fusedstep.optimizers.lbfgs._settings import Settings
-from fusedstep.optimizers.lbfgs._state import Move, Progress
+from fusedstep.optimizers.base.groups import Array
+from fusedstep.optimizers.lbfgs.direction import moved, next_move
+from fusedstep.optimizers.lbfgs.line_search import Line
+from fusedstep.optimizers.lbfgs.problem import Problem
+from fusedstep.optimizers.lbfgs.report import LBFGSReport, Reason
+from fusedstep.optimizers.lbfgs.settings import Settings
+from fusedstep.optimizers.lbfgs.state import Move, Progress
 
 
 class Moves:

@@ -10,10 +10,10 @@ import numpy as np
 from fusedstep import _core
 from fusedstep._common.arrays import as_array, unmasked
 from fusedstep._common.structure import Nested
-from fusedstep.optimizers._groups import Array, arrays_of
-from fusedstep.optimizers._reading import whole_number
-from fusedstep.optimizers.lbfgs._numbers import finite, kind, number
-from fusedstep.optimizers.lbfgs._state import Move, Point, Progress, largest
+from fusedstep.optimizers.base.groups import Array, arrays_of
+from fusedstep.optimizers.base.reading import whole_number
+from fusedstep.optimizers.lbfgs.numbers import finite, kind, number
+from fusedstep.optimizers.lbfgs.state import Move, Point, Progress, largest
 from fusedstep.optimizers.sgd import SGD
 
 #: Gives the loss and the gradients at the parameters as they are.
