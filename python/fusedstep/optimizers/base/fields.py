@@ -41,19 +41,19 @@ def fields_of(cls: type, hypers: Iterable[str]) -> dict[str, Field]:
 
 def constructor(cls: type, fields: dict[str, Field], start: Callable[..., None]) -> Callable[..., None]:
     """An `__init__` that takes the parameters, these fields and the options, and hands them to `start`."""
-    arguments = ", ".join(f"{name}: fields[{name!r}].kind = fields[{name!r}].default" for name in fields)
+    arguments = ", ".join(f"{name}: _fields[{name!r}].kind = _fields[{name!r}].default" for name in fields)
     hypers = ", ".join(f"{name!r}: {name}" for name in fields)
     source = (
         f"def __init__(self, params: Any, {arguments}, **options: Unpack[Options]) -> None:\n"
-        f"    start(self, params, {{{hypers}}}, options)\n"
+        f"    _start(self, params, {{{hypers}}}, options)\n"
     )
     scope: dict[str, Any] = {
         "__name__": cls.__module__,
         "Any": Any,
         "Unpack": Unpack,
         "Options": Options,
-        "fields": fields,
-        "start": start,
+        "_fields": fields,
+        "_start": start,
     }
     # As dataclasses make theirs: so that the signature, and the errors of a wrong call, are a function's own.
     exec(compile(source, f"<constructor of {cls.__qualname__}>", "exec"), scope)
