@@ -23,6 +23,10 @@ class Case:
     oracle: Callable[..., list[Any]] | None = None  # the paper's equations, where torch does not have all of them
     tolerance: float = 1e-12  # relative difference from torch after 30 steps in float64
     random: dict[str, Any] = field(default_factory=dict)  # name -> function of a generator
+    moment: str | None = None  # the state that averages the gradients, for telemetry
+    cautious: bool = False  # whether it has the option, as by the papers it may
+    sparse: bool = False  # whether it takes row-sparse gradients
+    coded: bool = True  # whether its states may be of 8 bits
 
 
 LR = [
@@ -116,6 +120,8 @@ CASES = {
         ],
         torch="SGD",
         random={**RANDOM, "momentum": one_of(0.0, 0.5, 0.99), "dampening": one_of(0.0, 0.2, -1.0)},
+        moment="momentum_buffer",
+        sparse=True,
     ),
     "momentum": Case(
         valid=[
@@ -127,6 +133,7 @@ CASES = {
         errors=[*LR, *DECAY, *OPTIONS, *not_negative("momentum"), *not_a_flag("nesterov")],
         oracle=oracles.momentum,
         random={**RANDOM, "momentum": one_of(0.0, 0.5, 0.99), "nesterov": FLAG},
+        moment="velocity",
     ),
     "adagrad": Case(
         valid=[
@@ -154,6 +161,7 @@ CASES = {
             "initial_accumulator_value": one_of(0.0, 0.1),
             "accumulator": one_of("sum", "mean"),
         },
+        sparse=True,
     ),
     "rmsprop": Case(
         valid=[
@@ -179,6 +187,7 @@ CASES = {
             "momentum": one_of(0.0, 0.5, 0.99),
             "centered": FLAG,
         },
+        moment="momentum_buffer",
     ),
     "adadelta": Case(
         valid=[{}, {"lr": 0.1, "rho": 0.5, "weight_decay": 0.1}, {"eps": 1e-3, "maximize": True}],
@@ -204,6 +213,8 @@ CASES = {
         torch="Adam",
         oracle=oracles.adam,
         random={**ADAM_RANDOM, "amsgrad": FLAG, "decoupled_weight_decay": FLAG},
+        moment="exp_avg",
+        cautious=True,
     ),
     "adamw": Case(
         valid=[
@@ -216,6 +227,8 @@ CASES = {
         torch="AdamW",
         oracle=oracles.adamw,
         random={**ADAM_RANDOM, "amsgrad": FLAG},
+        moment="exp_avg",
+        cautious=True,
     ),
     "adamax": Case(
         valid=[{}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.1}, {"eps": 1e-3, "maximize": True}],
@@ -223,6 +236,8 @@ CASES = {
         torch="Adamax",
         oracle=oracles.adamax,
         random=ADAM_RANDOM,
+        moment="exp_avg",
+        cautious=True,
     ),
     "nadam": Case(
         valid=[
@@ -242,6 +257,8 @@ CASES = {
         torch="NAdam",
         oracle=oracles.nadam,
         random={**ADAM_RANDOM, "momentum_decay": uniform(0, 0.1), "decoupled_weight_decay": FLAG},
+        moment="exp_avg",
+        cautious=True,
     ),
     "radam": Case(
         valid=[
@@ -253,12 +270,17 @@ CASES = {
         torch="RAdam",
         oracle=oracles.radam,
         random={**ADAM_RANDOM, "decoupled_weight_decay": FLAG},
+        moment="exp_avg",
+        cautious=True,
     ),
     "sparse_adam": Case(
         valid=[{}, {"lr": 0.1, "betas": (0.5, 0.9)}, {"eps": 1e-3, "maximize": True}],
         errors=[*LR, *(error for error in OPTIONS if "ema_decay" not in error[0]), *BETAS, *EPS],
         torch="SparseAdam",
         random={name: ADAM_RANDOM[name] for name in ("lr", "betas", "eps")},
+        moment="exp_avg",
+        sparse=True,
+        coded=False,
     ),
     "asgd": Case(
         valid=[
@@ -269,6 +291,7 @@ CASES = {
         errors=[*LR, *DECAY, *OPTIONS, *not_negative("lambd"), *not_negative("alpha"), *not_negative("t0")],
         torch="ASGD",
         random={**RANDOM, "lambd": uniform(0, 0.1), "alpha": uniform(0, 2), "t0": one_of(0.0, 2.0, 1e6)},
+        coded=False,
     ),
     "rprop": Case(
         valid=[{}, {"lr": 0.1, "etas": (0.3, 1.5), "step_sizes": (1e-3, 0.2)}, {"maximize": True}],
@@ -286,6 +309,7 @@ CASES = {
             "etas": lambda rng: (float(rng.uniform(0.1, 0.9)), float(rng.uniform(1.1, 2.0))),
             "step_sizes": lambda rng: (float(rng.uniform(0, 0.01)), float(rng.uniform(0.01, 1.0))),
         },
+        coded=False,
     ),
     "adafactor": Case(
         valid=[
@@ -304,6 +328,7 @@ CASES = {
         ],
         torch="Adafactor",
         random={**RANDOM, "beta2_decay": uniform(-1, 0), "d": uniform(1, 2)},
+        coded=False,
     ),
     "muon": Case(
         valid=[
@@ -332,18 +357,22 @@ CASES = {
         # torch multiplies in bfloat16, of 8 bits.
         tolerance=3e-2,
         random={**RANDOM, "momentum": uniform(0, 0.99), "nesterov": FLAG},
+        moment="momentum_buffer",
     ),
     "lion": Case(
         valid=[{}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.1}, {"maximize": True}],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS],
         oracle=oracles.lion,
         random={name: ADAM_RANDOM[name] for name in ("lr", "betas", "weight_decay")},
+        moment="exp_avg",
+        cautious=True,
     ),
     "lamb": Case(
         valid=[{}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.3}, {"eps": 1e-3, "maximize": True}],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS, *EPS],
         oracle=oracles.lamb,
         random=ADAM_RANDOM,
+        moment="exp_avg",
     ),
     "lars": Case(
         valid=[
@@ -365,6 +394,7 @@ CASES = {
         ],
         oracle=oracles.lars,
         random={**RANDOM, "momentum": one_of(0.0, 0.9), "trust_coefficient": uniform(0, 0.1)},
+        moment="momentum_buffer",
     ),
     "ademamix": Case(
         valid=[
@@ -391,12 +421,15 @@ CASES = {
             "t_alpha": one_of(None, 2, 10**6),
             "t_beta3": one_of(None, 2, 10**6),
         },
+        moment="exp_avg_fast",
+        cautious=True,
     ),
     "adan": Case(
         valid=[{}, {"lr": 0.1, "betas": (0.5, 0.7, 0.9), "weight_decay": 0.3}, {"eps": 1e-3, "maximize": True}],
         errors=[*LR, *DECAY, *OPTIONS, *BETAS3, *EPS],
         oracle=oracles.adan,
         random={**RANDOM, "betas": betas(0.9, 0.9, 0.9999), "eps": log_uniform(1e-12, 1e-2)},
+        moment="exp_avg",
     ),
     "adopt": Case(
         valid=[
@@ -414,6 +447,8 @@ CASES = {
         ],
         oracle=oracles.adopt,
         random={**ADAM_RANDOM, "decoupled_weight_decay": FLAG},
+        moment="exp_avg",
+        cautious=True,
     ),
     "schedule_free_adamw": Case(
         valid=[
@@ -467,6 +502,7 @@ CASES = {
             "safeguard_warmup": FLAG,
             "growth_rate": one_of(float("inf"), 1.02),
         },
+        moment="exp_avg",
     ),
 }
 

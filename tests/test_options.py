@@ -10,6 +10,7 @@ import torch
 
 import fusedstep as fs
 from cases import CASES
+from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
 from helpers import assert_same_bits, gradient_for, ones
 from runs import DENSE, FROZEN, HYPERS, TORCH, average_of, bits, grads_for, groups_of, mapped, params_for, snapshot
@@ -19,27 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:load_state_dict. replaced")
 
 F, D = np.float32, np.float64
 DTYPES = [F, D]
-CAUTIOUS = ["adam", "adamax", "adamw", "ademamix", "adopt", "lion", "nadam", "radam"]
+CAUTIOUS = [rule for rule, case in CASES.items() if case.cautious]
 # The average of the gradients.
-MOMENTS = {
-    "sgd": "momentum_buffer",
-    "momentum": "velocity",
-    "rmsprop": "momentum_buffer",
-    "adam": "exp_avg",
-    "adamw": "exp_avg",
-    "adamax": "exp_avg",
-    "nadam": "exp_avg",
-    "radam": "exp_avg",
-    "sparse_adam": "exp_avg",
-    "muon": "momentum_buffer",
-    "lion": "exp_avg",
-    "lamb": "exp_avg",
-    "lars": "momentum_buffer",
-    "ademamix": "exp_avg_fast",
-    "adan": "exp_avg",
-    "adopt": "exp_avg",
-    "prodigy": "exp_avg",
-}
+MOMENTS = {rule: case.moment for rule, case in CASES.items() if case.moment}
 
 
 @pytest.fixture(params=["numpy", fs.runtime.available_isas()[-1]])
@@ -631,7 +614,9 @@ class TestCautious:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("rule", CAUTIOUS)
     def test_nothing_moves_against_the_gradient(self, rule, isa, dtype, maximize, rng):
-        hypers = {"lr": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.99, 0.999)[: 3 if rule == "ademamix" else 2]}
+        counts = _core.rules()[rule]["hypers"]
+        hypers = {"lr": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.99, 0.999)[: counts.get("betas")]}
+        hypers = {name: value for name, value in hypers.items() if name in counts}
         params = params_for(rule, rng, dtype)
         optimizer = REGISTRY[rule](params, **hypers, cautious=True, maximize=maximize)
         held = moved = 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fusedstep as fs
+from cases import CASES
 from fusedstep import _core
 from fusedstep.optimizers import REGISTRY
 from fusedstep.reference import codec
@@ -18,7 +19,7 @@ from runs import bits, snapshot
 F, D = np.float32, np.float64
 BF16 = ml_dtypes.bfloat16
 DTYPES = [F, D]
-SPARSE = ["adagrad", "sgd", "sparse_adam"]
+SPARSE = sorted(rule for rule, case in CASES.items() if case.sparse)
 
 
 @pytest.fixture(params=["numpy", fs.runtime.available_isas()[-1]], autouse=True)
