@@ -1,23 +1,44 @@
-"""Numbers and names that are given, checked."""
+"""Numbers, names and functions that are given, checked."""
 
 import itertools
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a real number of Python or NumPy; a bool is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is an integer of Python or NumPy; a bool is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+
+
+def kind_of(value: Any) -> str:
+    """The name of its type, for an error."""
+    return type(value).__name__
+
+
+def real(value: Any, name: str, *, got: Callable[[Any], str] = kind_of) -> float:
+    """A number that may be infinite or NaN; infinite where a double does not reach."""
+    if not is_number(value):
+        raise TypeError(f"{name}: expected a number, got {got(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def number(
     value: Any, name: str, *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf
 ) -> float:
-    """A finite number in a range; a bool is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    try:
-        given = float(value)
-    except OverflowError:
-        given = math.inf
+    """A finite number in a range."""
+    given = real(value, name)
     if not (math.isfinite(given) and given > above and given >= least and given < below):
         limits = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
         limits += [f"< {below:g}"] * (below < math.inf)
@@ -25,13 +46,23 @@ def number(
     return given
 
 
-def whole(value: Any, name: str, *, least: int = 0, most: int = 2**53 - 1) -> int:
-    """A whole number from `least` to `most`; less than 2^53, up to where doubles count too."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}")
-    if not least <= value <= most:
-        below = (most + 1).bit_length() - 1
-        raise ValueError(f"{name}: expected a whole number >= {least} and < 2**{below}, got {shown(value)}")
+def share(value: Any, name: str, *, closed: bool = False) -> float:
+    """A number in [0, 1), or, where it is closed, in [0, 1]."""
+    given = number(value, name)
+    if not (0 <= given < 1 or (closed and given == 1)):
+        raise ValueError(f"{name}: expected a number in [0, 1{']' if closed else ')'}, got {shown(value)}")
+    return given
+
+
+def whole(
+    value: Any, name: str, *, least: int = 0, most: int | None = 2**53 - 1, got: Callable[[Any], str] = kind_of
+) -> int:
+    """A whole number from `least` to `most`; by default less than 2^53, below which doubles hold every one."""
+    if not is_whole(value):
+        raise TypeError(f"{name}: expected a whole number, got {got(value)}")
+    if value < least or (most is not None and value > most):
+        limit = "" if most is None else f" and < 2**{(most + 1).bit_length() - 1}"
+        raise ValueError(f"{name}: expected a whole number >= {least}{limit}, got {shown(value)}")
     return int(value)
 
 
@@ -40,6 +71,12 @@ def flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return bool(value)
+
+
+def function(value: Any, name: str) -> None:
+    """Refuses what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function, got {type(value).__qualname__}")
 
 
 def choice(value: Any, name: str, known: Sequence[str]) -> str:

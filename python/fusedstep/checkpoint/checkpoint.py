@@ -8,6 +8,7 @@ import numpy as np
 
 from fusedstep import _core
 from fusedstep._common.brief import brief, plural
+from fusedstep._common.extras import require
 from fusedstep._common.files import replacing
 from fusedstep.checkpoint.fields import as_dict, field, same_names
 from fusedstep.checkpoint.file import FORMAT, opened, places, read_header, read_tensor, reading, verify, write
@@ -119,7 +120,7 @@ def save_checkpoint(
         >>> print(other.running_mean, other.num_batches_tracked)
         [0.05 0.05] 1
     """
-    _safetensors()
+    require("safetensors.numpy", "checkpoint", "checkpoints need safetensors")
     tensors: dict[str, Array] = {}
     fields = encode_params(params, tensors)
     encoded = None if optimizer is None else encode_optimizer(state_of(optimizer), tensors)
@@ -166,7 +167,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         >>> print(fs.load_checkpoint(path).params)
         {'0': array([0., 0.], dtype=float32)}
     """
-    _safetensors()
+    require("safetensors.numpy", "checkpoint", "checkpoints need safetensors")
     path = os.fsdecode(path)
     try:
         with reading(path) as file, opened(path) as safe:
@@ -235,10 +236,3 @@ def _check_depth(value: Any, depth: int = 0) -> None:
         raise ValueError(f"damaged: lists and dicts more than {DEEPEST} deep")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_depth(item, depth + 1)
-
-
-def _safetensors() -> None:
-    try:
-        import safetensors.numpy  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("checkpoints need safetensors: pip install 'fusedstep[checkpoint]'") from error

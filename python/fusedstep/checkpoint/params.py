@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._common.arguments import shown, whole
+from fusedstep._common.arguments import is_whole, shown, whole
 from fusedstep._common.arrays import unmasked
 from fusedstep.checkpoint.fields import as_dict, as_list, field, optional
 from fusedstep.checkpoint.ties import View, place, ties
@@ -99,7 +99,7 @@ def _decode_layer(saved: Any, tensors: dict[str, Array]) -> dict[str, Array]:
     state = {name: take(tensors, str(own)) for name, own in field(fields, "arrays", dict).items()}
     batches = field(fields, "num_batches_tracked", (int, type(None)))
     if batches is not None:
-        if isinstance(batches, bool) or not 0 <= batches < 2**53:
+        if not (is_whole(batches) and 0 <= batches < 2**53):
             raise ValueError(f"damaged: 'num_batches_tracked' is {shown(batches)}")
         state["num_batches_tracked"] = np.array(batches)
     return state

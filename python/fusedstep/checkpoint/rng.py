@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._common.arguments import shown
+from fusedstep._common.arguments import is_whole, shown
 from fusedstep.checkpoint.fields import field
 from fusedstep.checkpoint.values import Array, decode, encode_dict
 
@@ -61,5 +61,5 @@ def _check_seeds(seeds: Any, place: str) -> None:
         raise ValueError(f"{place}seeds are {shown(seeds)}")
     for name, most in (("pool_size", _LARGEST_POOL), ("n_children_spawned", 2**63 - 1)):
         count = seeds[name]
-        if not isinstance(count, int | np.integer) or isinstance(count, bool) or not 0 <= count <= most:
+        if not (is_whole(count) and 0 <= count <= most):
             raise ValueError(f"{place}{name}: expected a whole number from 0 to {most}, got {shown(count)}")

@@ -5,11 +5,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedstep._common.arguments import whole
 from fusedstep._common.brief import brief_repr
+from fusedstep._common.plain import plain
 from fusedstep.curvature.eigenpairs import all_pairs, end_pairs, product_limit
 from fusedstep.curvature.products import CHECKS, Operator
 from fusedstep.curvature.progress import Progress, Show
-from fusedstep.curvature.space import Array, Gradient, Product, plain, positive, size_of, whole
+from fusedstep.curvature.space import Array, Gradient, Product, positive, size_of
 
 Kind = Literal["minimum", "maximum", "saddle", "degenerate", "not critical"]
 
@@ -127,8 +129,8 @@ def classify(
         Dauphin et al., "Identifying and attacking the saddle point problem in high-dimensional non-convex
         optimization", NeurIPS 2014.
     """
-    count, first = whole(k, "k", 1), whole(seed, "seed", 0)
-    most = whole(max_dense, "max_dense", 1)
+    count, first = whole(k, "k", least=1, most=None), whole(seed, "seed", least=0, most=None)
+    most = whole(max_dense, "max_dense", least=1, most=None)
     given = None if grad_tol is None else positive(grad_tol, "grad_tol", zero=True)
     operator = Operator(grad, params, hvp, step)
     n = operator.space.size

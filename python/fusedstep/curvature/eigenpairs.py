@@ -5,10 +5,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedstep._common.arguments import whole
 from fusedstep._common.brief import brief_repr
+from fusedstep._common.extras import require
+from fusedstep._common.plain import plain
 from fusedstep.curvature.products import CHECKS, Operator
 from fusedstep.curvature.progress import Progress, Show
-from fusedstep.curvature.space import Array, Gradient, Product, Vector, plain, positive, require, whole
+from fusedstep.curvature.space import Array, Gradient, Product, Vector, positive
 from fusedstep.curvature.whole_hessian import dense
 
 Which = Literal["both", "largest", "smallest"]
@@ -112,11 +115,11 @@ def spectrum(
         Lehoucq, Sorensen and Yang, "ARPACK Users' Guide", 1998; Saad, "On the rates of convergence of the Lanczos and
         the block-Lanczos methods", SIAM J. Numerical Analysis 17, 1980.
     """
-    count = whole(k, "k", 1)
+    count = whole(k, "k", least=1, most=None)
     if which not in _ENDS:
         raise ValueError(f"which: expected one of {', '.join(map(repr, _ENDS))}, got {which!r}")
     relative = positive(tol, "tol")
-    first = whole(seed, "seed", 0)
+    first = whole(seed, "seed", least=0, most=None)
     require("scipy.sparse.linalg", "curvature")
     operator = Operator(grad, params, hvp, step)
     n = operator.space.size
@@ -151,7 +154,7 @@ def spectrum(
 
 def product_limit(max_products: int | None, wanted: int) -> int:
     """How many products are paid for."""
-    return max(60, 6 * wanted) if max_products is None else whole(max_products, "max_products", 1)
+    return max(60, 6 * wanted) if max_products is None else whole(max_products, "max_products", least=1, most=None)
 
 
 def _kept(found: int, count: int, which: Which) -> Any:

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedstep._common.arguments import function, number, share, whole
 from fusedstep._common.arrays import unmasked
 from fusedstep._common.brief import brief_repr
+from fusedstep._common.plain import plain
 from fusedstep.curvature.plots import saved_axes
-from fusedstep.curvature.space import Array, Vector, check_callable, plain, positive, real, whole
+from fusedstep.curvature.space import Array, Vector, positive, scalar
 from fusedstep.schedules.saving import plateaus as _plateaus
 
 
@@ -122,14 +124,10 @@ def lr_range_test(
     Reference:
         Smith, "Cyclical learning rates for training neural networks", WACV 2017.
     """
-    check_callable(step, "step")
+    function(step, "step")
     rates = _rates(lrs)
-    kept = positive(smoothing, "smoothing", zero=True)
-    if kept >= 1:
-        raise ValueError(f"smoothing: expected a number in [0, 1), got {smoothing!r}")
-    factor = positive(divergence, "divergence")
-    if factor <= 1:
-        raise ValueError(f"divergence: expected a finite number > 1, got {divergence!r}")
+    kept = share(scalar(smoothing, "smoothing"), "smoothing")
+    factor = number(scalar(divergence, "divergence"), "divergence", above=1)
     losses: list[float] = []
     smoothed: list[float] = []
     scatter: list[float] = []
@@ -137,7 +135,7 @@ def lr_range_test(
     average, lowest = 0.0, math.inf
     with _restored(params, optimizer):
         for k, lr in enumerate(rates):
-            loss = real(step(float(lr)), "step(lr)")
+            loss = scalar(step(float(lr)), "step(lr)")
             losses.append(loss)
             average = kept * average + (1 - kept) * loss
             if not math.isfinite(average):
@@ -175,7 +173,11 @@ def _rates(lrs: Any) -> Vector:
     if isinstance(lrs, tuple):
         if len(lrs) != 3:
             raise ValueError(f"lrs: expected (lowest, highest, steps), got {len(lrs)} entries; rates go in a list")
-        low, high, count = positive(lrs[0], "lrs[0]"), positive(lrs[1], "lrs[1]"), whole(lrs[2], "lrs[2]", 2)
+        low, high, count = (
+            positive(lrs[0], "lrs[0]"),
+            positive(lrs[1], "lrs[1]"),
+            whole(lrs[2], "lrs[2]", least=2, most=None),
+        )
         if high <= low:
             raise ValueError(f"lrs: expected lowest < highest, got {lrs[0]!r} and {lrs[1]!r}")
         return np.geomspace(low, high, count)

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._common.arguments import whole
 from fusedstep._common.brief import brief_repr
+from fusedstep._common.extras import require
+from fusedstep._common.plain import plain
 from fusedstep.curvature.products import CHECKS, Operator
 from fusedstep.curvature.progress import Progress, Show
-from fusedstep.curvature.space import Gradient, Product, plain, positive, require, size_of, whole
+from fusedstep.curvature.space import Gradient, Product, positive, size_of
 from fusedstep.curvature.whole_hessian import dense
 
 
@@ -92,7 +95,7 @@ def newton_step(
         Nocedal and Wright, "Numerical Optimization", section 3.4.
     """
     given = None if damping is None else positive(damping, "damping", zero=True)
-    most = whole(max_size, "max_size", 1)
+    most = whole(max_size, "max_size", least=1, most=None)
     linalg = require("scipy.linalg", "curvature")
     operator = Operator(grad, params, hvp, step)
     n = operator.space.size

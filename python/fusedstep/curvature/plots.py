@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fusedstep._common.extras import require
 from fusedstep._common.files import save_figure
-from fusedstep.curvature.space import require
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._common.arguments import function
 from fusedstep.curvature.progress import Progress
-from fusedstep.curvature.space import Gradient, Product, Space, Vector, check_callable, positive, size_of
+from fusedstep.curvature.space import Gradient, Product, Space, Vector, positive, size_of
 
 #: A unit switches between θ − h·v and θ + h·v where the middle one of three gradients is so far from the others' mean,
 #: relative to their difference.
@@ -41,9 +42,9 @@ class Operator:
         hvp: Product | None = None,
         step: float | None = None,
     ) -> None:
-        check_callable(grad, "grad")
+        function(grad, "grad")
         if hvp is not None:
-            check_callable(hvp, "hvp")
+            function(hvp, "hvp")
         self.space = Space(params)
         self._grad, self._hvp = grad, hvp
         self._progress: Progress | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from fusedstep.curvature.space import require
+from fusedstep._common.extras import require
 
 #: True: a bar, where standard error is a terminal. False: nothing. A function: called with products done and planned.
 Show = bool | Callable[[int, int], None]

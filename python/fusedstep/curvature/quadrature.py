@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._common.arguments import whole
 from fusedstep._common.brief import brief_repr
+from fusedstep._common.extras import require
+from fusedstep._common.plain import plain
 from fusedstep.curvature.plots import saved_axes
 from fusedstep.curvature.products import CHECKS, Operator
 from fusedstep.curvature.progress import Progress, Show
-from fusedstep.curvature.space import Array, Gradient, Product, Vector, plain, positive, require, size_of, whole
+from fusedstep.curvature.space import Array, Gradient, Product, Vector, positive, size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ def trace(
     Reference:
         Hutchinson, "A stochastic estimator of the trace of the influence matrix", Comm. in Statistics 19, 1990.
     """
-    count, first = whole(samples, "samples", 2), whole(seed, "seed", 0)
+    count, first = whole(samples, "samples", least=2, most=None), whole(seed, "seed", least=0, most=None)
     operator = Operator(grad, params, hvp, step)
     with Progress(progress, count + CHECKS, "trace") as shown:
         operator.watch(shown)
@@ -188,8 +191,8 @@ def spectral_density(
         ICML 2019; Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix
         Analysis 38, 2017.
     """
-    runs, length = whole(probes, "probes", 1), whole(steps, "steps", 1)
-    grid_points, first = whole(points, "points", 2), whole(seed, "seed", 0)
+    runs, length = whole(probes, "probes", least=1, most=None), whole(steps, "steps", least=1, most=None)
+    grid_points, first = whole(points, "points", least=2, most=None), whole(seed, "seed", least=0, most=None)
     given = None if width is None else positive(width, "width")
     solve = require("scipy.linalg", "curvature").eigh_tridiagonal
     operator = Operator(grad, params, hvp, step)

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._common.arguments import function, whole
 from fusedstep._common.brief import brief_repr
+from fusedstep._common.plain import plain
 from fusedstep.curvature.critical import CriticalPoint, classify
 from fusedstep.curvature.probe import Probe
 from fusedstep.curvature.products import Operator
 from fusedstep.curvature.progress import Show
-from fusedstep.curvature.space import Gradient, Product, Space, Vector, check_callable, plain, positive, real, whole
+from fusedstep.curvature.space import Gradient, Product, Space, Vector, positive, scalar
 
 
 class NoNegativeCurvatureError(ValueError):
@@ -118,8 +120,8 @@ def escape(
         Goldfarb, "Curvilinear path steplength algorithms for minimization which use directions of negative curvature",
         Mathematical Programming 18, 1980: there along a curve; here straight, for at a critical point nothing bends it.
     """
-    check_callable(loss, "loss")
-    most = whole(max_trials, "max_trials", 1)
+    function(loss, "loss")
+    most = whole(max_trials, "max_trials", least=1, most=None)
     first = None if length is None else positive(length, "length")
     space = Space(params)
     scale = max(1.0, float(np.linalg.norm(space.origin)))
@@ -178,7 +180,7 @@ class _Search:
     def __init__(self, loss: Callable[[Any], float], space: Space, first: float, most: int) -> None:
         self._loss, self._space, self.first, self._most = loss, space, first, most
         self.trials: list[tuple[float, float]] = []
-        self.before = real(loss(space.pack(space.origin)), "loss(params)")
+        self.before = scalar(loss(space.pack(space.origin)), "loss(params)")
         if not np.isfinite(self.before):
             raise ValueError(f"loss(params): expected a finite number, got {self.before}")
 
@@ -232,7 +234,7 @@ class _Search:
 
     def at(self, move: Vector) -> float:
         """The loss at a distance from the parameters; NaN is higher than anything."""
-        loss = real(self._loss(self._space.pack(self._space.origin + move)), "loss(params)")
+        loss = scalar(self._loss(self._space.pack(self._space.origin + move)), "loss(params)")
         if loss == -math.inf:
             raise ValueError(f"loss: expected a number, got -inf at a distance of {np.linalg.norm(move):.3g}")
         return loss if loss == loss else math.inf

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._common.arguments import function
 from fusedstep._common.arrays import unmasked
 from fusedstep._common.brief import brief_repr
+from fusedstep._common.plain import plain
 from fusedstep.curvature.products import Operator
-from fusedstep.curvature.space import Array, Gradient, are_numbers, check_callable, plain, positive, real, size_of
+from fusedstep.curvature.space import Array, Gradient, are_numbers, positive, scalar, size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def measure_smoothness(loss: Callable[[Any], float], grad: Gradient, params: Any
     Reference:
         Santurkar, Tsipras, Ilyas and Madry, "How does batch normalization help optimization?", NeurIPS 2018, figure 4.
     """
-    check_callable(loss, "loss")
+    function(loss, "loss")
     if not isinstance(lrs, (list, tuple, np.ndarray)) or len(lrs) == 0:
         raise TypeError(f"lrs: expected a list or array of at least one number, got {lrs!r}")
     rates = np.array([positive(lr, f"lrs[{k}]") for k, lr in enumerate(lrs)])
@@ -91,12 +93,12 @@ def measure_smoothness(loss: Callable[[Any], float], grad: Gradient, params: Any
         at = space.origin - lr * g
         other = operator.gradient(at)
         size = size_of(other)
-        losses[k] = real(loss(space.pack(at)), "loss(params)")
+        losses[k] = scalar(loss(space.pack(at)), "loss(params)")
         changes[k] = size_of(other - g)
         betas[k] = changes[k] / (lr * norm)
         cosines[k] = other @ g / (size * norm) if size > 0 else np.nan
     return Smoothness(
-        rates, losses, real(loss(space.pack(space.origin)), "loss(params)"), norm, changes, betas, cosines
+        rates, losses, scalar(loss(space.pack(space.origin)), "loss(params)"), norm, changes, betas, cosines
     )
 
 

@@ -1,14 +1,13 @@
 """Parameters of any structure as one vector of doubles, and back; and the checks of what is given."""
 
-import importlib
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep._common.arguments import is_number, number, real
 from fusedstep._common.arrays import unmasked
 from fusedstep.reference.sums import scaled_to_one
 
@@ -124,7 +123,7 @@ def are_numbers(value: Any) -> bool:
             return False
         shape = _shape_of(value[0])
         return shape is not None and all(_shape_of(entry) == shape for entry in value)
-    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool))
+    return is_number(value)
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:
@@ -142,56 +141,20 @@ def size_of(vector: Array) -> float:
         return size if scaled is None else float(np.ldexp(np.linalg.norm(scaled[0]), scaled[1]))
 
 
-def require(module: str, extra: str) -> Any:
-    """Imports a module of an extra; the error says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'fusedstep[{extra}]'") from error
-
-
-def check_callable(value: Any, name: str) -> None:
-    """TypeError for what cannot be called."""
-    if not callable(value):
-        raise TypeError(f"{name}: expected a function, got {type(value).__qualname__}")
-
-
-def whole(value: Any, name: str, least: int) -> int:
-    """A whole number of at least `least`."""
-    if isinstance(value, (bool, np.bool)) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: expected a whole number, got {type(value).__qualname__}")
-    if value < least:
-        raise ValueError(f"{name}: expected a whole number >= {least}, got {value}")
-    return int(value)
+def scalar(value: Any, name: str) -> float:
+    """A number, or an array of no axes that holds one; it may be infinite or NaN."""
+    return real(_held(value), name)
 
 
 def positive(value: Any, name: str, *, zero: bool = False) -> float:
-    """A finite number above 0; with `zero`, 0 too."""
-    number = real(value, name)
-    if not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
-        raise ValueError(f"{name}: expected a finite number {'>=' if zero else '>'} 0, got {value!r}")
-    return number
+    """A finite number above 0, or an array of no axes that holds one; with `zero`, 0 too."""
+    return number(_held(value), name, least=0) if zero else number(_held(value), name, above=0)
 
 
-def real(value: Any, name: str) -> float:
-    """A number, or an array of no axes that holds one."""
+def _held(value: Any) -> Any:
+    """The number in an array of no axes; anything else as it is."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
+        return value[()]
     if hasattr(value, "detach") and getattr(value, "ndim", None) == 0:
-        value = value.detach().item()
-    if isinstance(value, (bool, np.bool)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__qualname__}")
-    return float(value)
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: arrays as lists, dataclasses by their own `to_dict`."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
+        return value.detach().item()
     return value

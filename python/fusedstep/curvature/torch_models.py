@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep.curvature.space import Array, Gradient, Product, check_callable, require
+from fusedstep._common.arguments import function
+from fusedstep._common.extras import require
+from fusedstep.curvature.space import Array, Gradient, Product
 
 
 def from_torch(module_or_params: Any, loss_closure: Callable[[], Any]) -> tuple[Gradient, Any, Product]:
@@ -39,7 +41,7 @@ def from_torch(module_or_params: Any, loss_closure: Callable[[], Any]) -> tuple[
         [-2.  2.]
     """
     torch = require("torch", "bench")
-    check_callable(loss_closure, "loss_closure")
+    function(loss_closure, "loss_closure")
     tensors = _Tensors(torch, module_or_params)
 
     def grad(params: Any) -> Any:
@@ -78,7 +80,7 @@ def loss_from_torch(module_or_params: Any, loss_closure: Callable[[], Any]) -> C
         0.25 [0.0, 0.0]
     """
     torch = require("torch", "bench")
-    check_callable(loss_closure, "loss_closure")
+    function(loss_closure, "loss_closure")
     tensors = _Tensors(torch, module_or_params)
 
     def loss(params: Any) -> float:

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._common.arguments import whole
 from fusedstep._common.brief import brief_repr
+from fusedstep._common.plain import plain
 from fusedstep.curvature.products import CHECKS, Operator
 from fusedstep.curvature.progress import Progress, Show
-from fusedstep.curvature.space import Array, Gradient, Product, Vector, plain, size_of, whole
+from fusedstep.curvature.space import Array, Gradient, Product, Vector, size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def hessian(
         [[2. 2.]
          [2. 2.]]
     """
-    most = whole(max_size, "max_size", 1)
+    most = whole(max_size, "max_size", least=1, most=None)
     operator = Operator(grad, params, hvp, step)
     n = operator.space.size
     if n > most:

@@ -4,8 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from fusedstep._common.arguments import choice
-from fusedstep.data.images import Array, Layout, channels_last, generator, images, probability, result
+from fusedstep._common.arguments import choice, share
+from fusedstep.data.images import Array, Layout, channels_last, generator, images, result
 
 
 def random_flip(
@@ -47,7 +47,7 @@ def random_flip(
         array([3., 2., 1.], dtype=float32)
     """
     x = images(x, layout)
-    p = probability(p, "p")
+    p = share(p, "p", closed=True)
     choice(axis, "axis", ("horizontal", "vertical"))
     generator(rng)
     y = result(out, x, x.shape)

@@ -87,14 +87,6 @@ def pair(value: Any, name: str, *, least: int) -> tuple[int, int]:
     return both, both
 
 
-def probability(value: Any, name: str) -> float:
-    """A number in [0, 1]."""
-    given = number(value, name)
-    if not 0 <= given <= 1:
-        raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}")
-    return given
-
-
 def interval(value: Any, name: str, *, centre: float, least: float, most: float) -> tuple[float, float]:
     """(low, high) as given, or centre ± value cut off at `least`."""
     if isinstance(value, tuple | list):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._common.extras import require
 from fusedstep._common.files import save_figure
 
 #: ‖Δθ‖ / ‖θ‖ of steps that are about right.
@@ -44,12 +45,9 @@ def plot_update_ratios(
     """
     if "update_ratio" not in telemetry:
         raise ValueError("telemetry: expected update_ratio, which telemetry=True measures")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'fusedstep[train]'") from error
+    figures = require("matplotlib.figure", "train", "plots need matplotlib")
     if ax is None:
-        ax = Figure(figsize=(4.8, 3.0), layout="constrained").subplots()
+        ax = figures.Figure(figsize=(4.8, 3.0), layout="constrained").subplots()
     ax.axhspan(*HEALTHY, color="0.92", lw=0, label="about right")
     # Colours of Okabe and Ito, told apart with any colour vision; lines differ in style too.
     for name, label, colour, style in (

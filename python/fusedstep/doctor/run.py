@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep._common.arguments import real, whole
 from fusedstep._common.brief import brief_repr
 
 #: Lists per step that a record's `telemetry` may hold.
@@ -146,23 +147,12 @@ def number(value: object, name: str) -> float:
     Raises:
         TypeError: It is something else.
     """
-    if isinstance(value, bool | np.bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name}: expected a number, got {_kind(value)}")
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
+    return real(value, name, got=_kind)
 
 
 def batch_size(value: Any, name: str) -> int | None:
     """Rows of a batch, or None."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected a whole number, got {_kind(value)}")
-    if value < 1:
-        raise ValueError(f"{name}: expected a whole number >= 1, got {value}")
-    return int(value)
+    return None if value is None else whole(value, name, least=1, most=None, got=_kind)
 
 
 def batch_norm(value: Any, name: str) -> bool | None:

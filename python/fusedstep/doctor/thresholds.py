@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, fields
 
+from fusedstep._common.arguments import is_number, is_whole
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
@@ -77,7 +79,7 @@ class Thresholds:
         for field in fields(self):
             value, low, high = getattr(self, field.name), *_RANGES.get(field.name, (0.0, math.inf))
             whole = isinstance(field.default, int)
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            if not (is_whole(value) if whole else is_number(value)):
                 kind = "a whole number" if whole else "a number"
                 raise TypeError(f"{field.name}: expected {kind}, got {value!r}")
             inside = low <= value <= high if whole or field.name in _CLOSED else low < value <= high

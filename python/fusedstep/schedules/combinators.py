@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from fusedstep._common.arguments import number, rising, whole
+from fusedstep._common.arguments import is_number, number, rising, whole
 from fusedstep.schedules.base import Schedule, between
 from fusedstep.schedules.decay import constant
 
@@ -218,7 +216,7 @@ def _length(schedule: Any) -> int | None:
 
 def _schedule(given: Any, name: str) -> Callable[[int], float]:
     """What is given, a number as a schedule that is saved with checkpoints like any other."""
-    if isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool):
+    if is_number(given):
         return constant(number(given, name, least=0))
     if not callable(given) or isinstance(given, type):
         raise TypeError(f"{name}: expected a schedule, got {given!r}")

@@ -145,9 +145,7 @@ class ReduceOnPlateau(Schedule):
         current = number(state["current_lr"], "state['current_lr']", least=0)
         if current > self.lr:
             raise ValueError(f"state['current_lr']: expected at most lr = {self.lr!r}, got {current!r}")
-        best = None if state["best"] is None else metric_of(state["best"], "state['best']")
-        if best is not None and math.isnan(best):
-            raise ValueError("state['best']: expected a number that is not NaN, got nan")
+        best = best_of(state["best"])
         self._set(
             best=best,
             bad_observations=whole(state["bad_observations"], "state['bad_observations']"),
@@ -157,6 +155,14 @@ class ReduceOnPlateau(Schedule):
 
 
 _STATE = ("current_lr", "best", "bad_observations", "cooldown_left")
+
+
+def best_of(saved: Any) -> float | None:
+    """The best metric in a state; None where none was observed."""
+    best = None if saved is None else metric_of(saved, "state['best']")
+    if best is not None and math.isnan(best):
+        raise ValueError("state['best']: expected a number that is not NaN, got nan")
+    return best
 
 
 def metric_of(value: Any, name: str = "metric") -> float:

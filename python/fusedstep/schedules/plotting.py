@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusedstep._common.arguments import whole
+from fusedstep._common.extras import require
 from fusedstep._common.files import save_figure
 
 #: Colours of Okabe and Ito, told apart with any colour vision; lines differ in style too.
@@ -68,17 +69,12 @@ def plot(
             raise TypeError(f"schedules: expected a schedule{name and ' as ' + repr(name)}, got {schedule!r}")
     at = np.unique(np.linspace(0, steps - 1, min(steps, _POINTS)).round().astype(np.int64)).tolist()
     curves = [[schedule(step) for step in at] for _, schedule in named]
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'fusedstep[train]'") from error
+    figures = require("matplotlib.figure", "train", "plots need matplotlib")
     if ax is None and path is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(4.8, 3.0), layout="constrained")[1]
+        ax = require("matplotlib.pyplot", "train").subplots(figsize=(4.8, 3.0), layout="constrained")[1]
     elif ax is None:
         # Without pyplot, which would keep it.
-        ax = Figure(figsize=(4.8, 3.0), layout="constrained").subplots()
+        ax = figures.Figure(figsize=(4.8, 3.0), layout="constrained").subplots()
     for k, ((name, _), curve) in enumerate(zip(named, curves, strict=True)):
         colour, style = _LOOKS[k % len(_LOOKS)]
         ax.plot(at, curve, color=colour, ls=style, label=name or None, marker="o" if len(at) < 3 else None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fusedstep._common.arguments import choice, flag, number, whole
-from fusedstep.schedules.plateau import metric_of
+from fusedstep.schedules.plateau import best_of, metric_of
 from fusedstep.training.weights import Array, Structure, Weights, check_keys, kept
 
 
@@ -139,9 +139,7 @@ class EarlyStopping:
                 metric and weights are kept. Nothing has changed then.
         """
         check_keys(state, ("best", "best_step", "bad_observations", "observations", "best_params"))
-        best = None if state["best"] is None else metric_of(state["best"], "state['best']")
-        if best is not None and math.isnan(best):
-            raise ValueError("state['best']: expected a number that is not NaN, got nan")
+        best = best_of(state["best"])
         best_step = None if state["best_step"] is None else whole(state["best_step"], "state['best_step']")
         if (best is None) != (best_step is None):
             raise ValueError(f"state['best_step']: got {best_step} with a best of {best}")

@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Sequence
 
 from fusedstep import _core
+from fusedstep._common.extras import MissingExtraError
 from fusedstep.apps.cli import bench, doctor, gallery, info, train
-from fusedstep.apps.cli.common import MissingExtraError, any_terminal
+from fusedstep.apps.cli.common import any_terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,12 +5,12 @@ import sys
 from typing import Any
 
 from fusedstep import _core, runtime
+from fusedstep._common.extras import require
 from fusedstep.apps.cli.common import (
     add_runtime_options,
     check_writable,
     positive_int,
     positive_seconds,
-    require,
     use_runtime,
     write_json,
 )

@@ -2,25 +2,20 @@
 
 import argparse
 import codecs
-import importlib
 import json
 import math
 import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from fusedstep import runtime
 from fusedstep._common.files import write_whole
 
-
-class MissingExtraError(Exception):
-    """A command needs packages of an extra that is not installed."""
-
+T = TypeVar("T")
 
 #: How a terminal reads what it has no letters for.
 _PLAIN = {
@@ -76,14 +71,6 @@ def any_terminal() -> Iterator[None]:
                 stream.reconfigure(errors=errors)
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Imports a module of an extra; the error says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{error.name} is not installed: pip install 'fusedstep[{extra}]'") from error
-
-
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """Adds --isa and --threads."""
     parser.add_argument("--isa", metavar="NAME", help="instruction set to compute with (default: the widest)")
@@ -100,26 +87,26 @@ def use_runtime(options: argparse.Namespace) -> ExitStack:
         return stack.pop_all()
 
 
-def positive_seconds(text: str) -> float:
-    """An argparse type."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"expected a finite number > 0, got {text!r}")
-    return value
+def parsed(kind: Callable[[str], T], valid: Callable[[T], bool], expected: str) -> Callable[[str], T]:
+    """An argparse type: what `kind` makes of the text, where that is valid; the error says what is expected."""
+
+    def parse(text: str) -> T:
+        try:
+            value = kind(text)
+        except ValueError:
+            pass
+        else:
+            if valid(value):
+                return value
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+
+    return parse
 
 
-def positive_int(text: str) -> int:
-    """An argparse type."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
-    return value
+positive_seconds = parsed(float, lambda value: 0 < value < math.inf, "a finite number > 0")
+positive_int = parsed(int, lambda value: value >= 1, "a whole number >= 1")
+whole = parsed(int, lambda value: value >= 0, "a whole number >= 0")
+share = parsed(float, lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
 def check_writable(option: str, path: str, *, replaced: bool = False) -> None:

@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 from fusedstep import runtime
-from fusedstep.apps.cli.common import check_writable, require, write_json
+from fusedstep._common.extras import require
+from fusedstep.apps.cli.common import check_writable, write_json
 from fusedstep.doctor import Doctor, Verdict
 from fusedstep.doctor.stream import read_record
 

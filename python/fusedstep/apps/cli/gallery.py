@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fusedstep import _core
-from fusedstep.apps.cli.common import add_runtime_options, check_writable, require, use_runtime, write_json
+from fusedstep._common.extras import require
+from fusedstep.apps.cli.common import add_runtime_options, check_writable, use_runtime, write_json
 
 
 def add_parser(commands: Any) -> None:

@@ -1,7 +1,6 @@
 """`fusedstep train`: trains the example network, and shows what the fused kernels are worth."""
 
 import argparse
-import math
 import os
 import shlex
 import signal
@@ -14,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusedstep import _core, runtime
+from fusedstep._common.extras import require
 from fusedstep.apps.cli import doctor
 from fusedstep.apps.cli.common import (
     add_runtime_options,
     check_different,
     check_writable,
     positive_int,
-    require,
+    share,
     use_runtime,
+    whole,
     write_json,
 )
 from fusedstep.apps.cli.comparison import Comparison
@@ -66,16 +67,16 @@ def add_parser(commands: Any) -> None:
     add("weight-decay", "pull of the weights towards 0 (default: the optimizer's)", type=float, metavar="W")
     add("momentum", "part of the last step that goes on, of optimizers that have it", type=float, metavar="M")
     add("schedule", "how it changes: " + ", ".join(SCHEDULES), choices=list(SCHEDULES), metavar="NAME")
-    add("warmup", "steps in which it rises", type=_whole, metavar="N")
+    add("warmup", "steps in which it rises", type=whole, metavar="N")
     add("batch-size", "rows of a batch", type=positive_int, metavar="N")
     add("epochs", "passes over the data; a run that is resumed can be given more", type=positive_int, metavar="N")
     add("hidden", "sizes of hidden layers", type=_sizes, metavar="N,N,...")
     add("batch-norm", "normalize the layers", action=argparse.BooleanOptionalAction)
-    add("dropout", "drop hidden activations with this probability", type=_probability, metavar="P")
-    add("label-smoothing", "spread so much of each target over all classes", type=_probability, metavar="S")
-    add("ema", "keep a running average of the weights, with this decay", type=_probability, metavar="DECAY")
-    add("snapshots", "restart the rate so often, and average what the cycles end with", type=_whole, metavar="N")
-    add("early-stop", "stop after so many epochs without a better loss on held-out rows", type=_whole, metavar="N")
+    add("dropout", "drop hidden activations with this probability", type=share, metavar="P")
+    add("label-smoothing", "spread so much of each target over all classes", type=share, metavar="S")
+    add("ema", "keep a running average of the weights, with this decay", type=share, metavar="DECAY")
+    add("snapshots", "restart the rate so often, and average what the cycles end with", type=whole, metavar="N")
+    add("early-stop", "stop after so many epochs without a better loss on held-out rows", type=whole, metavar="N")
     add("seed", "of the split, the weights, the batches and dropout", type=int)
     add_runtime_options(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw loss and accuracy (.png, .svg or .pdf)")
@@ -243,23 +244,3 @@ class Interruption:
 
 def _sizes(text: str) -> tuple[int, ...]:
     return tuple(positive_int(part) for part in text.split(","))
-
-
-def _whole(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text!r}")
-    return value
-
-
-def _probability(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.0 <= value < 1.0:
-        raise argparse.ArgumentTypeError(f"expected a number in [0, 1), got {text!r}")
-    return value

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep._common.arguments import shown
+from fusedstep._common.arguments import is_number, is_whole, shown
 
 
 class NoRun(Exception):  # noqa: N818
@@ -113,7 +113,7 @@ def _epochs(saved: Any, epoch: int, per_epoch: int, parts: Sequence[str]) -> lis
         if set(entry) != {"epoch", "step", *limits}:
             raise NoRun(f"{place}: expected {['epoch', 'step', *limits]}, got {shown(list(entry))}")
         for name, number in (("epoch", k + 1), ("step", (k + 1) * per_epoch)):
-            if isinstance(entry[name], bool) or not isinstance(entry[name], int) or entry[name] != number:
+            if not is_whole(entry[name]) or entry[name] != number:
                 raise NoRun(f"{place}[{name!r}]: expected {number}, got {shown(entry[name])}")
         checked = {name: _number(entry[name], f"{place}[{name!r}]", most) for name, most in limits.items()}
         entries.append({name: checked.get(name, value) for name, value in entry.items()})
@@ -158,16 +158,16 @@ def _one_of(value: Any, name: str, choices: Mapping[str, Sequence[str]]) -> str:
 
 
 def _whole(value: Any, name: str, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+    if not (is_whole(value) and 0 <= value <= most):
         _wrong(value, name, f"a whole number from 0 to {most}")
     return int(value)
 
 
 def _number(value: Any, name: str, most: float, least: float = 0) -> float:
     """A number of a run, which may have exploded."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         _wrong(value, name, "a number")
-    if isinstance(value, int) and abs(value) > 2**53:
+    if is_whole(value) and abs(value) > 2**53:
         _wrong(value, name, "a number that a double holds")
     if value < least or value > most or (math.isfinite(most) and not math.isfinite(value)):
         _wrong(value, name, f"a number from {least:g} to {most:g}")

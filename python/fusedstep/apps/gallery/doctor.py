@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from fusedstep._common.extras import require
 from fusedstep.apps.gallery import looks
 from fusedstep.apps.gallery.drawing import Data
-from fusedstep.curvature.space import require
 from fusedstep.doctor import Doctor, cases, healthy
 
 TITLE = "What the doctor says"

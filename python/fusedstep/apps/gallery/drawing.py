@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
+from fusedstep._common.extras import require
 from fusedstep._common.files import write_whole
+from fusedstep._common.plain import plain
 from fusedstep.apps.gallery import looks
-from fusedstep.curvature.space import plain, require
 
 Data = dict[str, Any]
 

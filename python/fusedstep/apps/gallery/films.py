@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedstep.curvature.space import require
+from fusedstep._common.extras import require
 
 
 def film(figure: Any, walks: list[tuple[Any, Any]], path: Path, *, frames: int = 60, rate: int = 12) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fusedstep.curvature.space import require
+from fusedstep._common.extras import require
 
 #: Of Okabe and Ito, but for yellow, which is too light for a line.
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, BLACK = (

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 import fusedstep as fs
+from fusedstep._common.extras import require
 from fusedstep.apps.examples import digits
-from fusedstep.curvature.space import require
 
 
 def load(seed: int) -> tuple[Any, Any, Any, Any]:
