@@ -6,7 +6,6 @@ number of threads.
 
 from fusedstep import _moved, averaging, curvature, data, doctor, functional, runtime, schedules
 from fusedstep._common.arrays import bfloat16
-from fusedstep._common.sparse import RowSparse
 from fusedstep._core import BatchNormSaved, StepReport, TensorReport
 from fusedstep._core import version as __version__
 from fusedstep.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
@@ -36,6 +35,7 @@ from fusedstep.optimizers import NAMES as _OPTIMIZERS
 from fusedstep.optimizers import Optimizer, Options
 from fusedstep.optimizers.exports import *  # noqa: F403
 from fusedstep.regularization import drop_connect, dropout, dropout_backward, stochastic_depth
+from fusedstep.sparse import RowSparse
 from fusedstep.training import EarlyStopping
 
 _moved.install()

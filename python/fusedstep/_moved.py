@@ -17,7 +17,7 @@ MOVED = {
     "curvature._hessian": "curvature.whole_hessian",
     "curvature._spectrum": "curvature.eigenpairs",
     "data._batches": "data.order",
-    "_sparse": "_common.sparse",
+    "_sparse": "sparse",
     "_structure": "_common.structure",
     "_normalization": "normalization",
     "_early_stopping": "training.early_stopping",

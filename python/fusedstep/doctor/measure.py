@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep._common.arrays import dtype_name, unmasked
-from fusedstep._common.sparse import RowSparse
 from fusedstep._core import StepReport
 from fusedstep.doctor.run import finite
 from fusedstep.reference.codec import widened
+from fusedstep.sparse import RowSparse
 
 Gradients = list[NDArray[np.float64] | None]
 

@@ -13,7 +13,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from fusedstep import _core, runtime
+import fusedstep as fs
+from fusedstep import runtime
 from fusedstep.apps.bench import harness, subjects
 
 #: What holds the peers to a set of ours: ATen's kernels, and those of the libraries that it calls.
@@ -148,7 +149,7 @@ def _answer(answers: TextIO, content: dict[str, Any]) -> None:
 def _machine() -> dict[str, Any]:
     torch = harness.torch_or_none()
     return {
-        "version": _core.version,
+        "version": fs.__version__,
         "isa": runtime.isa(),
         "threads": runtime.num_threads(),
         "torch": None if torch is None else torch.__version__,

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from fusedstep import _core
+import fusedstep as fs
 from fusedstep._common.extras import MissingExtraError
 from fusedstep.apps.cli import bench, doctor, gallery, info, train
 from fusedstep.apps.cli.common import any_terminal
@@ -43,7 +43,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="fusedstep",
         description="Optimizer steps and batch normalization on the CPU, as fast as the memory allows.",
     )
-    parser.add_argument("--version", action="version", version=f"fusedstep {_core.version}")
+    parser.add_argument("--version", action="version", version=f"fusedstep {fs.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (info, train, bench, doctor, gallery):
         command.add_parser(commands)

@@ -4,7 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from fusedstep import _core, runtime
+import fusedstep as fs
+from fusedstep import runtime
 from fusedstep._common.extras import require
 from fusedstep.apps.cli.common import (
     add_runtime_options,
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
         console.print(_side_by_side(results, found))
         for entry in found:
             console.print("slower: {subject} on {set} has {ratio:.2f} of the speed of {than}".format(**entry))
-        content = {"version": _core.version, "processor": processor(), "sets": results, "slower": found}
+        content = {"version": fs.__version__, "processor": processor(), "sets": results, "slower": found}
     if options.json:
         write_json(content, options.json)
     return 0

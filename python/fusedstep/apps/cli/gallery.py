@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fusedstep import _core
+import fusedstep as fs
 from fusedstep._common.extras import require
 from fusedstep.apps.cli.common import add_runtime_options, check_writable, use_runtime, write_json
 
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if page is not None:
         print(page, file=out)
     if options.json:
-        write_json({"version": _core.version, "quick": options.quick, "figures": drawn}, options.json)
+        write_json({"version": fs.__version__, "quick": options.quick, "figures": drawn}, options.json)
     return 130 if interrupted else 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import fusedstep as fs
 from fusedstep import _core, runtime
 
 #: What each extra lets one import.
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 def collect() -> dict[str, Any]:
     """The facts, ready for JSON."""
     return {
-        "version": _core.version,
+        "version": fs.__version__,
         "processor": processor(),
         "machine": platform.machine(),
         "available_isas": runtime.available_isas(),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusedstep import _core, runtime
+import fusedstep as fs
+from fusedstep import runtime
 from fusedstep._common.extras import require
 from fusedstep.apps.cli import doctor
 from fusedstep.apps.cli.common import (
@@ -175,7 +176,7 @@ def train(training: "Training", options: argparse.Namespace, interruption: "Inte
     compare_every = max(1, training.total // COMPARED_STEPS)
     comparison, live = Comparison(), doctor.Live()
     record: dict[str, Any] = {
-        "version": _core.version,
+        "version": fs.__version__,
         **training.record,
         "isa": runtime.isa(),
         "threads": runtime.num_threads(),

@@ -7,7 +7,8 @@ import numpy as np
 from fusedstep._common.extras import require
 from fusedstep.apps.gallery import looks
 from fusedstep.apps.gallery.drawing import Data
-from fusedstep.doctor import Doctor, cases, healthy
+from fusedstep.apps.trial import cases, healthy
+from fusedstep.doctor import Doctor
 
 TITLE = "What the doctor says"
 

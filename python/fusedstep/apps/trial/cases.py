@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import fusedstep as fs
 from fusedstep.apps.examples import digits
-from fusedstep.doctor.diagnosis import Doctor
+from fusedstep.doctor import Doctor
 
 Make = Callable[[Any], fs.Optimizer]
 Rng = np.random.Generator

@@ -7,7 +7,7 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep.apps.trial.cases import train
-from fusedstep.doctor.diagnosis import Doctor
+from fusedstep.doctor import Doctor
 
 #: An optimizer, its learning rate at the peak, other hyper-parameters.
 _OPTIMIZERS: tuple[tuple[type[fs.Optimizer], float, dict[str, Any]], ...] = (

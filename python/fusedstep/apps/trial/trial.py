@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from fusedstep.apps.trial import healthy
 from fusedstep.apps.trial.cases import CASES
-from fusedstep.doctor import healthy
-from fusedstep.doctor.diagnosis import Doctor
+from fusedstep.doctor import Doctor
 
 #: Seeds of the sick runs that are judged; the thresholds were set on seeds 100 to 199.
 SEEDS = range(10)
