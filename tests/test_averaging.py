@@ -519,7 +519,7 @@ class TestStates:
         wrong = [
             (good["w"], TypeError, "expected a dict, got ndarray"),
             ([good["w"], good["b"]], TypeError, "expected a dict, got list"),
-            ({"w": good["w"]}, ValueError, r"expected \['w', 'b'\], got \['w'\]"),
+            ({"w": good["w"]}, ValueError, r"expected a dict with the names \['w', 'b'\], got \['w'\]"),
             ({**good, "b": np.ones(4, F)}, ValueError, r"\['b'\]: expected shape \(2, 2\), got \(4,\)"),
             ({**good, "b": np.ones((2, 2), np.int64)}, TypeError, r"\['b'\]: expected dtype float.., got int64"),
             ({**good, "b": "x"}, TypeError, r"\['b'\]: expected an array, got str"),
@@ -566,7 +566,7 @@ class TestErrors:
             (lambda: SWA([np.zeros(1), 3.0]), TypeError, r"params\[1\]: expected an array, got float"),
             (lambda: SWA(np.broadcast_to(1.0, 3)), ValueError, "params: expected an array that can be written"),
             (lambda: SWA(np.ma.zeros(3)), TypeError, "params: expected an array, got a masked one"),
-            (lambda: SWA([{"params": np.zeros(1)}]), TypeError, r"params\[0\]: expected an array, got dict"),
+            (lambda: SWA([{"weights": np.zeros(1)}]), ValueError, r"params\[0\]: a group has no 'params'"),
             (lambda: SnapshotEnsemble(np.array([None])), TypeError, "params: expected numbers, got object"),
             (lambda: SnapshotEnsemble(np.zeros(1), max_snapshots=0), ValueError, "max_snapshots: "),
             (lambda: SnapshotEnsemble(np.zeros(1), fs.schedules.cosine(1.0, 5)), TypeError, "schedule: .* got cosine"),

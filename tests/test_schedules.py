@@ -330,7 +330,7 @@ class TestEdges:
 
     def test_every_schedule_is_in_the_examples(self):
         kinds = {name for name in schedules.__all__ if name not in ("Schedule", "plot")}
-        assert kinds == set(names()) == set(schedules._saving.REGISTRY)
+        assert kinds == set(names()) == set(schedules.saving.REGISTRY)
 
     @pytest.mark.parametrize("name", schedules.__all__)
     def test_they_are_documented(self, name):

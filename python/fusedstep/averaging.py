@@ -1,7 +1,8 @@
 """Averages of the weights of a run, and ensembles of its snapshots.
 
-All of them hold the arrays that are trained, an array, a list, or a dict of them, as an optimizer takes them, and
-update their averages from what these hold. Buffers, such as batch norm's running statistics, are arrays like others.
+All of them hold the arrays that are trained, in any structure that an optimizer takes, and update their averages from
+what these hold. The averages come in the same structure; pairs of a name and an array as a dict, those of groups as one
+flat list. Buffers, such as batch norm's running statistics, are arrays like others.
 """
 
 from fusedstep.training.averaging import EMA, SWA, recompute_batch_norm

@@ -77,8 +77,9 @@ def save_checkpoint(
 
     Args:
         path: The file.
-        params: The parameters, by name or as a list, of any dtype that NumPy and safetensors both have, and layers
-            (`BatchNorm`).
+        params: The parameters, of any dtype that NumPy and safetensors both have, and layers (`BatchNorm`), in any
+            structure that an optimizer takes. Those in dicts within dicts are named by their path, "net.w"; those
+            without a name by their position. Of groups only the parameters are saved.
         optimizer: Its state is saved too.
         rng: A generator over one of NumPy's own bit generators; its state is saved too.
         **metadata: None, numbers, strings, arrays, and lists, tuples and dicts (by strings) of them. A NumPy scalar

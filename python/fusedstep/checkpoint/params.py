@@ -1,28 +1,41 @@
 """Parameters and layers: which share memory, and what they are when loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from fusedstep._common.arguments import is_whole, shown, whole
 from fusedstep._common.arrays import unmasked
+from fusedstep._common.structure import Parameters
 from fusedstep.checkpoint.fields import as_dict, as_list, field, optional
 from fusedstep.checkpoint.ties import View, place, ties
 from fusedstep.checkpoint.values import DTYPES, Array, check_array, take
 from fusedstep.normalization import BatchNorm
 
-Params = Mapping[str, Array | BatchNorm] | Sequence[Array | BatchNorm]
+#: Arrays and layers in any structure that an optimizer takes parameters in.
+Params = Any
+
+
+def _named(params: Any) -> list[tuple[str, str, Any]]:
+    """Of each parameter and layer its name in the file, what errors call it, and itself."""
+    given = Parameters(params)
+    found: list[tuple[str, str, Any]] = []
+    for group in given.groups:
+        names = range(len(found), len(found) + len(group.objects)) if group.names is None else group.names
+        for name, value in zip(names, group.objects, strict=True):
+            if group.names is not None and not isinstance(name, str):
+                raise TypeError(f"params: expected names that are strings, got {shown(name)}")
+            found.append((str(name), "params" if given.single else f"params[{shown(name)}]", value))
+    for name, count in Counter(name for name, _, _ in found).items():
+        if count > 1:
+            raise ValueError(f"params: two parameters are named {name!r}")
+    return found
 
 
 def encode_params(params: Params, tensors: dict[str, Array]) -> dict[str, Any]:
     """The header's fields of them."""
-    if isinstance(params, Mapping):
-        named = [(name, f"params[{shown(name)}]", param) for name, param in params.items()]
-    elif isinstance(params, (list, tuple)):
-        named = [(str(k), f"params[{k}]", param) for k, param in enumerate(params)]
-    else:
-        raise TypeError(f"params: expected a mapping or a list of arrays, got {type(params).__qualname__}")
+    named = _named(params)
     arrays: dict[str, Array] = {}
     labels: dict[str, str] = {}
     layers: dict[str, dict[str, Any]] = {}
@@ -36,8 +49,6 @@ def encode_params(params: Params, tensors: dict[str, Array]) -> dict[str, Any]:
         return name
 
     for name, label, param in named:
-        if not isinstance(name, str):
-            raise TypeError(f"params: expected names that are strings, got {shown(name)}")
         if not isinstance(param, BatchNorm):
             add(param, f"param/{name}", label)
     # After the parameters, whose names in the file are their own.

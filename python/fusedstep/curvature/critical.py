@@ -95,7 +95,7 @@ def classify(
 
     Args:
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
-        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        params: In any structure that an optimizer takes, float32 or float64; only read.
         k: Eigenvalues from each end, where not all are computed.
         hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.
         grad_tol: The largest ‖g‖ of a critical point, >= 0; None: as above, a gradient that a move by half of the

@@ -81,7 +81,7 @@ def spectrum(
 
     Args:
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
-        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        params: In any structure that an optimizer takes, float32 or float64; only read.
         k: How many from each end; 1 to the number of parameters. Where the ends meet, all eigenvalues are given.
         hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`, two or three
             gradients a product.

@@ -14,6 +14,7 @@ from fusedstep._common.arguments import function, number, share, whole
 from fusedstep._common.arrays import unmasked
 from fusedstep._common.brief import brief_repr
 from fusedstep._common.plain import plain
+from fusedstep._common.structure import Parameters
 from fusedstep.curvature.plots import saved_axes
 from fusedstep.curvature.space import Array, Vector, positive, scalar
 from fusedstep.schedules.saving import plateaus as _plateaus
@@ -94,8 +95,8 @@ def lr_range_test(
         smoothing: s, in [0, 1).
         divergence: > 1.
         params: What training changes: an array, a layer or module with a state dict (`BatchNorm`, PyTorch's; their
-            count of batches comes back with the rest), or a list or dict of these. They are put back as they were, bit
-            for bit, also after an error or Ctrl-C. None: that is yours to do.
+            count of batches comes back with the rest), or these in any structure that an optimizer takes. They are put
+            back as they were, bit for bit, also after an error or Ctrl-C. None: that is yours to do.
         optimizer: Its state and the hyper-parameters in its groups are put back likewise, through `state_dict` and
             `load_state_dict`.
 
@@ -241,26 +242,34 @@ class _Back:
         if self._raised:
             raise self._raised[0]
 
-    def keep(self, given: Any, name: str, *, whole: bool = True) -> None:
-        """An array, a layer with a state dict, or a list or dict of these."""
-        if isinstance(given, Mapping):
-            entries = list(given.items())
-            for key, entry in entries:
-                self.keep(entry, f"{name}[{key!r}]", whole=False)
-            if isinstance(given, MutableMapping):
-                self._calls.append(partial(_put_entries, given, entries))
-        elif isinstance(given, (list, tuple)):
-            for k, entry in enumerate(given):
-                self.keep(entry, f"{name}[{k}]", whole=False)
-            if isinstance(given, list):
-                self._calls.append(partial(_put_entries, given, list(enumerate(given))))
-        elif hasattr(given, "load_state_dict"):
+    def keep(self, given: Any, name: str) -> None:
+        """Parameters in any structure, with layers that have a state dict among them; and what holds them."""
+        if hasattr(given, "load_state_dict"):
+            self._keep_one(given, name)
+            return
+        params = Parameters(given, name)
+        for label, value in zip(params.labels(name), params.objects, strict=True):
+            self._keep_one(value, label)
+        self._keep_entries(given)
+
+    def _keep_entries(self, holder: Any) -> None:
+        """Those of dicts and lists, for somebody may put other arrays in their place."""
+        if isinstance(holder, Mapping):
+            entries: list[tuple[Any, Any]] = list(holder.items())
+        elif isinstance(holder, list | tuple):
+            entries = list(enumerate(holder))
+        else:
+            return
+        for _, entry in entries:
+            self._keep_entries(entry)
+        if isinstance(holder, MutableMapping | list):
+            self._calls.append(partial(_put_entries, holder, entries))
+
+    def _keep_one(self, given: Any, name: str) -> None:
+        if hasattr(given, "load_state_dict"):
             state = {key: _copied(value) for key, value in given.state_dict().items()}
             self._calls.append(partial(given.load_state_dict, state))
-        else:
-            self._keep_array(given, f"{name}[0]" if whole else name)
-
-    def _keep_array(self, given: Any, name: str) -> None:
+            return
         array = unmasked(given, name)
         if not array.flags.writeable:
             raise ValueError(f"{name}: expected an array that can be put back, got a read-only one")

@@ -66,7 +66,7 @@ def newton_step(
 
     Args:
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
-        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        params: In any structure that an optimizer takes, float32 or float64; only read.
         damping: μ >= 0; None: 0 where the smallest eigenvalue of H is above 1e-6 (float32: 1e-3) of the largest
             |eigenvalue|, else what lifts it there.
         hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.

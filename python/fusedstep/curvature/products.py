@@ -239,7 +239,7 @@ def hvp(grad: Gradient, params: Any, v: Any, *, step: float | None = None) -> An
     Args:
         grad: `grad(params) -> grads`, in the structure, shapes and dtypes of `params`. It is always called with new
             arrays, never with yours, so it must use those that it is given; and it must be deterministic.
-        params: An array, a list of arrays or a dict `{name: array}`, float32 or float64. They are only read.
+        params: In any structure that an optimizer takes, float32 or float64; only read.
         v: The vector, in the same structure, shapes and dtypes.
         step: h, the length of the two moves, > 0; None: as above.
 

@@ -99,7 +99,7 @@ def trace(
 
     Args:
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
-        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        params: In any structure that an optimizer takes, float32 or float64; only read.
         samples: Vectors, >= 2; the standard error falls with the root of their number.
         hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.
         seed: Of the random vectors.
@@ -159,7 +159,7 @@ def spectral_density(
 
     Args:
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
-        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        params: In any structure that an optimizer takes, float32 or float64; only read.
         probes: Random vectors, >= 1.
         steps: Lanczos steps of each, a product and a stored vector of doubles each; cut to the number of parameters.
         points: Points of the grid, >= 2.

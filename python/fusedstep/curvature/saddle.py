@@ -85,7 +85,7 @@ def escape(
     Args:
         loss: `loss(params) -> number`, of which `grad` is the gradient.
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
-        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        params: In any structure that an optimizer takes, float32 or float64; only read.
         point: What `classify` said of these parameters, if it has been asked.
         hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.
         length: The first length, > 0; None: a hundredth of max(1, ‖θ‖).

@@ -60,7 +60,7 @@ def measure_smoothness(loss: Callable[[Any], float], grad: Gradient, params: Any
     Args:
         loss: `loss(params) -> number`.
         grad: `grad(params) -> grads`, its gradient; see `hvp`. With batch norm in training, both are of one batch.
-        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        params: In any structure that an optimizer takes, float32 or float64; only read.
         lrs: A list or array of the lengths η, > 0.
 
     Returns:

@@ -1,7 +1,7 @@
 """Parameters of any structure as one vector of doubles, and back; and the checks of what is given."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fusedstep._common.arguments import is_number, number, real
 from fusedstep._common.arrays import unmasked
+from fusedstep._common.structure import Parameters
 from fusedstep.reference.sums import scaled_to_one
 
 Array = NDArray[Any]
@@ -22,19 +23,17 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Space:
-    """The structure of the parameters: an array, a list or tuple of them, or a dict by name.
+    """The structure of the parameters, any that an optimizer takes, as one vector.
 
     A number is an array without axes, and a list of numbers one array; where `params` has them, gradients may too.
     """
 
     def __init__(self, params: Any) -> None:
+        self._params = Parameters(params, leaf=are_numbers)
         self._numbers: list[bool] | None = None
-        entire = are_numbers(params)
-        self._kind = type(params) if isinstance(params, (list, tuple)) and not entire else None
-        self._keys = list(params) if isinstance(params, Mapping) else None
-        arrays = self._arrays(params, "params")
-        entries = [params] if self._kind is None and self._keys is None else _entries(params)
-        self._numbers = [are_numbers(entry) for entry in entries]
+        given = self._params.objects
+        arrays = self._arrays(given, "params")
+        self._numbers = [are_numbers(entry) for entry in given]
         for label, array in arrays:
             if array.dtype not in _DTYPES:
                 raise TypeError(f"{label}: expected float32 or float64, got {array.dtype}")
@@ -46,27 +45,14 @@ class Space:
             raise ValueError("params: expected at least one number, got none")
         #: The coarsest rounding of the parameters.
         self.eps = max(float(np.finfo(dtype).eps) for dtype in self._dtypes)
-        self.origin = self.flat(params, "params")
+        self.origin = self._joined(arrays)
 
-    def _arrays(self, value: Any, name: str) -> list[tuple[str, Array]]:
+    def _arrays(self, values: list[Any], name: str) -> list[tuple[str, Array]]:
         """The arrays in order, each with what to call it."""
-        if self._keys is not None:
-            if not isinstance(value, Mapping) or set(value) != set(self._keys):
-                got = f"{list(value)}" if isinstance(value, Mapping) else type(value).__qualname__
-                raise ValueError(f"{name}: expected a dict with the names {self._keys}, got {got}")
-            labels = [f"{name}[{key!r}]" for key in self._keys]
-            return [
-                (label, self._array(value[key], label, k))
-                for k, (key, label) in enumerate(zip(self._keys, labels, strict=True))
-            ]
-        if self._kind is not None:
-            if not isinstance(value, (list, tuple)):
-                raise ValueError(f"{name}: expected a list as params is, got {type(value).__qualname__}")
-            return [(f"{name}[{k}]", self._array(entry, f"{name}[{k}]", k)) for k, entry in enumerate(value)]
-        taken = self._numbers is None or self._numbers[0]
-        if isinstance(value, (list, tuple, Mapping)) and not (taken and are_numbers(value)):
-            raise ValueError(f"{name}: expected an array as params is, got {type(value).__qualname__}")
-        return [(name, self._array(value, name, 0))]
+        labels = self._params.labels(name)
+        return [
+            (label, self._array(value, label, k)) for k, (label, value) in enumerate(zip(labels, values, strict=True))
+        ]
 
     def _array(self, value: Any, name: str, k: int) -> Array:
         """The k-th array; NumPy's arithmetic on arrays of no axes gives numbers."""
@@ -86,14 +72,16 @@ class Space:
 
     def flat(self, value: Any, name: str, where: str = "") -> Vector:
         """A new vector of doubles; an error where the structure, a shape, a dtype or a number is not as it must be."""
-        arrays = self._arrays(value, name)
-        if len(arrays) != len(self._shapes):
-            raise ValueError(f"{name}: expected {len(self._shapes)} arrays, got {len(arrays)}")
+        arrays = self._arrays(self._params.values(value, name), name)
         for (label, array), shape, dtype in zip(arrays, self._shapes, self._dtypes, strict=True):
             if array.shape != shape:
                 raise ValueError(f"{label}: expected shape {shape}, got {array.shape}")
             if array.dtype != dtype:
                 raise TypeError(f"{label}: expected {dtype}, got {array.dtype}")
+        return self._joined(arrays, where)
+
+    def _joined(self, arrays: list[tuple[str, Array]], where: str = "") -> Vector:
+        for label, array in arrays:
             if not np.isfinite(array).all():
                 bad = int(array.size - np.count_nonzero(np.isfinite(array)))
                 raise ValueError(f"{label}: expected finite numbers, got {bad} of {array.size} that are not{where}")
@@ -105,15 +93,7 @@ class Space:
             piece.reshape(shape).astype(dtype)
             for piece, shape, dtype in zip(np.split(vector, self._ends[:-1]), self._shapes, self._dtypes, strict=True)
         ]
-        if self._keys is not None:
-            return dict(zip(self._keys, pieces, strict=True))
-        if self._kind is not None:
-            return tuple(pieces) if issubclass(self._kind, tuple) else pieces
-        return pieces[0]
-
-
-def _entries(params: Any) -> list[Any]:
-    return list(params.values()) if isinstance(params, Mapping) else list(params)
+        return self._params.built(pieces)
 
 
 def are_numbers(value: Any) -> bool:

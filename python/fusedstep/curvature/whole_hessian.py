@@ -54,7 +54,7 @@ def hessian(
 
     Args:
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
-        params: An array, a list of arrays or a dict of them, float32 or float64; only read.
+        params: In any structure that an optimizer takes, float32 or float64; only read.
         hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.
         step: The length of the moves of these differences; None: see `fusedstep.curvature.hvp`.
         max_size: The most parameters: n of them take n² · 8 bytes and 2n gradients.

@@ -1,13 +1,14 @@
 """Numbers from what a caller hands over: reports, gradients, activations."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedstep._common.arrays import dtype_name, unmasked
+from fusedstep._common.structure import flat
 from fusedstep._core import StepReport
 from fusedstep.doctor.run import finite
 from fusedstep.reference.codec import widened
@@ -45,18 +46,20 @@ def flattened(grads: Any) -> Gradients:
     Raises:
         TypeError: One of them is no array of floating-point numbers.
     """
-    if isinstance(grads, Mapping):
-        return [entry for value in grads.values() for entry in flattened(value)]
-    if isinstance(grads, list | tuple):
-        return [entry for value in grads for entry in flattened(value)]
-    if grads is None or isinstance(grads, RowSparse):
-        return [None]
-    array = unmasked(grads, "grads")
+    if isinstance(grads, Iterator):
+        raise TypeError(f"grads: expected a list, got {type(grads).__name__}: the step has gone through it")
+    return [_doubles(value, label) for label, value in flat(grads, "grads")]
+
+
+def _doubles(grad: Any, label: str) -> NDArray[np.float64] | None:
+    if grad is None or isinstance(grad, RowSparse):
+        return None
+    array = unmasked(grad, label)
     if dtype_name(array.dtype) == "bfloat16":
         array = widened(array)
     if array.dtype.kind != "f":
-        raise TypeError(f"grads: expected arrays of floating-point numbers or None, got {array.dtype}")
-    return [np.array(array, np.float64).ravel()]
+        raise TypeError(f"{label}: expected arrays of floating-point numbers or None, got {array.dtype}")
+    return np.array(array, np.float64).ravel()
 
 
 def grad_cosine(before: Gradients, now: Gradients) -> float:
@@ -85,7 +88,7 @@ def dead_part(activations: Any) -> float:
     """The largest part of a layer's units that are 0 for every row.
 
     Args:
-        activations: One array per layer, (rows, units, …), as a list or dict; or one array.
+        activations: One array per layer, (rows, units, …): a list, a dict, these within each other, or one array.
 
     Raises:
         TypeError: Something else than arrays.
@@ -99,18 +102,13 @@ def dead_part(activations: Any) -> float:
         >>> fs.doctor.dead_part([np.ones((3, 2)), np.array([[0.0, 1.0], [0.0, 0.0], [0.0, 2.0]])])
         0.5
     """
-    layers = activations
-    if isinstance(activations, Mapping):
-        layers = list(activations.values())
-    elif not isinstance(activations, list | tuple):
-        layers = [activations]
     parts = []
-    for layer in layers:
-        array = unmasked(layer, "activations")
+    for label, layer in flat(activations, "activations"):
+        array = unmasked(layer, label)
         if dtype_name(array.dtype) == "bfloat16":  # words have a zero with a sign
             array = widened(array)
         if array.ndim < 2 or 0 in array.shape:
-            raise ValueError(f"activations: expected shape (rows, units, …), got {array.shape}")
+            raise ValueError(f"{label}: expected shape (rows, units, …), got {array.shape}")
         axes = tuple(axis for axis in range(array.ndim) if axis != 1)
         parts.append(float((array == 0).all(axis=axes).mean()))
     if not parts:

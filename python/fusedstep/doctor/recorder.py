@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from fusedstep._common.structure import listed
 from fusedstep._core import StepReport
 from fusedstep.doctor.measure import Gradients, flattened, grad_cosine, measured
 from fusedstep.doctor.run import TELEMETRY
@@ -41,6 +42,7 @@ class RunRecorder:
 
     def step(self, grads: Any, grad_scale: float = 1.0) -> StepReport:
         """`optimizer.step`, written down."""
+        grads = listed(grads, "grads")  # an iterator gives them once
         report = self.optimizer.step(grads, grad_scale)
         self._keep(report, grads)
         return report

@@ -24,8 +24,8 @@ class EarlyStopping:
         min_delta: What does not count as improvement; finite, >= 0.
         mode: "min" or "max": which metric is better.
         restore_best: Whether the best weights are kept, and put back when it says to stop.
-        params: The arrays: an array, a list or a dict of them, running statistics of batch norm included. None to keep
-            no weights.
+        params: The arrays, in any structure that an optimizer takes, running statistics of batch norm included. None to
+            keep no weights.
 
     Attributes:
         best: The best metric so far; None before there was one.

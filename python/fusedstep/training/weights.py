@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from fusedstep import _core
 from fusedstep._common.arguments import flag
 from fusedstep._common.arrays import as_array, dtype_name
-from fusedstep._common.structure import Nested, is_array, parse, refuse_orphans
+from fusedstep._common.structure import Parameters
 
 Array = NDArray[Any]
-#: An array, a list of arrays, or a dict of them by name; or these within each other.
+#: What `fusedstep._common.structure.Parameters` takes.
 Structure = Any
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -34,12 +34,10 @@ class Weights:
     """
 
     def __init__(self, params: Structure, kinds: Sequence[str] | None = None) -> None:
-        self._given = parse(params)
-        self._owners, self._names, self._container = self._given
-        self._single = is_array(params)
+        self._params = Parameters(params)
         self._known: list[tuple[tuple[int, ...], str]] = []
         arrays = self._look()
-        for label, array in zip(self._labels("params"), arrays, strict=True):
+        for label, array in zip(self._params.labels("params"), arrays, strict=True):
             if array.dtype.hasobject or (kinds is not None and dtype_name(array.dtype) not in kinds):
                 raise TypeError(f"{label}: expected {', '.join(kinds or ['numbers'])}, got {array.dtype}")
             if not array.flags.writeable:
@@ -47,6 +45,12 @@ class Weights:
         if not arrays:
             raise ValueError("params: expected at least one array, got none")
         self._known = [(array.shape, dtype_name(array.dtype)) for array in arrays]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # An older version held what `Parameters` holds.
+        if "_given" in state:
+            state = {"_params": Parameters.of(state["_given"], state["_single"]), "_known": state["_known"]}
+        self.__dict__.update(state)
 
     @property
     def arrays(self) -> list[Array]:
@@ -56,29 +60,21 @@ class Weights:
             ValueError: One has another shape or dtype than it was given with, or its memory is gone; what was given as
                 params holds others.
         """
-        refuse_orphans(self._given)
+        self._params.refuse_orphans()
         arrays = self._look()
-        for label, array, (shape, dtype) in zip(self._labels("params"), arrays, self._known, strict=True):
+        for label, array, (shape, dtype) in zip(self._params.labels("params"), arrays, self._known, strict=True):
             if array.shape != shape or dtype_name(array.dtype) != dtype:
                 was, now = f"{shape} and {dtype}", f"{array.shape} and {dtype_name(array.dtype)}"
                 raise ValueError(f"{label}: is of shape {now}, and was of {was} when it was given")
         return arrays
 
     def _look(self) -> list[Array]:
-        return [_plain(owner, label) for label, owner in zip(self._labels("params"), self._owners, strict=True)]
-
-    def _labels(self, name: str) -> list[str]:
-        if self._single:
-            return [name]
-        return [f"{name}[{key!r}]" for key in (range(len(self._owners)) if self._names is None else self._names)]
+        labels = self._params.labels("params")
+        return [_plain(owner, label) for label, owner in zip(labels, self._params.objects, strict=True)]
 
     def built(self, values: Sequence[Array]) -> Structure:
         """Other arrays in the same structure."""
-        if self._single:
-            return values[0]
-        if isinstance(self._container, Nested):
-            return self._container.built(values)
-        return list(values) if self._names is None else dict(zip(self._names, values, strict=True))
+        return self._params.built(values)
 
     def copies(self) -> list[Array]:
         """What they hold now."""
@@ -87,7 +83,8 @@ class Weights:
     def read(self, given: Structure, name: str, like: Sequence[Array]) -> list[Array]:
         """Copies of arrays in the same structure, laid out as `like`, of the same shapes and dtypes."""
         taken = []
-        for label, value, model in zip(self._labels(name), self._values(given, name, len(like)), like, strict=True):
+        labels, values = self._params.labels(name), self._params.values(given, name)
+        for label, value, model in zip(labels, values, like, strict=True):
             array = _plain(value, label)
             if dtype_name(array.dtype) != dtype_name(model.dtype):
                 raise TypeError(f"{label}: expected dtype {model.dtype}, got {array.dtype}")
@@ -98,31 +95,14 @@ class Weights:
             taken.append(copy)
         return taken
 
-    def _values(self, given: Structure, name: str, count: int) -> list[Any]:
-        if isinstance(self._container, Nested):
-            return self._container.grads(given, name)
-        kind = "an array" if self._single else "a list" if self._names is None else "a dict"
-        found = "a dict" if isinstance(given, Mapping) else "a list" if isinstance(given, list | tuple) else "an array"
-        if found != kind:
-            raise TypeError(f"{name}: expected {kind}, got {type(given).__name__}")
-        if self._single:
-            return [given]
-        if self._names is not None:
-            if set(given) != set(self._names):
-                raise ValueError(f"{name}: expected {self._names}, got {list(given)}")
-            return [given[key] for key in self._names]
-        if len(given) != count:
-            raise ValueError(f"{name}: expected {count} arrays, got {len(given)}")
-        return list(given)
-
     def write(self, values: Sequence[Array]) -> None:
         """Puts values into the arrays: into all of them, or, where this raises, into none."""
         _core.write(self.arrays, list(values))
-        _core.wrote(self._owners)
+        _core.wrote(self._params.objects)
 
     def exchange(self, values: Sequence[Array], presence: _core.Presence) -> AbstractContextManager[None]:
         """A context that holds other values; the bits come back, whatever happens."""
-        return _core.Exchange(self.arrays, list(values), self._owners, presence)
+        return _core.Exchange(self.arrays, list(values), self._params.objects, presence)
 
 
 class Guest:
