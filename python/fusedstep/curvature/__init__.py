@@ -5,8 +5,8 @@ vector is two or three gradients, the ends of a spectrum sixty products, whateve
 Hessian is computed for small problems only.
 
 `grad` gets the parameters as its argument, always in new arrays: nothing of yours is written. A network whose weights
-are elsewhere copies them in from there. It comes in the structure of `params`: an array, a list, a dict, dicts and lists
-within a dict; pairs of a name and an array come as a dict, the arrays of groups as one flat list.
+are elsewhere copies them in from there. They come in the structure of `params`: an array, a list, a dict, dicts and
+lists within a dict; pairs of a name and an array come as a dict, the arrays of groups as one flat list.
 """
 
 from fusedstep.curvature.critical import CriticalPoint, classify
