@@ -23,8 +23,7 @@ int Engine::variant_for(const Settings& settings, py::handle param) const {
 }
 
 void Engine::view_grad(Item& item, bool& foreign) const {
-  static const py::handle row_sparse =
-      py::object(py::module_::import("fusedstep.sparse").attr("RowSparse")).release();
+  static const py::handle row_sparse = py::object(py::module_::import("fusedstep.sparse").attr("RowSparse")).release();
   if (is_array(item.grad)) {
     if (!rule_.dense) {
       type_error(labels_.grad(item), "expected a fusedstep.RowSparse gradient, got " + kind_text(item.grad));
