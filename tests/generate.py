@@ -1,7 +1,8 @@
 """Writes what follows from the list of optimizers: `python tests/generate.py`.
 
-The types of `fusedstep.functional`, the table of optimizers in README.md, the table of bytes in docs/memory.md, and in
-the documentation of `Options` the optimizers that may be cautious. `test_contract.py` says when one of them is stale.
+The types of `fusedstep.functional`; in README.md the table of optimizers and those that take row-sparse gradients; in
+docs/memory.md the table of bytes; in the documentation of `Options` the optimizers that may be cautious, and the states
+that keep their bits. `test_contract.py` says when one of them is stale.
 """
 
 import inspect
@@ -37,12 +38,15 @@ def functional():
 
 
 def readme():
-    """README.md with its table of optimizers."""
+    """README.md with its table of optimizers, and those that take row-sparse gradients."""
     rows = [
         f"| `fs.{optimizer.__name__}` | {inspect.getdoc(optimizer).splitlines()[0].rstrip('.')} | {states_of(rule)} |"
         for rule, optimizer in REGISTRY.items()
     ]
-    return with_table("README.md", "| optimizer | what it is | states (with some hyper-parameters) |", rows)
+    text = with_table(read("README.md"), "| optimizer | what it is | states (with some hyper-parameters) |", rows)
+    sparse = [f"`{optimizer.__name__}`" for rule, optimizer in REGISTRY.items() if _core.rules()[rule]["sparse"]]
+    paragraph = re.search(r"^All of them take `maximize=True` too\..*?\n(?=\n)", text, re.MULTILINE | re.DOTALL)[0]
+    return with_words(text, paragraph, r"shape\)`, for .*?:", f"shape)`, for {listed(sparse)}:")
 
 
 def states_of(rule):
@@ -68,7 +72,7 @@ def memory():
     for optimizer in sorted(REGISTRY.values(), key=lambda optimizer: optimizer.__name__.casefold()):
         numbers = (bytes_of(optimizer, state_dtype) for state_dtype in ("float32", "bfloat16", "8bit"))
         rows.append(f"| `{optimizer.__name__}` | {' | '.join(numbers)} |")
-    return with_table("docs/memory.md", "| optimizer | float32 | bfloat16 | 8bit |", rows)
+    return with_table(read("docs/memory.md"), "| optimizer | float32 | bfloat16 | 8bit |", rows)
 
 
 def bytes_of(optimizer, state_dtype):
@@ -85,20 +89,46 @@ def bytes_of(optimizer, state_dtype):
 
 
 def options():
-    """The module of `Options`, with the optimizers that may be cautious."""
-    path = "python/fusedstep/optimizers/base/options.py"
-    names = [f"`{optimizer.__name__}`" for rule, optimizer in REGISTRY.items() if _core.rules()[rule]["cautious"]]
-    attribute = re.search(r"^        cautious: .*?(?=^        \w+: )", read(path), re.MULTILINE | re.DOTALL)[0]
-    words = re.sub(r"Only for .*\.$", f"Only for {', '.join(names[:-1])} and {names[-1]}.", " ".join(attribute.split()))
+    """The module of `Options`, with the optimizers that may be cautious, and the states that keep their bits."""
+    text = read("python/fusedstep/optimizers/base/options.py")
+    rules = [(optimizer.__name__, _core.rules()[rule]) for rule, optimizer in REGISTRY.items()]
+    cautious = [f"`{name}`" for name, rule in rules if rule["cautious"]]
+    text = with_words(text, attribute_of(text, "cautious"), r"Only for .*", f"Only for {listed(cautious)}.")
+    kept = [
+        f"{listed([f'`{state}`' for state in exact])} of `{name}`"
+        for name, rule in rules
+        # An optimizer that keeps all of them refuses other dtypes.
+        if 0 < len(exact := [state for state in rule["states"] if state in rule["exact"]]) < len(rule["states"])
+    ]
+    states = listed(["`ema`", "`master`", *kept])
+    return with_words(text, attribute_of(text, "state_dtype"), r"`ema`, .*? stay float32", f"{states} stay float32")
+
+
+def attribute_of(text, name):
+    """The lines of a docstring that document an attribute."""
+    return re.search(rf"^        {name}: .*?(?=^        \w+: )", text, re.MULTILINE | re.DOTALL)[0]
+
+
+def with_words(text, paragraph, pattern, words):
+    """A text with other words in the place of some of a paragraph, whose lines are filled again."""
+    changed, count = re.subn(pattern, lambda _: words, " ".join(paragraph.split()))
+    assert count == 1, pattern
+    first = " " * (len(paragraph) - len(paragraph.lstrip(" ")))
+    further = first + " " * 4 if first else ""
     wrapped = textwrap.fill(
-        words, 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
+        changed, 120, initial_indent=first, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
     )
-    return read(path).replace(attribute, wrapped + "\n")
+    return text.replace(paragraph, wrapped + "\n")
 
 
-def with_table(path, header, rows):
+def listed(names):
+    """`a`, `b` and `c`."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def with_table(text, header, rows):
     """A document, with these rows in the place of those under the header."""
-    lines = read(path).splitlines()
+    lines = text.splitlines()
     start = lines.index(header)
     end = next(k for k in range(start, len(lines)) if not lines[k].startswith("|"))
     return "\n".join([*lines[: start + 2], *rows, *lines[end:]]) + "\n"

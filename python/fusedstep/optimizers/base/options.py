@@ -29,17 +29,18 @@ class Options(TypedDict, total=False):
         state_dtype: How the states of float32, float16 and bfloat16 parameters are stored from their first step on:
             "float32"; "bfloat16", in 2 bytes; or "8bit", in 1 byte and a float32 scale, `<state>_scale`, for every 256.
             What is stored in fewer bits is rounded at random, so that its mean is what was computed: rounded to the
-            nearest, a moving average would stand still. `ema`, `master`, the copies of parameters of
-            `ScheduleFreeAdamW` and `Prodigy`, the `s` of `Prodigy` and the step sizes of `Rprop` stay float32.
-            "float32" by default; see `convert_states`. A float64 parameter has float64 states.
+            nearest, a moving average would stand still. `ema`, `master`, `step_size` of `Rprop`, `z` of
+            `ScheduleFreeAdamW` and `s` and `p0` of `Prodigy` stay float32. "float32" by default; see `convert_states`.
+            A float64 parameter has float64 states.
         min_8bit_size: Parameters of fewer elements, as norms and biases are, keep float32 states with "8bit". 4096 by
             default.
         master_weights: Keeps a float32 copy, `master`, of every float16 and bfloat16 parameter, takes the steps there,
             and rounds it into the parameter in the same pass. Where a parameter was changed since the last step, the
             new value is taken. False by default: a step of less than half a unit in the last place of the parameter is
             then lost, unless it has `stochastic_rounding`.
-        stochastic_rounding: Rounds float16 and bfloat16 parameters at random. The more is cut off, the likelier is up,
-            so that small steps add up. Not with `master_weights`. False, to the nearest, by default.
+        stochastic_rounding: Rounds float16 and bfloat16 parameters up or down at random. The part of a unit that is cut
+            off is the probability of up, so that small steps add up. Not with `master_weights`. False, to the nearest,
+            by default.
         seed: What the rounding at random depends on, beside a parameter's position, its step and the place of the
             element: the same numbers on every processor and for any number of threads. 0 by default.
     """
