@@ -85,7 +85,7 @@ void step(State& state, const runtime::Rule& rule, std::vector<double> hypers, s
   std::vector<double> sums;
   for (auto _ : state) {
     whole.cut(tensors);
-    if (rule.sums > 0) whole.run(table.measure_sums, sums);
+    if (rule.sums > 0) whole.sum(table.measure_sums, sums);
     whole.run(table.step);
   }
   state.SetBytesProcessed(state.iterations() * n * bytes);

@@ -46,12 +46,12 @@ def native(request):
 @pytest.fixture(params=[1, 2, 3])
 def threads(request):
     """So many threads, also for work too small to be worth it."""
-    _core.force_parallel(True)
+    _core.testing.force_parallel(True)
     try:
         with fs.runtime.threads(request.param):
             yield request.param
     finally:
-        _core.force_parallel(False)
+        _core.testing.force_parallel(False)
 
 
 @pytest.fixture(params=sorted(REGISTRY))

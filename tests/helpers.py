@@ -57,7 +57,7 @@ def ones(*shape, dtype=np.float32):
 
 def every_native_setting():
     """Every native instruction set on 1, 2 and 3 threads, active while its name is out; small work is parallel too."""
-    _core.force_parallel(True)
+    _core.testing.force_parallel(True)
     try:
         for isa in fs.runtime.available_isas():
             if isa == "numpy":
@@ -66,7 +66,7 @@ def every_native_setting():
                 with fs.runtime.use_isa(isa), fs.runtime.threads(count):
                     yield f"{isa}, {count} threads"
     finally:
-        _core.force_parallel(False)
+        _core.testing.force_parallel(False)
 
 
 def gradient_for(rule, param, rng, offset=0, scale=1.0):

@@ -1,6 +1,7 @@
 """How parameters and gradients may come."""
 
 import copy
+import sys
 from collections import OrderedDict
 from types import MappingProxyType
 
@@ -270,3 +271,32 @@ def test_subclasses_compute_as_arrays():
         results.append(p)
     for result in results:
         assert_same_bits(result, results[0])
+
+
+@pytest.mark.parametrize(
+    "structured",
+    [
+        lambda a, b: [a, b],
+        lambda a, b: {"a": a, "b": b},
+        lambda a, b: [{"params": [a]}, {"params": {"b": b}, "lr": 0.5}],
+    ],
+    ids=["list", "dict", "groups"],
+)
+def test_steps_run_no_python_code(structured, native):
+    """Of arrays, but for `step` itself, once the states are there."""
+    optimizer = fs.AdamW(structured(ones(3), ones(2, 2)), lr=0.1)
+    grads = [ones(3), {"b": ones(2, 2)}] if len(optimizer.param_groups) > 1 else structured(ones(3), ones(2, 2))
+    optimizer.step(grads)
+    called = []
+
+    def note(frame, event, argument):
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        optimizer.step(grads)
+    finally:
+        sys.setprofile(before)
+    assert called == ["step"]

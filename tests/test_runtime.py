@@ -104,7 +104,7 @@ class TestThreads:
 STEPS = """
 import os, sys, hashlib, numpy as np, fusedstep as fs
 from fusedstep import _core
-_core.force_parallel(True)
+_core.testing.force_parallel(True)
 fs.runtime.set_num_threads(3)
 def run():
     p = np.arange(100_000, dtype=np.float32)

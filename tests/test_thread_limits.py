@@ -47,8 +47,10 @@ class TestQuota:
     )
     def test_version_2(self, tmp_path, text, quota):
         root = tree(tmp_path, V2, "0::/docker/a\n", {"sys/fs/cgroup/docker/a/cpu.max": text})
-        assert _core.processor_quota(root) == quota
-        assert _core.usable_processors(root) == min(len(os.sched_getaffinity(0)), max(1, math.ceil(min(quota, 1e9))))
+        assert _core.testing.processor_quota(root) == quota
+        assert _core.testing.usable_processors(root) == min(
+            len(os.sched_getaffinity(0)), max(1, math.ceil(min(quota, 1e9)))
+        )
 
     @pytest.mark.parametrize(
         ("quota_text", "period_text", "quota"),
@@ -68,7 +70,7 @@ class TestQuota:
             f"{V1_DIRECTORY}/docker/a/cpu.cfs_period_us": period_text,
         }
         cgroup = "12:pids:/docker/b\n4:cpu,cpuacct:/docker/a\n1:name=systemd:/x:y\n"
-        assert _core.processor_quota(tree(tmp_path, V1, cgroup, files)) == quota
+        assert _core.testing.processor_quota(tree(tmp_path, V1, cgroup, files)) == quota
 
     @pytest.mark.parametrize("least", ["", "/a", "/a/b", "/a/b/c"])
     def test_the_least_of_the_groups_on_the_path(self, tmp_path, least):
@@ -76,13 +78,13 @@ class TestQuota:
         limits[least] = "300000 200000"
         beside = {"/a/x": "1000 100000", "/a/b/c/d": "1000 100000"}
         files = {f"sys/fs/cgroup{group}/cpu.max": text for group, text in (limits | beside).items()}
-        assert _core.processor_quota(tree(tmp_path, V2, "0::/a/b/c\n", files)) == 1.5
+        assert _core.testing.processor_quota(tree(tmp_path, V2, "0::/a/b/c\n", files)) == 1.5
 
     def test_groups_on_the_path_of_version_1(self, tmp_path):
         files = {f"{V1_DIRECTORY}{group}/cpu.cfs_period_us": "100000" for group in ("", "/a", "/a/b")}
         for group, quota in (("", "-1"), ("/a", "250000"), ("/a/b", "-1")):
             files[f"{V1_DIRECTORY}{group}/cpu.cfs_quota_us"] = quota
-        assert _core.processor_quota(tree(tmp_path, V1, "4:cpu,cpuacct:/a/b\n", files)) == 2.5
+        assert _core.testing.processor_quota(tree(tmp_path, V1, "4:cpu,cpuacct:/a/b\n", files)) == 2.5
 
     @pytest.mark.parametrize(
         ("mounted", "group", "directory"),
@@ -100,17 +102,20 @@ class TestQuota:
     def test_what_is_mounted(self, tmp_path, mounted, group, directory):
         mount = f"29 23 0:26 {mounted} /sys/fs/cgroup rw shared:4 master:1 - cgroup2 cgroup rw\n"
         files = {f"sys/fs/cgroup{directory}/cpu.max": "200000 100000"}
-        assert _core.processor_quota(tree(tmp_path, mount, f"0::{group}\n", files)) == 2.0
+        assert _core.testing.processor_quota(tree(tmp_path, mount, f"0::{group}\n", files)) == 2.0
 
     def test_a_mount_point_with_a_blank(self, tmp_path):
         mount = r"29 23 0:26 / /my\040groups rw - cgroup2 cgroup rw" + "\n"
-        assert _core.processor_quota(tree(tmp_path, mount, "0::/\n", {"my groups/cpu.max": "200000 100000"})) == 2.0
+        assert (
+            _core.testing.processor_quota(tree(tmp_path, mount, "0::/\n", {"my groups/cpu.max": "200000 100000"}))
+            == 2.0
+        )
 
     def test_both_versions(self, tmp_path):
         """Version 1 limits the processor while version 2 is there for the rest."""
         unified = V2.replace("/sys/fs/cgroup ", "/sys/fs/cgroup/unified ")
         files = {f"{V1_DIRECTORY}/cpu.cfs_quota_us": "150000", f"{V1_DIRECTORY}/cpu.cfs_period_us": "100000"}
-        assert _core.processor_quota(tree(tmp_path, unified + V1, "4:cpu,cpuacct:/\n0::/\n", files)) == 1.5
+        assert _core.testing.processor_quota(tree(tmp_path, unified + V1, "4:cpu,cpuacct:/\n0::/\n", files)) == 1.5
 
     @pytest.mark.parametrize(
         ("mountinfo", "cgroup"),
@@ -126,15 +131,15 @@ class TestQuota:
     )
     def test_no_groups(self, tmp_path, mountinfo, cgroup):
         files = {"sys/fs/cgroup/x/cpu.max": "1000 100000"}
-        assert _core.processor_quota(tree(tmp_path, mountinfo, cgroup, files)) == math.inf
+        assert _core.testing.processor_quota(tree(tmp_path, mountinfo, cgroup, files)) == math.inf
 
     def test_never_less_than_one_thread(self, tmp_path):
         root = tree(tmp_path, V2, "0::/\n", {"sys/fs/cgroup/cpu.max": "1000 100000"})
-        assert _core.usable_processors(root) == 1
+        assert _core.testing.usable_processors(root) == 1
 
     def test_affinity_holds_too(self, tmp_path):
         root = tree(tmp_path, V2, "0::/\n", {"sys/fs/cgroup/cpu.max": "99900000 100000"})
-        assert _core.usable_processors(root) == len(os.sched_getaffinity(0))
+        assert _core.testing.usable_processors(root) == len(os.sched_getaffinity(0))
 
 
 LIMITED = """
@@ -142,7 +147,7 @@ import os, resource, sys, threading, warnings
 import numpy as np, fusedstep as fs
 from fusedstep import _core
 
-_core.force_parallel(True)
+_core.testing.force_parallel(True)
 p, g = np.ones(300_000, np.float32), np.ones(300_000, np.float32)
 opt = fs.SGD(p, lr=0.5, momentum=0.5)
 

@@ -9,8 +9,6 @@ namespace {
 
 const py::detail::PyArray_Proxy* proxy(py::handle array) { return py::detail::array_proxy(array.ptr()); }
 
-PyTypeObject* ndarray_type() { return py::detail::npy_api::get().PyArray_Type_; }
-
 std::int64_t count(const py::detail::PyArray_Proxy* a) {
   std::int64_t size = 1;
   for (int i = 0; i < a->nd; ++i) size *= a->dimensions[i];
@@ -40,7 +38,7 @@ bool is_bfloat16(py::handle descr) {
     PyErr_Clear();
     return mark != nullptr && PyUnicode_CheckExact(mark) && PyUnicode_CompareWithASCIIString(mark, "bfloat16") == 0;
   }
-  // Types that NumPy was told of later.
+  // Dtypes that other libraries registered have numbers from 256 on.
   if (d->type_num < 256) return false;
   static py::handle type;
   if (!type) {
@@ -56,16 +54,14 @@ constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::d
 
 }  // namespace
 
-bool is_array(py::handle object) { return PyObject_TypeCheck(object.ptr(), ndarray_type()) != 0; }
-
 bool is_masked(py::handle object) {
-  // The type is asked, for what a property does nobody knows.
+  // The type is asked for the attribute, not the object: a property would run.
   static const py::handle mask = PyUnicode_InternFromString("mask");
-  return Py_TYPE(object.ptr()) != ndarray_type() && _PyType_Lookup(Py_TYPE(object.ptr()), mask.ptr()) != nullptr;
+  return Py_TYPE(object.ptr()) != array_type() && _PyType_Lookup(Py_TYPE(object.ptr()), mask.ptr()) != nullptr;
 }
 
 py::object plain(py::handle object) {
-  if (!is_array(object) || Py_TYPE(object.ptr()) == ndarray_type()) return py::reinterpret_borrow<py::object>(object);
+  if (!is_array(object) || Py_TYPE(object.ptr()) == array_type()) return py::reinterpret_borrow<py::object>(object);
   auto view = py::reinterpret_steal<py::object>(py::detail::npy_api::get().PyArray_FromAny_(
       object.ptr(), nullptr, 0, 0, py::detail::npy_api::NPY_ARRAY_ENSUREARRAY_, nullptr));
   if (!view) throw py::error_already_set();
@@ -91,7 +87,7 @@ std::string dtype_text(py::handle array) {
 
 namespace {
 
-// The dtype of an array that is plain and aligned; `expected` is what an error says.
+// Finds the dtype of a description; false where it is none of those allowed.
 bool find_dtype(py::handle descr, bool narrow, bool codes, Dtype& dtype) {
   struct Known {
     py::handle descr;
@@ -113,8 +109,10 @@ bool find_dtype(py::handle descr, bool narrow, bool codes, Dtype& dtype) {
 }
 
 Array inspect_dtypes(py::handle object, const Label& label, bool narrow, bool codes = false) {
-  if (!is_array(object)) type_error(label, "expected a NumPy array, got " + kind_text(object));
-  if (is_masked(object)) type_error(label, "expected a plain NumPy array, got " + kind_text(object));
+  if (Py_TYPE(object.ptr()) != array_type()) {
+    if (!is_array(object)) type_error(label, "expected a NumPy array, got " + kind_text(object));
+    if (is_masked(object)) type_error(label, "expected a plain NumPy array, got " + kind_text(object));
+  }
   const auto* a = proxy(object);
   Dtype dtype;
   if (!find_dtype(a->descr, narrow, codes, dtype)) {
@@ -226,6 +224,7 @@ std::vector<std::int64_t> strides_of(py::handle array) {
 py::handle descr_of(py::handle array) { return proxy(array)->descr; }
 
 void* data_of(py::handle array) { return proxy(array)->data; }
+bool has_base(py::handle array) { return proxy(array)->base != nullptr; }
 
 char kind_of(py::handle array) {
   return is_bfloat16(proxy(array)->descr) ? 'f' : description(proxy(array)->descr)->kind;
@@ -252,7 +251,7 @@ py::tuple reduced_shape(py::handle array, Shape shape) {
 
 py::object array_like(py::handle array, const char* how) {
   static const py::handle numpy = py::module_::import("numpy").release();
-  // Of a plain view: a subclass may answer in NumPy's place.
+  // A subclass may redefine the function; a plain view does not.
   return numpy.attr(how)(plain(array), py::arg("subok") = false);
 }
 

@@ -10,7 +10,7 @@ namespace {
 
 const py::detail::PyArray_Proxy* proxy(py::handle array) { return py::detail::array_proxy(array.ptr()); }
 
-// Along the axes from `axis` on.
+// Copies along the axes from `axis` on.
 void copy_items(const py::detail::PyArray_Proxy* to, const py::detail::PyArray_Proxy* from, int axis, char* out,
                 const char* in, std::size_t item) noexcept {
   if (axis == to->nd) {
@@ -26,7 +26,7 @@ void copy_items(const py::detail::PyArray_Proxy* to, const py::detail::PyArray_P
 
 Ledger::~Ledger() {
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
-    // The error that brought us here stays.
+    // An error may be on its way up: it stays set.
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     const int failed = entry->before != nullptr ? PyDict_SetItem(entry->dict.ptr(), entry->key.ptr(), entry->before)
@@ -56,7 +56,7 @@ void Writes::add(py::handle target, py::handle value, const Label& label) {
     require_alive(array, label);
   }
   const py::ssize_t item = descr(target).itemsize();
-  // The names of dtypes are Python's code, in which an interrupt may come.
+  // Names of dtypes are compared last: that is Python code, in which an interrupt may come.
   const bool same = descr(target).equal(descr(value));
   if (!same && (dtype_text(target) != dtype_text(value) || descr(value).itemsize() != item)) {
     type_error(label, "expected dtype " + dtype_text(target) + ", got " + dtype_text(value));

@@ -1,4 +1,4 @@
-// Everything or nothing: what must not fail between the first write and the last.
+// Writes of which all happen or none: whatever may fail comes before the first.
 #pragma once
 
 #include <vector>
@@ -7,11 +7,10 @@
 
 namespace fusedstep::bind {
 
-// Entries of dicts that stay only if `keep` is called. It runs no code of Python's, so that no signal is handled here.
+// Entries of dicts that are taken back unless `keep` is called. No Python code runs, so no interrupt comes between two.
 class Ledger {
  public:
-  // For so many entries, commonly.
-  explicit Ledger(std::size_t entries = 4) { entries_.reserve(entries); }
+  explicit Ledger(std::size_t expected = 4) { entries_.reserve(expected); }
   Ledger(const Ledger&) = delete;
   Ledger& operator=(const Ledger&) = delete;
   ~Ledger();

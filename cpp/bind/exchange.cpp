@@ -1,5 +1,5 @@
-// Writing many arrays as one: what may fail is done before the first is written, and no code of Python's runs between
-// them, so that no exception, Ctrl-C's neither, leaves some written and others not.
+// Writing many arrays as one. What may fail comes before the first is written, and no Python code runs between them: no
+// exception, not even Ctrl-C, leaves some written and others not.
 #include <vector>
 
 #include "bind/commit.h"
@@ -23,13 +23,13 @@ void write(const py::list& targets, const py::list& values) {
 
 std::vector<py::handle> handles(const py::list& objects) { return {objects.begin(), objects.end()}; }
 
-// Whether somebody's values are in the place of the weights' own.
+// Whether the weights hold other values than their own at the moment.
 struct Presence {
   bool away = false;
 };
 
-// Holds other values in arrays between __enter__ and __exit__, which are native: there is no line of Python between
-// them and the body of a with block where an interrupt could come.
+// A context manager: its arrays hold other values inside of the with block. __enter__ and __exit__ are native, so that
+// there is no line of Python between them and the block where an interrupt could come.
 class Exchange {
  public:
   Exchange(py::list targets, py::list values, py::list owners, py::object presence)

@@ -82,8 +82,8 @@ bool is_parameter_type(PyTypeObject* type) {
   return parameter.ptr() == reinterpret_cast<PyObject*>(type);
 }
 
-// The exchange table of a type, null where it has none. A subclass may mean something else by its memory: only types
-// that have the table themselves count, and PyTorch's parameters.
+// The exchange table of a type, null where it has none. An inherited table does not count, for a subclass may hold its
+// numbers elsewhere; PyTorch's own parameters are the exception.
 const dlpack::ExchangeApi* find_table(PyTypeObject* type) {
   static const py::handle name = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
   auto* object = reinterpret_cast<PyObject*>(type);
@@ -104,7 +104,7 @@ const dlpack::ExchangeApi* table_of(py::handle object) {
   const auto found = known->find(type);
   if (found != known->end()) return found->second;
   const dlpack::ExchangeApi* table = find_table(type);
-  // PyTorch may be in the middle of its own import.
+  // Not kept: PyTorch may be in the middle of its import, and have a table later.
   if (table == nullptr) return nullptr;
   Py_INCREF(type);
   return (*known)[type] = table;
@@ -149,7 +149,7 @@ py::object view_by_table(py::handle object, const Label& label) {
   char* data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   const Extent extent = extent_of(data, tensor.ndim, shape, strides, item_bytes);
   if (is_tensor(object)) {
-    // A view of numbers whose sign is still to be turned.
+    // PyTorch has not negated these numbers yet: their memory holds the opposite sign.
     static const py::handle is_neg = PyUnicode_InternFromString("is_neg");
     const auto negated = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), is_neg.ptr()));
     if (!negated) throw py::error_already_set();
@@ -171,7 +171,7 @@ py::object view_by_table(py::handle object, const Label& label) {
 
 namespace {
 
-// What an object that is no NumPy array has in its hands now; false where it does not say.
+// The memory that an object, no NumPy array, holds now; false where it cannot be asked.
 bool extent_of_owner(py::handle owner, Extent& extent, const Label& label) {
   if (is_tensor(owner)) {
     extent = storage_of(owner);
@@ -190,7 +190,7 @@ bool extent_of_owner(py::handle owner, Extent& extent, const Label& label) {
   return dense;
 }
 
-// The first object behind a NumPy array that is none itself; null where the memory is NumPy's.
+// The object that owns the memory of a NumPy array; null where NumPy does.
 py::handle owner_of(py::handle array) {
   py::handle owner = py::detail::array_proxy(array.ptr())->base;
   while (owner && is_array(owner)) owner = py::detail::array_proxy(owner.ptr())->base;
@@ -237,8 +237,8 @@ void wrote(const std::vector<py::handle>& objects) {
     }
   }
   if (tensors.empty()) return;
-  // The function behind torch.autograd.graph.increment_version, where it is there: no line of Python in which an
-  // interrupt could come between a write and what tells of it.
+  // The native function behind torch.autograd.graph.increment_version, where there is one: between the write and this
+  // call no line of Python runs, in which an interrupt could come.
   static const py::handle increment = [] {
     const py::object native = py::module_::import("torch").attr("_C");
     if (py::hasattr(native, "_increment_version"))

@@ -10,12 +10,11 @@ namespace fusedstep::bind {
 // A NumPy array of what an object holds now, without a copy: the object itself where it is one. TypeError where there
 // is none. `foreign` is set where code of other libraries ran, which may have moved or freed any other memory.
 py::object view(py::handle object, const Label& label, bool* foreign = nullptr);
-// The same, null where the object's type has no table of functions for it: no code of Python's runs.
+// The same by the DLPack exchange table of the object's type, null where it has none. No Python code runs.
 py::object view_by_table(py::handle object, const Label& label);
-// Whether the memory of a NumPy array still belongs to the object that it came from: ValueError where that has moved,
-// shrunk or freed it since.
+// ValueError where the owner of a NumPy array's memory has moved, shrunk or freed it since the array was made.
 void require_alive(py::handle array, const Label& label);
-// Tells autograd that tensors were written, given as such or as NumPy arrays of their memory.
+// Tells autograd that tensors were written: `objects` are tensors, or NumPy arrays of their memory.
 void wrote(const std::vector<py::handle>& objects);
 
 }  // namespace fusedstep::bind

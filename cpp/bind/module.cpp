@@ -7,7 +7,7 @@ namespace {
 
 PyObject* new_and_init(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   PyObject* self = pybind11::detail::make_new_instance(type);
-  // pybind11 leaves an object alone that is initialized again.
+  // When Python calls __init__ afterwards, pybind11 sees that it has run, and does nothing.
   if (self != nullptr && type->tp_init(self, args, kwargs) != 0) Py_CLEAR(self);
   return self;
 }
@@ -23,10 +23,12 @@ pybind11::custom_type_setup whole_from_birth() {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The native half of fusedstep.";
   fusedstep::runtime::watch_forks();
+  fusedstep::bind::register_testing(m);
   fusedstep::bind::register_runtime(m);
   fusedstep::bind::register_memory(m);
   fusedstep::bind::register_exchange(m);
   fusedstep::bind::register_optimizer(m);
+  fusedstep::bind::register_functional(m);
   fusedstep::bind::register_commit(m);
   fusedstep::bind::register_batch_norm(m);
   fusedstep::bind::register_layers(m);

@@ -11,7 +11,7 @@ bool overlap(const Array& a, const Array& b) { return overlap(a.data, a.bytes, b
 bool share_memory(py::handle a, py::handle b) {
   if (is_contiguous(a) && is_contiguous(b)) return overlap(span_of(a), span_of(b));
   try {
-    // So much work is enough for all but riddles.
+    // NumPy stops after so much work, which only contrived strides need; these count as overlapping.
     return py::module_::import("numpy").attr("shares_memory")(plain(a), plain(b), 10000).cast<bool>();
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_RuntimeError)) throw;

@@ -2,7 +2,6 @@
 
 #include "bind/module.h"
 #include "runtime/isa.h"
-#include "runtime/quota.h"
 #include "runtime/registry.h"
 #include "runtime/threads.h"
 
@@ -46,7 +45,7 @@ std::string compiler() {
 #endif
 }
 
-// Called by a kernel, which has let go of the GIL; where warnings are errors it ends there.
+// Called without the GIL, before a region starts its threads; throws where warnings are errors.
 void warn_of_shortage(int asked, int granted) {
   const py::gil_scoped_acquire held;
   const std::string message = "num_threads: " + std::to_string(asked) +
@@ -63,10 +62,7 @@ void register_runtime(py::module_& m) {
   m.def("set_isa", &runtime::activate_set);
   m.def("num_threads", &runtime::num_threads);
   m.def("set_num_threads", &runtime::set_num_threads);
-  m.def("processor_quota", &runtime::processor_quota);
-  m.def("usable_processors", &runtime::usable_processors);
   runtime::on_shortage(&warn_of_shortage);
-  m.def("force_parallel", &runtime::force_parallel);
   m.def("rules", &describe_rules);
   m.def("compiler", &compiler);
   m.attr("version") = FUSEDSTEP_VERSION;

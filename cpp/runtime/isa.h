@@ -1,4 +1,4 @@
-// Which instruction set computes.
+// The instruction sets, and which of them computes.
 #pragma once
 
 #include <string>

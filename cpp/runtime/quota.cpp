@@ -13,7 +13,7 @@ namespace fusedstep::runtime {
 namespace {
 
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
-// What a period is where a file names none, in microseconds.
+// The period that holds where a file names none, in microseconds.
 constexpr double kPeriod = 100'000.0;
 
 std::vector<std::string> split(std::string_view text, char separator) {
@@ -31,7 +31,7 @@ bool has(const std::string& list, std::string_view name) {
   return std::find(parts.begin(), parts.end(), name) != parts.end();
 }
 
-// NaN where it is none.
+// NaN where the text is no number.
 double number(const std::string& text) {
   double value = NAN;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -45,7 +45,7 @@ std::vector<std::string> words_of(const std::string& path) {
   return words;
 }
 
-// "max", a missing file and what nobody can read limit nothing; version 1 writes -1 for "max".
+// "max", a missing file and one that cannot be parsed limit nothing; version 1 writes -1 for "max".
 double limit(double quota, double period) {
   const bool limits = quota > 0.0 && period > 0.0 && std::isfinite(quota) && std::isfinite(period);
   return limits ? quota / period : kNoLimit;
@@ -111,7 +111,7 @@ bool find_group(const std::string& root, bool unified, std::string& group) {
   return false;
 }
 
-// The group below the one that is mounted; that one itself where a namespace hides the way.
+// The process's group, relative to the one that is mounted; the mounted one where a namespace hides the path.
 std::string below(std::string mounted, const std::string& group) {
   if (mounted == "/") mounted.clear();
   const bool within = group.compare(0, mounted.size(), mounted) == 0 &&

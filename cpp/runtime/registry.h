@@ -10,15 +10,15 @@ namespace fusedstep::runtime {
 
 struct Rule {
   const char* name;
-  int index;  // of the kernel table's row
+  int index;  // its row in the kernel table
   std::vector<Field> fields;
   std::vector<const char*> states;
   std::vector<Shape> shapes;
   std::vector<unsigned> keeps;  // by variant, bit k: it has the k-th state
   std::vector<const char*> scalars;
-  bool shared_scalars;  // and then its sums are taken over all tensors together
+  bool shared_scalars;  // one set for all tensors, and the sums are taken over all of them together
   unsigned copies;      // bit k: the k-th state begins as the parameter
-  unsigned exact;       // is stored in the dtype of the arithmetic: these, reduced ones, and those that need it
+  unsigned exact;       // is always stored in the dtype of the arithmetic: copies, reduced shapes, and what needs it
   unsigned squares;     // never falls below 0
   int first_moment;
   double moment_sign;
@@ -36,9 +36,9 @@ struct Rule {
   double (*coupled_decay)(const double* hypers);
   double (*initial)(const double* hypers, int state);
   double (*initial_scalar)(const double* hypers, int scalar);
-  // Moves the scalars on.
+  // The coefficients of a step; moves the scalars on.
   void (*coefficients)(const double* hypers, Moment now, Dtype dtype, double* scalars, void* out);
-  // What waits for the sums: a tensor's weight in the total, the shared scalars, the rest of the coefficients.
+  // What follows from the sums: what a tensor adds to the totals, the shared scalars, the rest of the coefficients.
   void (*weigh)(const double* hypers, Moment now, const double* scalars, double* sums);
   void (*share)(const double* hypers, const double* totals, double* scalars);
   void (*settle)(const double* hypers, Dtype dtype, const double* sums, const double* scalars, void* coefficients);

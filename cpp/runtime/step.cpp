@@ -7,7 +7,7 @@
 namespace fusedstep::runtime {
 namespace {
 
-// What a tensor, or a row, costs beside its elements, in elements.
+// The fixed cost of a tensor, or of a row, in elements.
 constexpr std::int64_t kOverhead = 128;
 
 std::int64_t chunks_in(std::int64_t elements) { return (elements + kChunk - 1) / kChunk; }
@@ -77,7 +77,8 @@ Step::Place Step::place_of(std::int64_t cost, std::int64_t granule) const {
   return {k, std::min(item, items_of(t))};
 }
 
-void Step::run_all(const StepPass (&kernels)[kMathsDtypes], double* sums, std::int64_t bytes) const {
+void Step::run(const StepPass (&kernels)[kMathsDtypes], double* sums, Reads reads) {
+  const std::int64_t bytes = reads == Reads::gradient ? gradient_bytes_ : bytes_;
   const std::int64_t granule = sums == nullptr ? kBlock : kChunk;
   const std::int64_t cost = costs_.back();
   const int threads = threads_for(bytes);
@@ -93,11 +94,9 @@ void Step::reserve(std::vector<double>& sums) {
   sums.reserve(tensors_->size() * kStepSums);
 }
 
-void Step::run(const StepPass (&kernels)[kMathsDtypes]) { run_all(kernels, nullptr, bytes_); }
-
-void Step::run(const StepPass (&kernels)[kMathsDtypes], std::vector<double>& sums, Reads reads) {
+void Step::sum(const StepPass (&kernels)[kMathsDtypes], std::vector<double>& sums, Reads reads) {
   piece_sums_.assign(std::size_t(pieces_.back()) * kStepSums, 0.0);
-  run_all(kernels, piece_sums_.data(), reads == Reads::gradient ? gradient_bytes_ : bytes_);
+  run(kernels, piece_sums_.data(), reads);
   sums.assign(tensors_->size() * kStepSums, 0.0);
   for (std::size_t t = 0; t < tensors_->size(); ++t) {
     for (std::int64_t piece = pieces_[t]; piece < pieces_[t + 1]; ++piece) {

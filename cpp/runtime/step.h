@@ -1,4 +1,4 @@
-// A whole optimizer step: all tensors, end to end, shared out in one parallel region a pass.
+// A pass over all tensors of a step: laid end to end and shared out to threads in one parallel region.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct StepTensor {
   std::int64_t row_count, row_size;
 };
 
-// What a pass moves: everything that a step does, or the gradients alone.
+// What a pass reads: everything, or the gradients alone.
 enum class Reads { all, gradient };
 
 class Step {
@@ -26,12 +26,13 @@ class Step {
   // The tensors stay where they are until the passes are over.
   void cut(const std::vector<StepTensor>& tensors);
 
-  // `kernels` by dtype. With sums, gives kStepSums of them a tensor: those of its chunks (row by row, where the
-  // gradient is row-sparse) added in order, so that they do not depend on the threads.
-  void run(const StepPass (&kernels)[kMathsDtypes]);
-  // So that the next run with sums allocates nothing.
+  // One pass; `kernels` by dtype. `sums`: null, or kStepSums of each piece.
+  void run(const StepPass (&kernels)[kMathsDtypes], double* sums = nullptr, Reads reads = Reads::all);
+  // One that gives kStepSums a tensor: those of its chunks (row by row, where the gradient is row-sparse) added in
+  // order, so that they do not depend on the threads.
+  void sum(const StepPass (&kernels)[kMathsDtypes], std::vector<double>& sums, Reads reads = Reads::all);
+  // So that the next such pass allocates nothing.
   void reserve(std::vector<double>& sums);
-  void run(const StepPass (&kernels)[kMathsDtypes], std::vector<double>& sums, Reads reads = Reads::all);
 
  private:
   // An element, or a row, of a tensor.
@@ -41,13 +42,12 @@ class Step {
   };
 
   Place place_of(std::int64_t cost, std::int64_t granule) const;
-  void run_all(const StepPass (&kernels)[kMathsDtypes], double* sums, std::int64_t bytes) const;
   void run_range(Place from, Place to, const StepPass (&kernels)[kMathsDtypes], double* sums) const;
   static void run_rows(const StepTensor& t, std::int64_t from, std::int64_t to, StepPass kernel, double* sums);
 
   const std::vector<StepTensor>* tensors_ = nullptr;
-  // By tensor, reused from step to step: the cost before it, and the number of the first of the pieces whose sums are
-  // taken apart.
+  // By tensor: the cost of all before it, and the number of its first piece (a chunk whose sums are kept apart).
+  // Reused from step to step.
   std::vector<std::int64_t> costs_, pieces_;
   std::vector<double> piece_sums_;
   std::int64_t bytes_ = 0, gradient_bytes_ = 0;

@@ -24,11 +24,12 @@ std::atomic<int> chosen{0};
 std::atomic<bool> forked{false};
 std::atomic<bool> forced{false};
 
-// Below this even a team that waits, spinning, costs more than it saves (about two microseconds on two threads).
+// Work on fewer bytes stays on one thread: to wake a team costs more than it saves, even where its threads spin (about
+// two microseconds on two threads).
 constexpr std::int64_t kSerialBytes = 256 * 1024;
 
-// What regions have been worth, in seconds. Threads of the caller's may race here: at worst a guess is off.
-std::atomic<double> debt{0.0};                // help still to be forgone
+// What parallel regions have been worth, in seconds. Several calling threads may race here: at worst a guess is off.
+std::atomic<double> debt{0.0};                // seconds of help to forgo before the next region
 std::atomic<double> seconds_per_byte{5e-11};  // of one thread, as last measured
 std::atomic<int> failures{0};                 // in a row
 constexpr int kMaxDoublings = 6;
@@ -87,7 +88,7 @@ void* pass_gate(void*) {
   return nullptr;
 }
 
-// How many of so many threads the system starts, all of them there at once.
+// How many threads the system starts, up to `wanted`, all running at once.
 int startable(int wanted) {
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
@@ -110,12 +111,12 @@ std::atomic<bool> told{false};
 // OpenMP keeps a team of its own for every calling thread.
 thread_local int largest_team = 1;
 
-// The team that can be had of one of so many threads.
+// The size of the largest team, up to `threads`, that the system grants.
 int team_of(int threads) {
   if (threads <= largest_team) return threads;
   const int wanted = threads - 1, started = startable(wanted);
   if (started == wanted) return largest_team = threads;
-  // What is left over is for others, who start threads and take memory too.
+  // A margin is left to others, who start threads and take memory too.
   largest_team = std::max(largest_team, 1 + started - (started + 3) / 4);
   chosen = largest_team;
   if (!told.exchange(true)) tell_shortage(threads, largest_team);
@@ -140,7 +141,7 @@ int first_choice() {
                                 std::string(std::getenv("FUSEDSTEP_NUM_THREADS")) + "'");
   }
   if (own > 0) return own;
-  // A value that OpenMP cannot read it ignores with a warning, and so do we.
+  // OpenMP ignores a value that it cannot read, with a warning: so do we.
   const int openmp = read_count("OMP_NUM_THREADS");
   return openmp > 0 ? openmp : usable_processors("");
 }

@@ -51,6 +51,7 @@ class Engine {
   int scalars() const { return int(rule_.scalars.size()); }
   // The groups whose names errors use; borrowed.
   void name_after(py::handle groups) { labels_.name_after(groups); }
+  Label param_label(const Item& item) const { return labels_.param(item); }
   // Looks at the memory of the items, which may run code of other libraries: before any pointer is taken.
   void view(std::vector<Item>& items) const;
   void view_states(Item& item) const;

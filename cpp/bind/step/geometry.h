@@ -15,6 +15,9 @@ struct Geometry {
   std::vector<py::ssize_t> shape, strides;
   py::tuple lengths() const;
   std::string text() const;
+  // ValueError where the array has another shape or dtype now.
+  void require_same(py::handle array, const Label& label) const;
+  bool same_strides(py::handle array) const;
 };
 Geometry geometry_of(py::handle owner, py::handle array, const Label& label);
 

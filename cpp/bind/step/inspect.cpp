@@ -103,7 +103,8 @@ std::int64_t Inspector::inspect_states(const Item& item, const Settings& setting
   for (int s = 0; s < int(rule_.states.size()); ++s) {
     if (!keeps(rule_, item, s)) continue;
     Dtype& stored = args.state_dtype[args.states];
-    stored = item.state[s] ? inspect_state(item, settings, tensor, s, args) : new_state_dtype(settings, tensor, s);
+    stored =
+        item.state[s] ? inspect_state(item, settings, tensor, s, args) : new_state_dtype(rule_, settings, tensor, s);
     if (item.rows && is_code(stored)) {
       value_error(labels_.grad(item), "a row-sparse gradient does not go with states of 8 bits, which share scales");
     }
@@ -114,12 +115,12 @@ std::int64_t Inspector::inspect_states(const Item& item, const Settings& setting
   return bytes;
 }
 
-// How a new state is stored. What begins as a copy of the parameter, or needs all its bits otherwise, keeps them.
-Dtype Inspector::new_state_dtype(const Settings& settings, const runtime::StepTensor& tensor, int s) const {
-  if (tensor.dtype == Dtype::float64 || (rule_.exact >> s & 1)) return tensor.dtype;
+// What begins as a copy of the parameter, or needs all its bits otherwise, keeps them.
+Dtype new_state_dtype(const runtime::Rule& rule, const Settings& settings, const runtime::StepTensor& tensor, int s) {
+  if (tensor.dtype == Dtype::float64 || (rule.exact >> s & 1)) return tensor.dtype;
   if (!is_code(settings.state_dtype)) return settings.state_dtype;
   if (tensor.size < settings.least_8bit) return Dtype::float32;
-  return rule_.squares >> s & 1 ? Dtype::unsigned8 : Dtype::signed8;
+  return rule.squares >> s & 1 ? Dtype::unsigned8 : Dtype::signed8;
 }
 
 // An array beside the parameter, of whatever dtype.

@@ -8,6 +8,9 @@
 
 namespace fusedstep::bind {
 
+// How a new state is stored; of the tensor its dtype and size count.
+Dtype new_state_dtype(const runtime::Rule& rule, const Settings& settings, const runtime::StepTensor& tensor, int s);
+
 class Inspector {
  public:
   Inspector(const runtime::Rule& rule, const Labels& labels) : rule_(rule), labels_(labels) {}
@@ -28,7 +31,6 @@ class Inspector {
   void inspect_rows(const Item& item, const Settings& settings, runtime::StepTensor& tensor);
   void inspect_storage(const Item& item, const Settings& settings, runtime::StepTensor& tensor);
   std::int64_t inspect_states(const Item& item, const Settings& settings, runtime::StepTensor& tensor);
-  Dtype new_state_dtype(const Settings& settings, const runtime::StepTensor& tensor, int s) const;
   Array inspect_beside(const Item& item, py::handle array, int role);
   char* inspect_exact(const Item& item, const runtime::StepTensor& tensor, py::handle array, int role);
   Dtype inspect_state(const Item& item, const Settings& settings, const runtime::StepTensor& tensor, int s,

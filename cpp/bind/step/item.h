@@ -42,23 +42,25 @@ inline bool keeps_moment(const runtime::Rule& rule, const Item& item) {
 // How errors name an argument: params[2] and state[2]['exp_avg'], or param[2] and exp_avg[2].
 enum class Naming { optimizer, function };
 
-// What an array is to its parameter: its s-th state is s, the scalars stand behind the states, the scales of the s-th
-// state from kScales on, and the rest are these.
+// The role of an array beside its parameter. State s is s; a function's scalars follow the states; the scales of state
+// s are kScales + s; the others are these.
 enum Role { kParam = -1, kGrad = -2, kAverage = -3, kMaster = -4, kScales = 16 };
 
 class Labels {
  public:
   Labels(const runtime::Rule& rule, Naming naming);
   Label of(py::ssize_t index, int role) const;
-  Label param(const Item& item) const { return of(item.index, kParam); }
-  Label grad(const Item& item) const { return of(item.index, kGrad); }
+  Label param(const Item& item) const { return {param_, item.index, nullptr, groups_.ptr()}; }
+  Label grad(const Item& item) const { return {grad_, item.index, nullptr, groups_.ptr()}; }
   const std::string& scales(int s) const { return scales_names_[std::size_t(s)]; }
   // The groups whose names errors use; borrowed.
   void name_after(py::handle groups) { groups_ = groups; }
 
  private:
   const runtime::Rule& rule_;
-  const Naming naming_;
+  const bool function_;
+  const char* const param_;
+  const char* const grad_;
   py::handle groups_;
   std::vector<std::string> scales_names_;
 };

@@ -16,7 +16,7 @@ class NativeStep : public StepBackend {
   void measure_gradients(const runtime::Rule&, StepWork& work) const override {
     {
       const py::gil_scoped_release released;
-      work.step.run(table_.gradient_sums, work.sums, runtime::Reads::gradient);
+      work.step.sum(table_.gradient_sums, work.sums, runtime::Reads::gradient);
     }
     work.exponents.clear();
     for (std::size_t k = 0; k < work.tensors.size(); ++k) {
@@ -44,7 +44,7 @@ class NativeStep : public StepBackend {
   void write(StepWork& work) const override {
     const py::gil_scoped_release released;
     if (work.telemetry()) {
-      work.step.run(table_.step, work.sums);
+      work.step.sum(table_.step, work.sums);
     } else {
       work.step.run(table_.step);
     }
@@ -174,7 +174,7 @@ class NativeStep : public StepBackend {
     if (!needed) return;
     {
       const py::gil_scoped_release released;
-      work.step.run(table_.measure_sums, work.sums);
+      work.step.sum(table_.measure_sums, work.sums);
     }
     double totals[kMaxMeasures] = {};
     for (std::size_t k = 0; k < work.tensors.size(); ++k) {

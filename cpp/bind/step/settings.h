@@ -29,14 +29,14 @@ struct Settings {
   bool average = false;
   double ema_decay = 0.0;
   bool ema_warmup = false;
-  // How new states are stored; 8 bits stand for codes of either kind, of parameters that are not too small for them.
+  // How new states are stored. unsigned8 stands for codes of either sign, where the parameter has least_8bit elements.
   Dtype state_dtype = Dtype::float32;
   std::int64_t least_8bit = 0;
   bool master = false;
   bool random_param = false;
   std::uint64_t seed = 0;
   WholeStep whole;
-  py::ssize_t keys = 0;  // of the group, that were found
+  py::ssize_t keys = 0;  // how many keys of the group were read
 };
 
 // What to do with an lr that is a function.
@@ -53,19 +53,24 @@ class SettingsReader {
   double lr_of(const Settings& settings) const { return settings.hypers[lr_]; }
 
  private:
-  void read_hypers(Settings& settings, py::handle group, Schedules schedules, std::int64_t taken, double last_lr) const;
+  struct Values;
+
+  void read_hypers(Settings& settings, Values& values, py::handle group, Schedules schedules, std::int64_t taken,
+                   double last_lr) const;
   void read_tuple(const Field& field, py::handle given, double* out) const;
   void read_schedule(Settings& settings, const Field& field, const py::object& schedule, std::int64_t taken,
                      double last_lr) const;
-  void read_update_options(Settings& settings, py::handle group) const;
-  void read_storage_options(Settings& settings, py::handle group) const;
-  void read_whole_step_options(Settings& settings, py::handle group) const;
+  void read_update_options(Settings& settings, const Values& values) const;
+  void read_storage_options(Settings& settings, const Values& values) const;
+  void read_whole_step_options(Settings& settings, const Values& values) const;
 
   const runtime::Rule& rule_;
-  std::vector<py::object> field_names_;
-  int lr_ = 0;  // its place among the hyper-parameters
+  std::vector<py::object> keys_;  // of a group: the hyper-parameters, then the options
+  int lr_ = 0;                    // its place among the hyper-parameters
 };
 
+// ValueError where groups differ in what holds for all of them together.
+void require_agreement(const runtime::Rule& rule, const Settings& first, const Settings& other);
 // ValueError, named `label`, where the rule cannot have states of so many bits.
 void require_bits(const runtime::Rule& rule, const Settings& settings, int bits, const Label& label);
 inline int bits_of(Dtype stored) { return 8 * int(item_bytes(stored)); }

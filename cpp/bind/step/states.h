@@ -5,7 +5,7 @@
 
 namespace fusedstep::bind {
 
-// The missing states, averages and master weights of all items, where the tensors' arguments say how they are stored.
+// Makes the missing states, averages and master weights of all items, stored as the tensors' arguments say.
 void make_states(const runtime::Rule& rule, StepWork& work);
 
 }  // namespace fusedstep::bind

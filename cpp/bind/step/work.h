@@ -22,7 +22,7 @@ struct StepWork {
 
   std::vector<runtime::StepTensor> tensors;  // one an item
   runtime::Step step;
-  // kStepSums an item: of gradients, and of telemetry.
+  // kStepSums an item: those of the gradients alone, then those of telemetry.
   std::vector<double> sums;
   std::vector<int> exponents;  // of these, or empty: all 0
   bool measured = false;       // the sums of telemetry are there
