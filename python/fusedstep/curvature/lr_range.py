@@ -17,6 +17,7 @@ from fusedstep._common.plain import plain
 from fusedstep._common.structure import Parameters
 from fusedstep.curvature.plots import saved_axes
 from fusedstep.curvature.space import Array, Vector, positive, scalar
+from fusedstep.curvature.torch_training import Gradients, is_module, module_step
 from fusedstep.schedules.saving import plateaus as _plateaus
 
 
@@ -70,13 +71,14 @@ class LRRangeTest:
 
 
 def lr_range_test(
-    step: Callable[[float], float],
+    step: Callable[[float], float] | Any,
     lrs: tuple[float, float, int] | Sequence[float] | Array = (1e-7, 10.0, 100),
     *,
     smoothing: float = 0.9,
     divergence: float = 4.0,
     params: Any = None,
     optimizer: Any = None,
+    loss: Callable[[], Any] | None = None,
 ) -> LRRangeTest:
     r"""Trains with a learning rate that rises exponentially, until the loss diverges, and suggests rates.
 
@@ -90,7 +92,8 @@ def lr_range_test(
     it. 1.48 medians of normal deviations are a standard deviation; of a few, little is known.
 
     Args:
-        step: `step(lr) -> loss`: trains one batch with this rate and gives the loss before the update.
+        step: `step(lr) -> loss`: trains one batch with this rate and gives the loss before the update. Or a
+            `torch.nn.Module` with its `optimizer` and its `loss`: it is put back with its gradients.
         lrs: A tuple `(lowest, highest, steps)`, or a list or array of ascending rates; all > 0.
         smoothing: s, in [0, 1).
         divergence: > 1.
@@ -98,7 +101,8 @@ def lr_range_test(
             count of batches comes back with the rest), or these in any structure that an optimizer takes. They are put
             back as they were, bit for bit, also after an error or Ctrl-C. None: that is yours to do.
         optimizer: Its state and the hyper-parameters in its groups are put back likewise, through `state_dict` and
-            `load_state_dict`.
+            `load_state_dict`. Of a module it is a `torch.optim.Optimizer`, all of whose groups take the rate.
+        loss: Of a module: `loss() -> tensor`, that of the next batch, called in every step.
 
     Returns:
         The `LRRangeTest`.
@@ -122,9 +126,27 @@ def lr_range_test(
         >>> print(found.stopped, 0.01 < found.steepest < 1, w)
         diverged True [1.]
 
+        A torch model:
+
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> opt = torch.optim.SGD(model.parameters())
+        >>> def loss():
+        ...     return (model(torch.eye(2)) - 3.0).square().mean()
+        >>> found = fs.lr_range_test(model, (1e-3, 100.0, 200), optimizer=opt, loss=loss)
+        >>> print(0.01 < found.steepest < 0.1, model.weight.tolist())
+        True [[0.0, 0.0]]
+
     Reference:
         Smith, "Cyclical learning rates for training neural networks", WACV 2017.
     """
+    if is_module(step):
+        if params is not None:
+            raise ValueError("params: expected None beside a module, which is put back as a whole")
+        step, params = module_step(step, optimizer, loss), {"module": step, "grads": Gradients(step)}
+    elif loss is not None:
+        raise ValueError("loss: expected None beside a step function, which gives the loss itself")
     function(step, "step")
     rates = _rates(lrs)
     kept = share(scalar(smoothing, "smoothing"), "smoothing")
@@ -136,14 +158,14 @@ def lr_range_test(
     average, lowest = 0.0, math.inf
     with _restored(params, optimizer):
         for k, lr in enumerate(rates):
-            loss = scalar(step(float(lr)), "step(lr)")
-            losses.append(loss)
-            average = kept * average + (1 - kept) * loss
+            seen = scalar(step(float(lr)), "step(lr)")
+            losses.append(seen)
+            average = kept * average + (1 - kept) * seen
             if not math.isfinite(average):
                 stopped = "not finite"
                 break
             if smoothed:
-                scatter.append(abs(loss - smoothed[-1]))
+                scatter.append(abs(seen - smoothed[-1]))
             smoothed.append(average / (1 - kept ** (k + 1)))
             lowest = min(lowest, smoothed[-1])
             if smoothed[-1] > lowest + max((factor - 1) * abs(lowest), _noise(scatter)):

@@ -10,6 +10,7 @@ from fusedstep.doctor import rules
 from fusedstep.doctor.measure import Gradients, dead_part, flattened, grad_cosine, measured
 from fusedstep.doctor.run import Run, batch_norm, batch_size, chance_loss, number
 from fusedstep.doctor.thresholds import Thresholds
+from fusedstep.doctor.torch_steps import TorchSteps, is_torch_optimizer, rule_of
 from fusedstep.doctor.verdict import REMEDIES, Verdict
 from fusedstep.doctor.windows import Windows
 from fusedstep.optimizers import Optimizer
@@ -59,7 +60,8 @@ class Doctor:
     Every rule is an inequality between medians over windows of the run, see `fusedstep.doctor.rules`.
 
     Args:
-        optimizer: The one that trains; its reports then have to be observed.
+        optimizer: The one that trains; its reports then have to be observed. Or a `torch.optim.Optimizer`, whose steps
+            are then measured by hooks around them, and of whose parameters there is a copy meanwhile.
         thresholds: What the rules compare with; the defaults of `Thresholds`.
         curvature: Called without arguments when the run seems to be at a critical point; gives something with a `kind`,
             as `fusedstep.curvature.classify` does.
@@ -84,11 +86,26 @@ class Doctor:
         ...     doctor.observe(loss, report=opt.step(grad))
         >>> [verdict.name for verdict in doctor.diagnose()]
         ['at_critical_point']
+
+        A torch model:
+
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> opt = torch.optim.SGD(model.parameters(), lr=1e-9)
+        >>> doctor = fs.doctor.Doctor(opt)
+        >>> for _ in range(30):
+        ...     opt.zero_grad()
+        ...     loss = (model(torch.ones(4, 2)) - 3.0).square().mean()
+        ...     loss.backward()
+        ...     opt.step()
+        ...     doctor.observe(loss.item())
+        >>> [verdict.name for verdict in doctor.diagnose()]
+        ['crawling']
     """
 
     def __init__(
         self,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | Any | None = None,
         *,
         thresholds: Thresholds | None = None,
         curvature: Callable[[], Any] | None = None,
@@ -96,9 +113,10 @@ class Doctor:
         batch_norm: bool | None = None,
         chance_loss: float | None = None,
     ) -> None:
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
+        of_torch = is_torch_optimizer(optimizer)
+        if optimizer is not None and not of_torch and not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected an Optimizer or None, got {type(optimizer).__name__}")
-        if optimizer is not None and not optimizer.defaults["telemetry"]:
+        if optimizer is not None and not of_torch and not optimizer.defaults["telemetry"]:
             raise ValueError("optimizer: expected one with telemetry=True")
         if thresholds is not None and not isinstance(thresholds, Thresholds):
             raise TypeError(f"thresholds: expected Thresholds or None, got {type(thresholds).__name__}")
@@ -109,6 +127,7 @@ class Doctor:
         self.curvature = curvature
         self.run = _run(optimizer, batch_size, batch_norm, chance_loss)
         self._before: Gradients | None = None
+        self._steps = TorchSteps(optimizer) if of_torch else None
 
     def observe(
         self,
@@ -126,7 +145,8 @@ class Doctor:
         Args:
             train_loss: The loss that the step's gradient is of; it need not be finite.
             val_loss: The loss on held-out data, where it was evaluated after this step.
-            report: What `optimizer.step` gave; with telemetry most rules can judge.
+            report: What `optimizer.step` gave; with telemetry most rules can judge. Of a torch optimizer nothing: its
+                step is measured.
             grads: The gradients, as the step took them: the cosine between them and those before is what shows
                 bouncing. They are copied.
             activations: What each layer gave, (rows, units, …), for many rows, as a list, a dict or one array.
@@ -135,9 +155,9 @@ class Doctor:
 
         Raises:
             TypeError: An argument of another kind.
-            ValueError: No report though there is an optimizer; activations without rows or units.
+            ValueError: No report though there is an optimizer, or no step; activations without rows or units.
         """
-        if report is None and self.optimizer is not None:
+        if report is None and self.optimizer is not None and self._steps is None:
             raise ValueError("report: expected what optimizer.step gave, got None")
         numbers = {
             "test_loss": val_loss,
@@ -147,7 +167,8 @@ class Doctor:
         }
         names = {"test_loss": "val_loss", "test_accuracy": "val_accuracy"}
         evaluation = {key: number(value, names.get(key, key)) for key, value in numbers.items() if value is not None}
-        loss, values = number(train_loss, "train_loss"), measured(report)
+        loss = number(train_loss, "train_loss")
+        values = measured(report) if self._steps is None else self._steps.take()
         for name, value in (("train_loss", loss), ("val_loss", evaluation.get("test_loss", 0.0))):
             if value < 0:
                 raise ValueError(f"{name}: expected a loss >= 0, got {value:g} (add what it cannot go below)")
@@ -239,9 +260,9 @@ class Doctor:
         return doctor
 
 
-def _run(optimizer: Optimizer | None, size: Any, norm: Any, chance: Any) -> Run:
+def _run(optimizer: Optimizer | Any | None, size: Any, norm: Any, chance: Any) -> Run:
     return Run(
-        optimizer=None if optimizer is None else optimizer.rule,
+        optimizer=optimizer.rule if isinstance(optimizer, Optimizer) else rule_of(optimizer),
         batch_size=batch_size(size, "batch_size"),
         batch_norm=batch_norm(norm, "batch_norm"),
         chance_loss=chance_loss(chance, "chance_loss"),
