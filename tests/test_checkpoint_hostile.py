@@ -87,13 +87,16 @@ class Parts:
         text = header if isinstance(header, str) else json.dumps(header)
         metadata = {"fusedstep": text, "fusedstep.crc32": f"{zlib.crc32(text.encode()):08x}"}
         content = json.dumps({"__metadata__": metadata, **self.entries}).encode()
+        Path(path).unlink(missing_ok=True)  # a file that is cut to nothing and written anew, some file systems flush
         with open(path, "wb") as file:
             file.write(struct.pack("<Q", len(content)) + content + self.data)
 
 
 def places(value, path=()):
+    """Where something stands; of a long list that was put there, in its first items."""
     yield path
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    items = value.items() if isinstance(value, dict) else enumerate(value[:50]) if isinstance(value, list) else ()
+    for key, inner in items:
         yield from places(inner, (*path, key))
 
 

@@ -1,6 +1,8 @@
 """A saved run that somebody changed: refused with one kind of error, or gone on with to its end."""
 
 import copy
+import functools
+import os
 import random
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import fusedstep as fs
 from fusedstep.apps.cli import main
 from fusedstep.apps.cli.train_report import summary
+from fusedstep.apps.examples import digits
 from fusedstep.apps.examples.training import Options, Training
 
 PARTS = [{"ema": 0.9, "early_stop": 2}, {"snapshots": 3}]
@@ -49,6 +52,15 @@ def steps_before_the_end(run, count):
             run.took(*run.loss_step(run.model, run.optimizer, x, y, lambda f, *a, **k: f(*a, **k)))
         run.end_epoch()
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """The digits are read once, and nothing waits for the disk: hundreds of runs are saved and taken up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "load", functools.cache(digits.load))
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="module", params=PARTS, ids=str)
