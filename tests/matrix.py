@@ -2,7 +2,7 @@
 
 Torch, BLAS, NumPy and the C library choose their kernels by processor, and so the last bits of their sums. Each setting
 stands for a processor that is not at hand: the first two hold everything together, the others one library. Arguments go
-to pytest: `python tests/matrix.py -n 2 tests/test_lbfgs.py`; `--settings NAME ...` leaves the others out.
+to pytest: `python tests/matrix.py -n 2 tests/optimizers/test_lbfgs.py`; `--settings NAME ...` leaves the others out.
 """
 
 import argparse
