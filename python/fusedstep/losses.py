@@ -11,6 +11,8 @@ from fusedstep._common.arguments import flag
 from fusedstep._common.arrays import bfloat16_dtype, dtype_name, viewed, wrote
 from fusedstep.reference.codec import narrowed, widened
 
+__all__ = ["log_softmax", "mean_squared_error", "sigmoid_binary_cross_entropy", "softmax", "softmax_cross_entropy"]
+
 #: An array, of NumPy or another library; where it is only read, of any strides, or a list of numbers.
 Array = NDArray[Any]
 

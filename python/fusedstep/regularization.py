@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from fusedstep import _core
 from fusedstep._common.arrays import viewed, wrote
 
+__all__ = ["drop_connect", "dropout", "dropout_backward", "stochastic_depth"]
+
 Array = NDArray[Any]
 
 

@@ -145,20 +145,11 @@ def classify(
         values, vectors, residuals = (
             all_pairs(operator) if complete else end_pairs(operator, 2 * count, "both", limit, rng)
         )
-        # A zero of no sign, to read and to write.
-        values = values + 0.0
-        # Along an axis an error may be larger than along a random vector, which is a mean of all.
-        for place in {0, int(np.abs(values).argmin()), len(values) - 1}:
-            operator.measure_noise(vectors[:, place])
-        largest = float(np.abs(values).max())
-        tolerance = max(operator.accuracy * largest, 4 * operator.noise)
-        # Nor does every eigenvector feel the same: those that the tolerance decides are all asked.
-        for near in np.flatnonzero(np.abs(values) <= 100 * tolerance).tolist():
-            operator.measure_noise(vectors[:, near])
-    tolerance = max(operator.accuracy * largest, 4 * operator.noise)
+        values = values + 0.0  # a zero without a sign, which prints as 0
+        tolerance = _measured_tolerance(operator, values, vectors)
     if complete:
         tolerance = max(tolerance, 4 * operator.asymmetry * size_of(values))
-    norm = size_of(operator.center)
+    norm, largest = size_of(operator.center), float(np.abs(values).max())
     allowed = operator.space.eps**0.5 * largest * operator.scale if given is None else given
     zeros = int(np.count_nonzero(np.abs(values) <= tolerance))
     kind, reason = _decide(values, residuals, tolerance, zeros, complete)
@@ -185,6 +176,22 @@ def classify(
         products=operator.products,
         gradients=operator.gradients,
     )
+
+
+def _measured_tolerance(operator: Operator, values: Array, vectors: Array) -> float:
+    """What counts as zero, by the rounding and by the error measured along eigenvectors."""
+    largest = float(np.abs(values).max())
+
+    def tolerance() -> float:
+        return max(operator.accuracy * largest, 4 * operator.noise)
+
+    # The error along one axis may be larger than along a random vector, which averages over all axes.
+    for place in {0, int(np.abs(values).argmin()), len(values) - 1}:
+        operator.measure_noise(vectors[:, place])
+    # The error differs between eigenvectors: it is measured along all whose sign the tolerance decides.
+    for near in np.flatnonzero(np.abs(values) <= 100 * tolerance()).tolist():
+        operator.measure_noise(vectors[:, near])
+    return tolerance()
 
 
 def _jump(

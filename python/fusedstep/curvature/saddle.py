@@ -10,6 +10,7 @@ import numpy as np
 from fusedstep._common.arguments import function, whole
 from fusedstep._common.brief import brief_repr
 from fusedstep._common.plain import plain
+from fusedstep._common.structure import listed
 from fusedstep.curvature.critical import CriticalPoint, classify
 from fusedstep.curvature.probe import Probe
 from fusedstep.curvature.products import Operator
@@ -123,6 +124,7 @@ def escape(
     function(loss, "loss")
     most = whole(max_trials, "max_trials", least=1, most=None)
     first = None if length is None else positive(length, "length")
+    params = listed(params)  # an iterator gives them once
     space = Space(params)
     scale = max(1.0, float(np.linalg.norm(space.origin)))
     search = _Search(loss, space, scale / 100 if first is None else first, most)
@@ -147,19 +149,10 @@ def escape(
     else:
         operator = Operator(grad, params)
         vectors = [space.flat(given, f"point.directions[{k}]") for k, given in enumerate(point.directions)]
-        flat = [u for u, known in zip(vectors, point.eigenvalues, strict=True) if abs(known) <= point.tolerance]
-        found = None
-        if flat and point.kind != "not critical":
-            found = Probe(search.at, operator, search.before).run(flat, search.first, np.random.default_rng(seed))
-        if found is None:
-            raise NoNegativeCurvatureError(
-                f"params: no negative curvature: the most negative eigenvalue found is {value:.3g}, and less than "
-                f"{point.tolerance:.3g} counts as zero ({point.kind}); {point.reason}"
-                + ("; nor does the loss fall where there is none" if flat and point.kind != "not critical" else "")
-            )
-        length = float(np.linalg.norm(found[0]))
-        direction, gradients = found[0] / length, gradients + operator.gradients
-        moved, after = search.on(direction, length, found[1])
+        move, lower = _lower_place(search, operator, point, vectors, seed)
+        length = float(np.linalg.norm(move))
+        direction, gradients = move / length, gradients + operator.gradients
+        moved, after = search.on(direction, length, lower)
         value = float(sum(known * (u @ direction) ** 2 for u, known in zip(vectors, point.eigenvalues, strict=True)))
     return Escape(
         params=space.pack(space.origin + moved * direction),
@@ -172,6 +165,24 @@ def escape(
         products=point.products,
         gradients=gradients,
     )
+
+
+def _lower_place(
+    search: "_Search", operator: Operator, point: CriticalPoint, vectors: list[Vector], seed: int
+) -> tuple[Vector, float]:
+    """A move to a lower loss along directions without curvature, and that loss."""
+    flat = [u for u, known in zip(vectors, point.eigenvalues, strict=True) if abs(known) <= point.tolerance]
+    probed = bool(flat) and point.kind != "not critical"
+    found = None
+    if probed:
+        found = Probe(search.at, operator, search.before).run(flat, search.first, np.random.default_rng(seed))
+    if found is None:
+        raise NoNegativeCurvatureError(
+            f"params: no negative curvature: the most negative eigenvalue found is {float(point.eigenvalues[0]):.3g}, "
+            f"and less than {point.tolerance:.3g} counts as zero ({point.kind}); {point.reason}"
+            + ("; nor does the loss fall where there is none" if probed else "")
+        )
+    return found
 
 
 class _Search:

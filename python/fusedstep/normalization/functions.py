@@ -3,7 +3,7 @@
 from fusedstep import _core
 from fusedstep._common.arrays import viewed, wrote
 from fusedstep._core import BatchNormSaved
-from fusedstep.normalization._arguments import Activation, Array, Channels, require_saved
+from fusedstep.normalization.arguments import Activation, Array, Channels, require_saved
 
 
 def batch_norm(

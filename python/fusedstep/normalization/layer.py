@@ -10,7 +10,7 @@ from fusedstep import _core
 from fusedstep._common.arguments import flag, shown
 from fusedstep._common.arrays import as_array, viewed, wrote
 from fusedstep._core import BatchNormSaved
-from fusedstep.normalization._arguments import Activation, Array, Channels
+from fusedstep.normalization.arguments import Activation, Array, Channels
 from fusedstep.normalization.functions import batch_norm_backward
 
 

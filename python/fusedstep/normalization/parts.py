@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fusedstep import _core
 from fusedstep._common.arrays import viewed, wrote
 from fusedstep._core import BatchNormSaved
-from fusedstep.normalization._arguments import Activation, Array, Channels, Doubles, channels, listed, require_saved
+from fusedstep.normalization.arguments import Activation, Array, Channels, Doubles, channels, listed, require_saved
 from fusedstep.normalization.statistics import BatchStats
 
 

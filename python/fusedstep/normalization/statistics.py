@@ -8,7 +8,7 @@ import numpy as np
 from fusedstep import _core
 from fusedstep._common.arguments import shown
 from fusedstep._common.arrays import viewed, wrote
-from fusedstep.normalization._arguments import Array, Channels, Doubles, channels, listed
+from fusedstep.normalization.arguments import Array, Channels, Doubles, channels, listed
 from fusedstep.reference import batch_norm as exact
 
 

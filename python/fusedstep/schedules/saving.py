@@ -45,7 +45,7 @@ REGISTRY: dict[str, Any] = {
     )
 }
 
-#: In all the schedules of an optimizer, each counted as often as another one holds it.
+#: The most schedules of an optimizer, each counted as often as another one holds it.
 _MOST = 1_000_000
 
 
@@ -55,7 +55,7 @@ def can_save(value: Any) -> bool:
 
 
 class Table:
-    """Schedules one after the other, each once, after those within it: who shares one goes on sharing it."""
+    """One row for each schedule, after the rows of those within it. A schedule that two others share is one row."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -121,16 +121,16 @@ def _assemble_row(row: Any, made: list[Schedule]) -> Schedule:
 
 
 def _check_total(count: int) -> int:
-    """How many schedules stand in each other: who reads them follows all."""
+    """Refuses a table whose schedules take too long to walk through."""
     if count > _MOST:
         raise ValueError(f"schedules: expected at most {_MOST} that stand in each other, got more")
     return count
 
 
-class Handover:
-    """Brings saved schedules with a state into the objects that are in use, so that who holds these goes on.
+class ScheduleLoader:
+    """Loads saved schedules into the objects in use, for the training loop may hold a `ReduceOnPlateau` too.
 
-    `adopt` says what to use, `finish` writes: between them, nothing has changed.
+    `adopt` gives the schedules to use, and changes nothing. `finish` writes the saved states into them.
     """
 
     def __init__(self) -> None:

@@ -10,10 +10,10 @@ from fusedstep import _core
 from fusedstep._common.arguments import flag, number, whole
 from fusedstep.normalization import BatchNorm
 from fusedstep.reference.codec import narrowed, widened
-from fusedstep.training.weights import FLOATS, Array, Guest, Structure, Weights, check_keys, kept
+from fusedstep.training.weights import FLOATS, Array, Exchangeable, Structure, Weights, check_keys, kept
 
 
-class EMA(Guest):
+class EMA(Exchangeable):
     r"""An exponential moving average of weights, outside of an optimizer.
 
     .. code-block:: text
@@ -67,7 +67,7 @@ class EMA(Guest):
         Raises:
             RuntimeError: Within `swap`.
         """
-        self._at_home("update")
+        self._require_own_weights("update")
         updates = whole(self.updates + 1, "updates")
         decay = min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
         moved = []
@@ -89,7 +89,7 @@ class EMA(Guest):
 
         They come back after an exception too. What is written into the weights meanwhile is lost.
         """
-        return self._in_place([_rounded(a, b) for a, b in zip(self._averages, self._weights.arrays, strict=True)])
+        return self._exchanged([_rounded(a, b) for a, b in zip(self._averages, self._weights.arrays, strict=True)])
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """What `load_state_dict` takes, and `save_checkpoint` as metadata.
@@ -115,7 +115,7 @@ class EMA(Guest):
         self.decay, self.warmup, self.updates, self._averages = decay, warmup, updates, averages
 
 
-class SWA(Guest):
+class SWA(Exchangeable):
     r"""The mean of weights, each update with the same weight (stochastic weight averaging).
 
     .. code-block:: text
@@ -162,7 +162,7 @@ class SWA(Guest):
         Raises:
             RuntimeError: Within `swap`.
         """
-        self._at_home("update")
+        self._require_own_weights("update")
         updates = whole(self.updates + 1, "updates")
         moved = []
         with np.errstate(all="ignore"):
@@ -189,7 +189,7 @@ class SWA(Guest):
         Raises:
             RuntimeError: There was no update yet.
         """
-        return self._in_place(self._rounded("swap"))
+        return self._exchanged(self._rounded("swap"))
 
     def _rounded(self, what: str) -> list[Array]:
         if self.updates == 0:

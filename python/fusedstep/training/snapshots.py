@@ -11,10 +11,10 @@ from fusedstep._common.arrays import dtype_name
 from fusedstep.reference.codec import narrowed, widened
 from fusedstep.schedules.base import Schedule
 from fusedstep.schedules.combinators import ends_cycle, has_cycles
-from fusedstep.training.weights import FLOATS, Array, Guest, Structure, Weights, check_keys, kept
+from fusedstep.training.weights import FLOATS, Array, Exchangeable, Structure, Weights, check_keys, kept
 
 
-class SnapshotEnsemble(Guest):
+class SnapshotEnsemble(Exchangeable):
     """Copies of the weights at the end of each cycle of a schedule, where they are near a minimum.
 
     Args:
@@ -81,7 +81,7 @@ class SnapshotEnsemble(Guest):
         Raises:
             RuntimeError: Within `use`.
         """
-        self._at_home("take")
+        self._require_own_weights("take")
         self._members = [*self._members, self._weights.copies()][-self.max_snapshots :]
 
     def members(self) -> list[Structure]:
@@ -99,7 +99,7 @@ class SnapshotEnsemble(Guest):
         """
         if whole(k, "k") >= len(self._members):
             raise ValueError(f"k: expected one of {len(self._members)} snapshots, got {k}")
-        return self._in_place(self._members[k])
+        return self._exchanged(self._members[k])
 
     def __len__(self) -> int:
         return len(self._members)

@@ -1,4 +1,4 @@
-"""The arrays that somebody trains, held from outside of an optimizer."""
+"""The arrays that are trained, as averages and snapshots hold them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 class Weights:
     """Arrays in any structure that an optimizer takes, which are written in place.
 
-    What was given is held, and its memory looked at anew whenever it is read or written.
+    It holds the objects that were given, and asks them for their memory whenever it reads or writes.
 
     Args:
         params: The arrays, of whatever shows its memory as one.
@@ -105,23 +105,23 @@ class Weights:
         return _core.Exchange(self.arrays, list(values), self._params.objects, presence)
 
 
-class Guest:
-    """What puts other values into the weights for a while, and takes nothing from them meanwhile."""
+class Exchangeable:
+    """Puts other values into the weights for a `with` block; meanwhile it does not read the weights."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
         self._presence = _core.Presence()
 
-    def _in_place(self, values: Sequence[Array]) -> AbstractContextManager[None]:
-        self._at_home("with")
+    def _exchanged(self, values: Sequence[Array]) -> AbstractContextManager[None]:
+        self._require_own_weights("with")
         return self._weights.exchange(values, self._presence)
 
-    def _at_home(self, what: str) -> None:
+    def _require_own_weights(self, what: str) -> None:
         if self._presence.away:
             raise RuntimeError(f"{what}: the weights hold other values until the end of the with block")
 
     def __getstate__(self) -> dict[str, Any]:
-        self._at_home("copy")
+        self._require_own_weights("copy")
         return {name: value for name, value in self.__dict__.items() if name != "_presence"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from fusedstep.optimizers.base.hypers import meant, same_hyper, warn_of_replaced
 from fusedstep.optimizers.base.options import OPTIONS, Arguments, Options
 from fusedstep.optimizers.base.reading import whole_number
 from fusedstep.optimizers.base.states import relaid
-from fusedstep.schedules.saving import Handover
+from fusedstep.schedules.saving import ScheduleLoader
 
 #: A learning rate, or a function of the number of steps taken so far (0 for the first step).
 LearningRate = float | Callable[[int], float]
@@ -245,15 +245,15 @@ class Optimizer(Arguments):
         """
         saved_groups, entries = dicts.checked(self.rule, state_dict, self.param_groups)
         taken_over = [name for name in self.defaults if name not in dicts.STORAGE] if flag(hypers, "hypers") else []
-        handover = Handover()
-        groups, replaced = dicts.merged(self.rule, self.param_groups, saved_groups, taken_over, handover)
+        loader = ScheduleLoader()
+        groups, replaced = dicts.merged(self.rule, self.param_groups, saved_groups, taken_over, loader)
         self._make_native(groups, 0)  # checks the hyper-parameters, which say how states are stored
         state = dicts.loaded(self.rule, entries, groups)
         furthest = max((entry.get("step", 0) for entry in state.values()), default=0)
         taken = whole_number(state_dict.get("step", furthest), "state_dict['step']")
         native = self._make_native(groups, taken)
         warn_of_replaced(replaced)
-        handover.finish()
+        loader.finish()
         self._param_groups, self._state, self._native = groups, state, native
 
     @property

@@ -12,7 +12,7 @@ from fusedstep.optimizers.base.hypers import same_hyper
 from fusedstep.optimizers.base.options import OPTIONS
 from fusedstep.optimizers.base.reading import hyper_parameter, parts_of, real_number, whole_number
 from fusedstep.optimizers.base.states import load_state, stored_dtype
-from fusedstep.schedules.saving import Handover
+from fusedstep.schedules.saving import ScheduleLoader
 
 State = dict[int, dict[str, Any]]
 Groups = list[dict[str, Any]]
@@ -57,7 +57,7 @@ def checked(rule: str, state_dict: Any, groups: Groups) -> tuple[list[Mapping[st
 
 
 def merged(
-    rule: str, groups: Groups, saved_groups: list[Mapping[str, Any]], taken_over: list[str], handover: Handover
+    rule: str, groups: Groups, saved_groups: list[Mapping[str, Any]], taken_over: list[str], loader: ScheduleLoader
 ) -> tuple[Groups, dict[str, tuple[Any, Any]]]:
     """New groups with the saved values of some hyper-parameters; and those that changed, with the old and new value."""
     scalars = _shared_scalars(rule)
@@ -71,7 +71,7 @@ def merged(
                 value = hyper_parameter(saved[name], f"{label}[{name!r}]")
                 if not same_hyper(group[name], value):
                     replaced[name] = group[name], value
-                new[name] = handover.adopt(group.get(name), value)
+                new[name] = loader.adopt(group.get(name), value)
         for name in scalars:
             if saved.get(name) is not None:
                 new[name] = real_number(saved[name], f"{label}[{name!r}]")

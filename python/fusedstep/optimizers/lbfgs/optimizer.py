@@ -17,7 +17,7 @@ from fusedstep.optimizers.lbfgs.numbers import count, kind
 from fusedstep.optimizers.lbfgs.problem import Closure, Layout, Problem, check_params
 from fusedstep.optimizers.lbfgs.report import LBFGSReport
 from fusedstep.optimizers.lbfgs.settings import Settings
-from fusedstep.schedules.saving import Handover
+from fusedstep.schedules.saving import ScheduleLoader
 
 
 class LBFGS:
@@ -238,12 +238,12 @@ class LBFGS:
             if counts != saved_counts:
                 raise ValueError(f"state_dict: expected groups of {counts} parameters, got {saved_counts}")
             saved = saved_groups[0]
-            handover, before = Handover(), dict(group)
+            loader, before = ScheduleLoader(), dict(group)
             taken_over = [name for name in self.defaults if name in saved] if flag(hypers, "hypers") else []
             loaded = {
                 name: hyper_parameter(saved[name], f"state_dict['param_groups'][0][{name!r}]") for name in taken_over
             }
-            group.update({name: handover.adopt(group.get(name), value) for name, value in loaded.items()})
+            group.update({name: loader.adopt(group.get(name), value) for name, value in loaded.items()})
             Settings.of(group)
             layout = Layout(group, self._form, self._given.container)
             state: dict[int, dict[str, Any]] = {}
@@ -254,7 +254,7 @@ class LBFGS:
             taken = whole_number(state_dict.get("step", 0), "state_dict['step']")
             pairs = {name: (before[name], value) for name, value in loaded.items()}
             warn_of_replaced({name: pair for name, pair in pairs.items() if not same_hyper(*pair)})
-            handover.finish()
+            loader.finish()
             self._param_groups, self._state, self._taken = [group], state, taken
 
     def _group(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def channels(given: Any, name: str, like: Any) -> Doubles:
 
 
 def listed(parts: Any, name: str) -> list[Any]:
+    """The parts that workers computed."""
     if not isinstance(parts, Sequence):
         raise TypeError(f"{name}: expected a list, got {type(parts).__name__}")
     if not parts:
@@ -38,6 +39,7 @@ def listed(parts: Any, name: str) -> list[Any]:
 
 
 def require_saved(saved: BatchNormSaved) -> BatchNormSaved:
+    """Refuses what the forward pass did not give."""
     if not isinstance(saved, BatchNormSaved):
         raise TypeError(f"saved: expected what batch_norm gave, got {type(saved).__name__}")
     return saved
