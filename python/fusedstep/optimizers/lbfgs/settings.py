@@ -1,9 +1,9 @@
 """The hyper-parameters of a step."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from fusedstep._common.extras import require
 from fusedstep.optimizers.lbfgs.numbers import count, kind, not_negative
 from fusedstep.optimizers.lbfgs.report import Reason
 from fusedstep.optimizers.lbfgs.state import Move, Point, largest
@@ -60,9 +60,5 @@ def line_search_named(name: Any) -> Callable[..., Any] | None:
         raise TypeError(f"line_search_fn: expected None or 'strong_wolfe', got {kind(name)}")
     if name != "strong_wolfe":
         raise ValueError(f"line_search_fn: expected None or 'strong_wolfe', got {name!r}")
-    try:
-        optimize: Any = importlib.import_module("scipy.optimize")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("line_search_fn needs SciPy: pip install 'fusedstep[lbfgs]'") from error
-    line_search: Callable[..., Any] = optimize.line_search
+    line_search: Callable[..., Any] = require("scipy.optimize", "lbfgs", "line_search_fn needs SciPy").line_search
     return line_search
