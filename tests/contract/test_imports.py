@@ -21,7 +21,8 @@ ORDER = [
     {"functional", "training", "data"},
     {"averaging", "checkpoint", "curvature", "doctor"},
     {"fusedstep"},
-    {"torch", "apps"},
+    {"torch"},
+    {"apps"},
     {"gallery", "__main__"},
 ]
 #: What programs import beside public names, and why.
