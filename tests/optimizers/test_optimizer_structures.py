@@ -300,3 +300,36 @@ def test_steps_run_no_python_code(structured, native):
     finally:
         sys.setprofile(before)
     assert called == ["step"]
+
+
+def test_keys_in_any_order(native):
+    """Groups and states with equal keys that are other strings, in another order, as a file may give them."""
+
+    def reordered(entries):
+        return {"".join(list(key)): value for key, value in reversed(entries.items())}
+
+    results = []
+    for change in (dict, reordered):
+        p = ones(3)
+        optimizer = fs.AdamW({"w": p}, lr=0.1, weight_decay=0.5, ema_decay=0.5, max_grad_norm=0.3)
+        for _ in range(3):
+            optimizer.step({"w": ones(3)})
+            for entries in (optimizer.param_groups[0], optimizer.state[0]):
+                changed = change(entries)
+                entries.clear()
+                entries.update(changed)
+        results.append((p, optimizer.ema["w"]))
+    for actual, expected in zip(results[1], results[0], strict=True):
+        assert_same_bits(actual, expected)
+
+
+def test_missing_keys_are_missed(native):
+    """A hyper-parameter that was taken out of a group, and a key that nothing reads in its place."""
+    optimizer = fs.AdamW(ones(3), lr=0.1)
+    value = optimizer.param_groups[0].pop("eps")
+    optimizer.param_groups[0]["epsilon"] = value
+    with pytest.raises(ValueError, match="eps: missing"):
+        optimizer.step(ones(3))
+    optimizer.param_groups[0]["eps"] = value
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['epsilon'\]: not a hyper-parameter of adamw"):
+        optimizer.step(ones(3))
