@@ -22,7 +22,7 @@ bool is_iterable(py::handle grads) {
 }
 
 // Whether gradients come group by group, rather than all in one list.
-bool is_by_group(py::handle grads, const py::list& groups) {
+bool is_by_group(py::handle grads, const std::vector<Settings>& groups) {
   if (!is_sequence(grads) || PySequence_Fast_GET_SIZE(grads.ptr()) != py::ssize_t(groups.size())) return false;
   for (const py::handle part : grads) {
     if (is_sequence(part) || PyDict_Check(part.ptr())) return true;
@@ -37,7 +37,8 @@ void Gradients::clear() {
   lists_.clear();
 }
 
-void Gradients::read(Structure structure, py::handle grads, const py::list& groups, const py::list& given) {
+void Gradients::read(Structure structure, py::handle grads, const std::vector<Settings>& groups,
+                     const py::list& given) {
   clear();
   if (structure == Structure::array) {
     grads_.push_back(grads);
@@ -45,12 +46,13 @@ void Gradients::read(Structure structure, py::handle grads, const py::list& grou
   }
   if (is_iterable(grads)) grads = listed(grads, py::none());
   if (structure == Structure::groups) return append_groups(grads, groups, given);
-  const py::handle group = PyList_GET_ITEM(groups.ptr(), 0), container = container_of(given, 0);
-  const bool by_name = PyDict_Check(grads.ptr()) && get(group, group_keys().param_names);
+  const Settings& group = groups[0];
+  const py::handle container = container_of(given, 0);
+  const bool by_name = PyDict_Check(grads.ptr()) && group.param_names;
   if (is_tree(container)) {
     append_list(listed(grads, container), params_in(group));
   } else if (structure == Structure::dict || by_name) {
-    append_dict(grads, group);
+    append_dict(grads, group.param_names);
   } else {
     append_list(grads, params_in(group));
   }
@@ -68,8 +70,7 @@ void Gradients::append_list(py::handle grads, py::ssize_t expected) {
   for (py::ssize_t k = 0; k < got; ++k) grads_.push_back(PySequence_Fast_GET_ITEM(grads.ptr(), k));
 }
 
-void Gradients::append_dict(py::handle grads, py::handle group) {
-  const py::handle names = get(group, group_keys().param_names);
+void Gradients::append_dict(py::handle grads, py::handle names) {
   if (!PyDict_Check(grads.ptr())) {
     type_error({"grads"}, "expected a dict with the parameters' names, got " + kind_text(grads));
   }
@@ -87,10 +88,9 @@ void Gradients::append_dict(py::handle grads, py::handle group) {
 }
 
 // One group's gradients, in the form that its parameters were given in.
-void Gradients::append_group(py::handle grads, py::handle group, py::handle container) {
+void Gradients::append_group(py::handle grads, const Settings& group, py::handle container) {
   if (is_tree(container)) grads = listed(grads, container);
-  const bool by_name = PyDict_Check(grads.ptr()) && get(group, group_keys().param_names);
-  if (by_name) return append_dict(grads, group);
+  if (PyDict_Check(grads.ptr()) && group.param_names) return append_dict(grads, group.param_names);
   const py::ssize_t expected = params_in(group);
   if (expected == 1 && !is_sequence(grads)) {
     grads_.push_back(grads);
@@ -99,15 +99,15 @@ void Gradients::append_group(py::handle grads, py::handle group, py::handle cont
   }
 }
 
-void Gradients::append_groups(py::handle grads, const py::list& groups, const py::list& given) {
+void Gradients::append_groups(py::handle grads, const std::vector<Settings>& groups, const py::list& given) {
   if (is_by_group(grads, groups)) {
     for (py::ssize_t g = 0; g < py::ssize_t(groups.size()); ++g) {
-      append_group(PySequence_Fast_GET_ITEM(grads.ptr(), g), PyList_GET_ITEM(groups.ptr(), g), container_of(given, g));
+      append_group(PySequence_Fast_GET_ITEM(grads.ptr(), g), groups[std::size_t(g)], container_of(given, g));
     }
     return;
   }
   py::ssize_t all = 0;
-  for (const py::handle group : groups) all += params_in(group);
+  for (const Settings& group : groups) all += params_in(group);
   append_list(grads, all);
 }
 

@@ -6,9 +6,7 @@ namespace {
 // A key that nothing reads would be ignored. Where there are as many keys as were found, all are known.
 void refuse_unknown(const runtime::Rule& rule, py::handle group, py::ssize_t index, py::ssize_t found,
                     const std::vector<py::object>& scalar_names) {
-  ++found;  // "params", which check_groups asks for
   if (PyDict_GET_SIZE(group.ptr()) == found) return;
-  found += get(group, group_keys().param_names) ? 1 : 0;
   if (rule.shared_scalars) {
     for (const py::object& name : scalar_names) found += get(group, name) ? 1 : 0;
   }
@@ -37,13 +35,6 @@ bool holds_same(py::handle container, py::handle objects, py::handle names) {
 
 }  // namespace
 
-const GroupKeys& group_keys() {
-  static const GroupKeys keys;
-  return keys;
-}
-
-py::ssize_t params_in(py::handle group) { return PyList_GET_SIZE(get(group, group_keys().params).ptr()); }
-
 void read_groups(const Engine& engine, const py::list& groups, Schedules schedules, std::int64_t taken,
                  const std::vector<double>& last_lrs, const std::vector<py::object>& scalar_names,
                  std::vector<Settings>& settings) {
@@ -58,13 +49,12 @@ void read_groups(const Engine& engine, const py::list& groups, Schedules schedul
   }
 }
 
-void check_groups(const py::list& groups, std::size_t count) {
-  if (count == 0 || PyList_GET_SIZE(groups.ptr()) != py::ssize_t(count)) {
+void check_groups(const py::list& groups, const std::vector<Settings>& settings) {
+  if (settings.empty() || PyList_GET_SIZE(groups.ptr()) != py::ssize_t(settings.size())) {
     value_error({"param_groups"}, "expected at least one group, and as many after a schedule is asked as before");
   }
   for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
-    const py::handle group = PyList_GET_ITEM(groups.ptr(), g);
-    const py::handle params = get(group, group_keys().params), names = get(group, group_keys().param_names);
+    const py::handle params = settings[std::size_t(g)].params, names = settings[std::size_t(g)].param_names;
     if (!params || !PyList_Check(params.ptr())) type_error({"param_groups", g, "params"}, "expected a list");
     if (!names) continue;
     if (!PyList_Check(names.ptr())) type_error({"param_groups", g, "param_names"}, "expected a list");

@@ -35,8 +35,8 @@ class Optimizer {
     const CallInProgress call(*this, groups, py::dict());
     read_settings(groups, Schedules::skip);
     std::vector<py::handle> params;
-    for (const py::handle group : groups) {
-      for (const py::handle param : get(group, group_keys().params)) params.push_back(param);
+    for (const Settings& group : settings_) {
+      for (const py::handle param : group.params) params.push_back(param);
     }
     known_ = engine_.check_params(params);
   }
@@ -49,8 +49,8 @@ class Optimizer {
     if (taken_ + 1 >= kMaxSteps) value_error({"step"}, "expected fewer than 2^53 steps, got " + std::to_string(taken_));
     read_settings(groups, Schedules::ask);
     check_containers(given, settings_.size());
-    grads_.read(structure_, grads, groups, given);
-    collect_items(groups, state);
+    grads_.read(structure_, grads, settings_, given);
+    collect_items(state);
     engine_.view(items_);
     for (Item& item : items_) {
       entries_.read(settings_[std::size_t(item.group)], item);
@@ -90,6 +90,7 @@ class Optimizer {
       optimizer_.engine_.name_after({});
       optimizer_.items_.clear();
       optimizer_.grads_.clear();
+      optimizer_.settings_.clear();
       optimizer_.busy_ = false;
     }
     CallInProgress(const CallInProgress&) = delete;
@@ -103,23 +104,23 @@ class Optimizer {
 
   void read_settings(const py::list& groups, Schedules schedules) {
     read_groups(engine_, groups, schedules, taken_, last_lrs_, entries_.scalar_names(), settings_);
-    check_groups(groups, settings_.size());
+    check_groups(groups, settings_);
     lrs_.clear();
     for (const Settings& settings : settings_) lrs_.push_back(engine_.lr_of(settings));
   }
 
   // One a parameter that has a gradient.
-  void collect_items(const py::list& groups, py::handle state) {
+  void collect_items(py::handle state) {
     py::ssize_t all = 0;
-    for (const py::handle group : groups) all += params_in(group);
+    for (const Settings& group : settings_) all += params_in(group);
     if (py::ssize_t(grads_.size()) != all) {
       value_error({"grads"}, "expected " + std::to_string(all) + " arrays, got " + std::to_string(grads_.size()));
     }
     items_.clear();
     items_.reserve(std::size_t(all));
     py::ssize_t index = 0;
-    for (py::ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
-      const py::handle params = get(PyList_GET_ITEM(groups.ptr(), g), group_keys().params);
+    for (std::size_t g = 0; g < settings_.size(); ++g) {
+      const py::handle params = settings_[g].params;
       for (py::ssize_t k = 0; k < PyList_GET_SIZE(params.ptr()); ++k, ++index) {
         const py::handle grad = grads_[index];
         if (grad.is_none()) continue;

@@ -9,7 +9,8 @@
 namespace fusedstep::bind {
 namespace {
 
-// In the order of OPTIONS in optimizers/base/options.py, which is that of the keys of a group.
+// A group's keys behind its hyper-parameters, in the order in which it has them: that of OPTIONS in
+// optimizers/base/options.py.
 enum Option {
   kMaximize,
   kEmaDecay,
@@ -23,11 +24,14 @@ enum Option {
   kMasterWeights,
   kStochasticRounding,
   kSeed,
+  kParams,
+  kParamNames,
   kOptions
 };
 constexpr const char* kOptionNames[kOptions] = {
     "maximize", "ema_decay",   "ema_warmup",    "max_grad_norm",  "skip_nonfinite",      "telemetry",
-    "cautious", "state_dtype", "min_8bit_size", "master_weights", "stochastic_rounding", "seed"};
+    "cautious", "state_dtype", "min_8bit_size", "master_weights", "stochastic_rounding", "seed",
+    "params",   "param_names"};
 
 Dtype state_dtype(py::handle given) {
   if (is_text(given, "float32")) return Dtype::float32;
@@ -110,10 +114,12 @@ Settings SettingsReader::read(py::handle group, Schedules schedules, std::int64_
   if (const char* reason = rule_.refuse(settings.hypers)) throw py::value_error(reason);
   settings.variant = rule_.variant(settings.hypers);
   settings.coupled_decay = rule_.coupled_decay(settings.hypers);
+  settings.keys = values.count();
   read_update_options(settings, values);
   read_storage_options(settings, values);
   read_whole_step_options(settings, values);
-  settings.keys = values.count();
+  settings.params = std::move(values.options[kParams]);
+  settings.param_names = std::move(values.options[kParamNames]);
   return settings;
 }
 

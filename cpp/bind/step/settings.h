@@ -36,7 +36,8 @@ struct Settings {
   bool random_param = false;
   std::uint64_t seed = 0;
   WholeStep whole;
-  py::ssize_t keys = 0;  // how many keys of the group were read
+  py::object params, param_names;  // as the group has them, unchecked; null where it has none
+  py::ssize_t keys = 0;            // how many keys of the group were read
 };
 
 // What to do with an lr that is a function.
@@ -65,7 +66,7 @@ class SettingsReader {
   void read_whole_step_options(Settings& settings, const Values& values) const;
 
   const runtime::Rule& rule_;
-  std::vector<py::object> keys_;  // of a group: the hyper-parameters, then the options
+  std::vector<py::object> keys_;  // of a group: the hyper-parameters, the options, params and param_names
   int lr_ = 0;                    // its place among the hyper-parameters
 };
 
