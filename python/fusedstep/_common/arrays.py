@@ -20,7 +20,7 @@ def as_array(value: object, name: str) -> NDArray[Any]:
         TypeError: There is none without a copy.
         ValueError: Its memory was moved or freed by the object that it came from.
     """
-    if not name.isascii():  # half a pair of surrogates is in no encoding
+    if not name.isascii():  # half of a pair of surrogates cannot be encoded
         name = name.encode("utf-8", "backslashreplace").decode()
     array = _core.view(value, name)
     _core.require_alive(array, name)
@@ -54,7 +54,7 @@ def _check_storage(tensor: Any, name: str) -> None:
     try:
         held = tensor.untyped_storage().nbytes()
     except (NotImplementedError, RuntimeError):
-        return  # it has none, and will say so
+        return  # a tensor without storage, which is refused where its memory is read
     last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
     if tensor.numel() and (tensor.storage_offset() + last + 1) * tensor.element_size() > held:
         raise ValueError(f"{name}: its storage is smaller than its shape: it was resized or freed")

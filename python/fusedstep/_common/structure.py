@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-#: Dicts within dicts: deeper ones hold themselves.
+#: The most dicts within each other: one that is deeper holds itself.
 _DEEPEST = 100
 #: Whether a list or a dict is one array to its consumer.
 Leaf = Callable[[Any], bool]

@@ -37,9 +37,9 @@ class Written:
 
 def write(file: BinaryIO, header: dict[str, Any], tensors: dict[str, Array]) -> Written:
     """Writes header and arrays into an empty file."""
-    # By hand: safetensors up to 0.7 doubles the memory; 0.8 does so for arrays that are not in C order, and makes a
-    # file of its own beside ours. The checksums are those of the bytes that go out, even if somebody steps meanwhile;
-    # so the header, whose length does not depend on them, goes out last.
+    # Written by hand, because safetensors copies: up to 0.7 all arrays, from 0.8 on those not in C order, and 0.8 also
+    # makes a file of its own. The checksums are computed from the bytes as they are written, for another thread may be
+    # stepping. So the header goes out last; its length does not depend on the checksums.
     checksums = dict.fromkeys(tensors, 0)
     file.seek(len(_header_bytes(header, tensors, checksums)))
     for name in _layout(tensors):
@@ -170,7 +170,7 @@ def read_tensor(schema: dict[str, Any], name: str, safe: Any, file: BinaryIO, st
         )
     if sorted(axes) != list(range(len(shape))):
         raise ValueError(f"damaged: axes of {name!r}: {shown(axes)}")
-    # By hand: what safetensors maps into memory another program may cut off, and it has no bfloat16 without ml_dtypes.
+    # Read by hand: safetensors maps the file, which another program may truncate, and needs ml_dtypes for bfloat16.
     array: Array = np.empty(shape, bfloat16_dtype() if dtype == "bfloat16" else dtype)
     content = array.reshape(-1).view(np.uint8).data
     file.seek(start)

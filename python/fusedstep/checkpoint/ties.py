@@ -10,7 +10,7 @@ from fusedstep._common.arrays import bfloat16_dtype, dtype_name
 
 Array = NDArray[Any]
 
-#: What telling whether two arrays share an element may take (`numpy.shares_memory`).
+#: The most work to decide whether two arrays share an element (`max_work` of `numpy.shares_memory`).
 _WORK = 100_000
 
 
@@ -32,7 +32,7 @@ def in_memory(array: Array) -> list[int]:
 
 
 def ties(arrays: Mapping[str, Array], labels: Mapping[str, str]) -> dict[str, View]:
-    """Those that lie in another one, which is whole.
+    """Views for the arrays that lie within another one.
 
     Raises:
         ValueError: Two share memory, and neither holds all of the other in one dense block.
@@ -98,7 +98,7 @@ def _holder(name: str, roots: list[str], arrays: Mapping[str, Array], labels: Ma
             continue
         dense = _dense(root)
         if _view("", array, start) == _view("", root, start) and array.dtype == root.dtype:
-            # Without gaps in the file, whatever it has in memory.
+            # The file has no gaps, even where the array has some in memory.
             return _view(other, root if dense else np.empty(root.shape, root.dtype), None)
         within = start <= low and high <= end and array.nbytes <= root.nbytes and (low - start) % array.itemsize == 0
         if dense and within and not any(step % array.itemsize for step in array.strides):

@@ -9,7 +9,7 @@ from fusedstep.curvature.space import Vector
 
 #: The radii, in units of the first length: a term of third or fourth order is small near the point.
 RADII = (1.0, 4.0, 16.0, 64.0)
-#: Directions that are asked at most, beside their opposites, and as many random ones.
+#: The most directions to try. As many random ones come on top, and the opposite of each.
 DIRECTIONS = 8
 #: Steps down along a sphere.
 _STEPS = 12
@@ -41,7 +41,7 @@ class Probe:
             reached = sorted(
                 ((self._at(radius * first * start), k) for k, start in enumerate(starts)), key=lambda pair: pair[0]
             )
-            # The lowest first; none of the others would do better than it does after some steps down.
+            # From the lowest place: after some steps down it is lower than the others would become.
             for k, (loss, place) in enumerate(reached):
                 if k >= 2 and not self._lower(loss, radius * first):
                     break

@@ -10,12 +10,12 @@ from fusedstep._common.arguments import function
 from fusedstep.curvature.progress import Progress
 from fusedstep.curvature.space import Gradient, Product, Space, Vector, positive, size_of
 
-#: A unit switches between θ − h·v and θ + h·v where the middle one of three gradients is so far from the others' mean,
-#: relative to their difference.
+#: How far the middle one of three gradients is from the mean of the others, relative to their difference, where a unit
+#: switches between θ − h·v and θ + h·v.
 _BEND = 3e-6
-#: Random products that are compared with each other before anything else.
+#: How many random products are compared with each other at the start.
 CHECKS = 3
-#: Two calls at the same place may differ by the order of a parallel sum, by no more.
+#: How much two calls at the same place may differ, for a parallel sum may change its order.
 _REPEAT = 100.0
 
 
@@ -125,7 +125,7 @@ class Operator:
         """The central quotient; how far the middle gradient is from the outer ones' mean; rounding's part of that."""
         there = self._rounded(self.space.origin + step * unit)
         back = self._rounded(self.space.origin - step * unit)
-        # Rounded places are not where they were meant to be: the length between them along v is what was moved.
+        # Rounding moves both places, so the step is measured between them, along v.
         moved = float(unit @ (there - back))
         if not moved > 0:
             raise ValueError(f"step: {step:.3g} is lost in the rounding of params, whose norm is {self.scale:.3g}")
@@ -161,7 +161,7 @@ class Operator:
         again = self.gradient(self.space.origin)
         center, where = self.center, "params"
         if not center.any():
-            # What a gradient of 0 is multiplied by, as dropout does, cannot be seen there.
+            # A factor of the gradient, such as dropout's, cannot be seen where the gradient is 0.
             where = "places near them"
             near = self.space.origin + self.step * np.random.default_rng(0).standard_normal(self.space.size)
             near = self._rounded(near)

@@ -43,7 +43,7 @@ class Batches:
         if self._rows == 0:
             raise ValueError(f"{named[0][0]}: expected at least one row, got shape {self._sources[0].shape}")
         self._size = whole(batch_size, "batch_size", least=1)
-        # NumPy takes seeds apart into words of 32 bits: a longer one would be another seed of another epoch.
+        # NumPy splits seeds into words of 32 bits: a longer seed could give the order of another seed and epoch.
         self._seed, self._epoch = whole(seed, "seed", most=2**32 - 1), whole(epoch, "epoch", most=2**32 - 1)
         self._shuffle = flag(shuffle, "shuffle")
         drop_last = flag(drop_last, "drop_last")

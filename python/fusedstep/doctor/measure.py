@@ -1,4 +1,4 @@
-"""Numbers from what a caller hands over: reports, gradients, activations."""
+"""Measures of reports, gradients and activations."""
 
 import math
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def grad_cosine(before: Gradients, now: Gradients) -> float:
     if [None if g is None else g.size for g in before] != [None if g is None else g.size for g in now]:
         return math.nan
     pairs = [(a, b) for a, b in zip(before, now, strict=True) if a is not None and b is not None]
-    # Of one size, for squares beyond 10^±154 are no numbers.
+    # Scaled, for the squares of numbers beyond 10^±154 leave the range of doubles.
     pairs = list(zip(*(_scaled([pair[k] for pair in pairs]) for k in (0, 1)), strict=True))
     with np.errstate(all="ignore"):
         dot, aa, bb = (sum(float(x[i] @ x[j]) for x in pairs) for i, j in ((0, 1), (0, 0), (1, 1)))
@@ -105,7 +105,7 @@ def dead_part(activations: Any) -> float:
     parts = []
     for label, layer in flat(activations, "activations"):
         array = unmasked(layer, label)
-        if dtype_name(array.dtype) == "bfloat16":  # words have a zero with a sign
+        if dtype_name(array.dtype) == "bfloat16":  # as words, −0 is not 0
             array = widened(array)
         if array.ndim < 2 or 0 in array.shape:
             raise ValueError(f"{label}: expected shape (rows, units, …), got {array.shape}")

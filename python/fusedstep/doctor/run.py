@@ -198,7 +198,7 @@ def _name(value: Any, name: str) -> str | None:
 
 
 def _numbers(values: Any, name: str, least: float) -> MutableSequence[float]:
-    # Those of a file have been looked at already, and are too many for a list.
+    # `stream` has checked those of a file, and keeps them as an array, for a list would take much more memory.
     if isinstance(values, array) and values.typecode == "d":
         return values
     if not isinstance(values, list):

@@ -11,12 +11,12 @@ from typing import Any
 
 from fusedstep.doctor.run import TELEMETRY, numbers
 
-#: Bytes that are read at a time: of a longer list only the numbers stay in memory.
+#: Bytes that are read at a time. Of a list that is longer only the numbers are kept, not the text.
 PIECE = 1 << 20
-#: What a value that is no list of numbers may take, in letters.
+#: The most letters of a value that is no list of numbers.
 _LARGEST = 1 << 24
 _SPACE = re.compile(r"[ \t\n\r]*")
-#: Where a list holds more than numbers, it is looked ahead so far.
+#: How far to look ahead in a list that holds more than numbers.
 _SHORT = 256
 _DECODER = json.JSONDecoder()
 
@@ -118,7 +118,7 @@ class _Text:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError:
-                # It may be cut off; read on, but not for ever.
+                # The value may be cut off at the end of the piece: read on, up to the limit.
                 if len(self._text) - self._at > _LARGEST or not self._more():
                     raise self._fail("value") from None
                 continue

@@ -27,7 +27,7 @@ class Windows:
         self.count = len(self.losses)
         self.width = min(max(round(thresholds.window * self.count), thresholds.min_window), thresholds.max_window)
         known = self.losses[np.isfinite(self.losses)]
-        # Doubles of NumPy: dividing by a loss of 0 is no error.
+        # As NumPy's doubles, so that dividing by a loss of 0 gives infinity and no error.
         self.initial = np.float64(known[0] if known.size else np.nan)
         self.reference = self.initial if run.chance_loss is None else np.float64(run.chance_loss)
         w = self.width

@@ -9,7 +9,7 @@ from fusedstep._common.arguments import is_number, number, rising, whole
 from fusedstep.schedules.base import Schedule, between
 from fusedstep.schedules.decay import constant
 
-#: Schedules in one, itself included and each as often as it stands there; and how deep they may stand in each other.
+#: The most schedules within one, which counts itself and counts a shared one each time; and how deep they may nest.
 MOST_PARTS, DEEPEST = 10_000, 50
 
 

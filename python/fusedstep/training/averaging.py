@@ -85,9 +85,9 @@ class EMA(Exchangeable):
         return self._weights.built(self._averages)
 
     def swap(self) -> AbstractContextManager[None]:
-        """Puts the averages into the weights' arrays until the end of a `with` block, then the weights' own bits again.
+        """Holds the averages in the weights' arrays during a `with` block, and then restores the weights bit for bit.
 
-        They come back after an exception too. What is written into the weights meanwhile is lost.
+        The weights come back after an exception too. What is written into the weights meanwhile is lost.
         """
         return self._exchanged([_rounded(a, b) for a, b in zip(self._averages, self._weights.arrays, strict=True)])
 
@@ -157,7 +157,7 @@ class SWA(Exchangeable):
         self._means = [np.zeros_like(array, np.float64) for array in self._weights.arrays]
 
     def update(self) -> None:
-        """Takes the present weights into the mean; commonly once an epoch, late in the run.
+        """Adds the present weights to the mean; commonly once an epoch, late in the run.
 
         Raises:
             RuntimeError: Within `swap`.
@@ -182,9 +182,9 @@ class SWA(Exchangeable):
         return self._weights.built(self._rounded("params"))
 
     def swap(self) -> AbstractContextManager[None]:
-        """Puts the means into the weights' arrays until the end of a `with` block, then the weights' own bits again.
+        """Holds the means in the weights' arrays during a `with` block, and then restores the weights bit for bit.
 
-        They come back after an exception too. What is written into the weights meanwhile is lost.
+        The weights come back after an exception too. What is written into the weights meanwhile is lost.
 
         Raises:
             RuntimeError: There was no update yet.
@@ -219,7 +219,7 @@ class SWA(Exchangeable):
 
 
 def recompute_batch_norm(norms: Sequence[BatchNorm], batches: Iterable[Any], forward: Callable[[Any], object]) -> int:
-    r"""Fills the running statistics of batch norm anew, for weights that no batch has been through.
+    r"""Recomputes the running statistics of batch norm, for weights that were not trained with.
 
     .. code-block:: text
 

@@ -89,9 +89,9 @@ class SnapshotEnsemble(Exchangeable):
         return [self._weights.built(member) for member in self._members]
 
     def use(self, k: int) -> AbstractContextManager[None]:
-        """Puts snapshot k into the weights' arrays until the end of a `with` block, then the weights' own bits again.
+        """Holds snapshot k in the weights' arrays during a `with` block, and then restores the weights bit for bit.
 
-        They come back after an exception too. What is written into the weights meanwhile is lost.
+        The weights come back after an exception too. What is written into the weights meanwhile is lost.
 
         Raises:
             TypeError: k is no whole number.
