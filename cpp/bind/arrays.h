@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "bind/arguments.h"
-#include "kernels/table.h"
+#include "kernels/abi/table.h"
 
 namespace fusedstep::bind {
 

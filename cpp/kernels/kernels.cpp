@@ -1,12 +1,12 @@
 // Compiled once per instruction set, with FUSEDSTEP_SET naming it. Nothing but the table leaves its namespace.
-#include "kernels/batch_norm_planes.h"
-#include "kernels/batch_norm_rows.h"
-#include "kernels/cross_entropy.h"
-#include "kernels/dropout.h"
-#include "kernels/elementwise_loss.h"
-#include "kernels/fused_loops.h"
-#include "kernels/roof.h"
-#include "kernels/step.h"
+#include "kernels/batch_norm/planes.h"
+#include "kernels/batch_norm/rows.h"
+#include "kernels/dropout/dropout.h"
+#include "kernels/loss/cross_entropy.h"
+#include "kernels/loss/elementwise.h"
+#include "kernels/roof/roof.h"
+#include "kernels/step/fused_loops.h"
+#include "kernels/step/step.h"
 #include "rules/list.h"
 
 #define FUSEDSTEP_STRING_(x) #x

@@ -1,7 +1,7 @@
 // Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012, algorithm 1; lr scales its step, as PyTorch does.
 #pragma once
 
-#include "rules/maths.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

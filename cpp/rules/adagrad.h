@@ -1,7 +1,7 @@
 // Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", JMLR 2011.
 #pragma once
 
-#include "rules/maths.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

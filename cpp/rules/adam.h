@@ -2,8 +2,8 @@
 // "On the Convergence of Adam and Beyond", ICLR 2018, algorithm 2, with the bias corrections of Adam.
 #pragma once
 
-#include "rules/maths.h"
-#include "rules/power.h"
+#include "maths/power.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

@@ -2,8 +2,8 @@
 // 2024, algorithm 1, with the bias corrections and the proximal decay of the authors' code.
 #pragma once
 
-#include "rules/maths.h"
-#include "rules/power.h"
+#include "maths/power.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

@@ -2,7 +2,7 @@
 // Converge with Any beta2 with the Optimal Rate", NeurIPS 2024, algorithm 2, clipped at (t - 1)^(1/4).
 #pragma once
 
-#include "rules/maths.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

@@ -2,8 +2,8 @@
 // learning rate of Bottou's and PyTorch's ASGD: eta and mu are made after a step, for the next.
 #pragma once
 
-#include "rules/maths.h"
-#include "rules/power.h"
+#include "maths/power.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

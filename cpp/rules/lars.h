@@ -2,7 +2,7 @@
 // PyTorch's convention.
 #pragma once
 
-#include "rules/maths.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

@@ -2,7 +2,7 @@
 // Algorithms", NeurIPS 2023, program 1. The sign of 0 is 0.
 #pragma once
 
-#include "rules/maths.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

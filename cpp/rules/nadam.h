@@ -1,8 +1,8 @@
 // Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop, with its schedule of the momentum.
 #pragma once
 
-#include "rules/maths.h"
-#include "rules/power.h"
+#include "maths/power.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

@@ -2,8 +2,8 @@
 // as in the authors' code.
 #pragma once
 
-#include "rules/maths.h"
-#include "rules/power.h"
+#include "maths/power.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

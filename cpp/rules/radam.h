@@ -3,8 +3,8 @@
 // correction.
 #pragma once
 
-#include "rules/maths.h"
-#include "rules/power.h"
+#include "maths/power.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

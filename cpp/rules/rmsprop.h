@@ -2,7 +2,7 @@
 // Recurrent Neural Networks", 2013, equations 38 to 41.
 #pragma once
 
-#include "rules/maths.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

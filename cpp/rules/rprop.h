@@ -2,7 +2,7 @@
 // where the gradient changes its sign there is no step, and no memory of it (iRprop-).
 #pragma once
 
-#include "rules/maths.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

@@ -2,8 +2,8 @@
 // the average of the authors' code. The parameter is y while training.
 #pragma once
 
-#include "rules/maths.h"
-#include "rules/power.h"
+#include "maths/power.h"
+#include "maths/scalar.h"
 #include "rules/rule.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

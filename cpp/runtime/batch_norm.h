@@ -1,7 +1,7 @@
 // Batch norm, shared out over the threads.
 #pragma once
 
-#include "kernels/table.h"
+#include "kernels/abi/table.h"
 
 namespace fusedstep::runtime {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/table.h"
+#include "kernels/abi/table.h"
 
 namespace fusedstep::runtime {
 

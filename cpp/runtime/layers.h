@@ -1,7 +1,7 @@
 // Losses, softmax, dropout, rows of a batch, and roofs, shared out over the threads.
 #pragma once
 
-#include "kernels/table.h"
+#include "kernels/abi/table.h"
 
 namespace fusedstep::runtime {
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "kernels/table.h"
+#include "kernels/abi/table.h"
 #include "runtime/ranged.h"
 
 namespace fusedstep::runtime {

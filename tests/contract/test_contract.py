@@ -30,7 +30,7 @@ def read(name):
 def places():
     """What each place that CONTRIBUTING.md lists knows of, in its order."""
     named = {optimizer.__name__: rule for rule, optimizer in REGISTRY.items()}
-    files = {path.stem for path in (ROOT / "cpp/rules").glob("*.h")} - {"rule", "list", "maths", "power"}
+    files = {path.stem for path in (ROOT / "cpp/rules").glob("*.h")} - {"rule", "list"}
     # L-BFGS is no rule of one step: it asks for gradients as it goes.
     modules = {path.stem for path in (ROOT / "python/fusedstep/optimizers").glob("*.py")} - {"__init__", "exports"}
     included = set(re.findall(r'#include "rules/(\w+)\.h"', read("cpp/rules/list.h"))) - {"rule"}

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/random.h"
+#include "maths/random.h"
 
 namespace fusedstep::bind {
 

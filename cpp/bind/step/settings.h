@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "bind/arguments.h"
-#include "kernels/table.h"
+#include "kernels/abi/table.h"
 #include "runtime/registry.h"
 
 namespace fusedstep::bind {

@@ -1,0 +1,405 @@
+// What the layouts of batch norm share: sums in double, statistics, and the maths of one element.
+//
+// Statistics are taken in one pass, of d = x - pivot. The pivot is the mean of k of the channel's values, hence at most
+// sqrt(count / k) deviations from the mean, so that m2 = sum d^2 - (sum d)^2 / count loses a factor of count / k at
+// most, and 1 + 1/k commonly: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American
+// Statistician 37, 1983.
+#pragma once
+
+#include "kernels/abi/table.h"
+#include "kernels/codec/narrow.h"
+#include "maths/power.h"
+
+namespace fusedstep::FUSEDSTEP_SET {
+
+// Values that the pivot is the mean of.
+inline constexpr std::int64_t kPivotValues = 16;
+
+// A pack of sums. Exact, `low` gathers what rounding takes away.
+template <bool Exact, class V>
+struct Sums {
+  V high = {}, low = {};
+
+  FUSEDSTEP_INLINE void add(V v, V v_low) { add_to(high, low, v, v_low); }
+  FUSEDSTEP_INLINE void read(const double* from, std::int64_t pitch) {
+    high = load_pack<V>(from);
+    if constexpr (Exact) low = load_pack<V>(from + pitch);
+  }
+  FUSEDSTEP_INLINE void write(double* to, std::int64_t pitch) const {
+    store_pack(to, high);
+    if constexpr (Exact) store_pack(to + pitch, low);
+  }
+  // Of a pack, or of a part of one.
+  template <class P>
+  FUSEDSTEP_INLINE static void add_to(P& high, P& low, P v, P v_low) {
+    if constexpr (Exact) {
+      const P sum = high + v, part = sum - high;
+      low = low + (v_low + ((high - (sum - part)) + (v - part)));
+      high = sum;
+    } else {
+      high = high + v;
+    }
+  }
+};
+
+// Lanes of two such sums that leave half of the registers free; 8 at least, a vector of 16 bits a lane.
+template <bool Exact>
+inline constexpr int kSummed = [] {
+  const int lanes = kRegisters * kVectorBytes / (Exact ? 64 : 32);
+  return lanes < 8 ? 8 : lanes > kSumLanes ? kSumLanes : lanes;
+}();
+
+// What a value adds to two sums; of the first one, also what rounding has taken from it.
+template <class V>
+struct Terms {
+  V u, v, u_low;
+};
+
+// d = x - pivot and its square.
+template <bool Exact, class V>
+FUSEDSTEP_INLINE Terms<V> moment_terms(V x, V pivot, std::int64_t n) {
+  const V d = first(x - pivot, n);
+  if constexpr (Exact) {
+    const V part = d - x;
+    return {d, d * d, first((x - (d - part)) - (pivot + part), n)};
+  } else {
+    return {d, d * d, V{}};
+  }
+}
+
+// Doubles that a sum is kept in.
+template <bool Exact>
+inline constexpr int kWords = Exact ? 2 : 1;
+
+// `low` is not brought below half a unit of `high` until the end.
+FUSEDSTEP_INLINE void gather(TwoDoubles& total, TwoDoubles more) {
+  const TwoDoubles sum = two_sum(total.high, more.high);
+  total.high = sum.high;
+  total.low += more.low + sum.low;
+}
+
+// The sum of 32 lanes: their high parts, then, exact, their low ones.
+template <bool Exact>
+FUSEDSTEP_INLINE TwoDoubles total_of(const double* lanes) {
+  if constexpr (Exact) {
+    TwoDoubles lane[kSumLanes];
+    for (int k = 0; k < kSumLanes; ++k) lane[k] = {lanes[k], lanes[kSumLanes + k]};
+    for (int width = kSumLanes / 2; width > 0; width /= 2) {
+      for (int k = 0; k < width; ++k) gather(lane[k], lane[k + width]);
+    }
+    return lane[0];
+  } else {
+    return {LaneSum{{load(lanes), load(lanes + kLanes)}}.total(), 0.0};
+  }
+}
+
+struct Moments {
+  TwoDoubles mean, m2;
+};
+
+inline Moments moments_of(double pivot, TwoDoubles sum, TwoDoubles squares, double count) {
+  sum = two_sum(sum.high, sum.low);
+  squares = two_sum(squares.high, squares.low);
+  const double near = sum.high / count;
+  const TwoDoubles shift = {near, (__builtin_fma(-near, count, sum.high) + sum.low) / count};
+  const TwoDoubles mean = two_sum(pivot, shift.high), m2 = squares + -(sum * shift);
+  return {two_sum(mean.high, mean.low + shift.low), m2.high < 0.0 ? TwoDoubles{0.0, 0.0} : m2};
+}
+
+// The statistics of channel c for this batch.
+inline void take_statistics(const BatchNormArgs& a, std::int64_t c, double pivot, TwoDoubles sum, TwoDoubles squares) {
+  const double count = double(a.n * a.l);
+  const Moments m = moments_of(pivot, sum, squares, count);
+  a.mean[c] = m.mean.high;
+  a.m2[c] = m.m2.high;
+  a.inv_std[c] = 1.0 / __builtin_sqrt(m.m2.high / count + a.eps);
+  if (a.mean_low) {
+    a.mean_low[c] = m.mean.low;
+    a.m2_low[c] = m.m2.low;
+  }
+}
+
+inline void take_gradient_sums(const BatchNormGradientArgs& a, std::int64_t c, TwoDoubles sum_dy, TwoDoubles sum_dy_d) {
+  a.sum_dy[c] = sum_dy.high + sum_dy.low;
+  a.sum_dy_d[c] = sum_dy_d.high + sum_dy_d.low;
+}
+
+inline double scale_of(const BatchNormArgs& a, std::int64_t c) { return a.inv_std[c] * (a.weight ? a.weight[c] : 1.0); }
+inline double bias_of(const BatchNormArgs& a, std::int64_t c) { return a.bias ? a.bias[c] : 0.0; }
+
+// x - mean to the last bit of x's dtype, also where the mean dwarfs the deviation: the mean in two parts.
+template <class V>
+struct Centre {
+  V high, rest;
+  static Centre of(double mean) { return {V(mean), V(mean - double(V(mean)))}; }
+  template <class X>
+  FUSEDSTEP_INLINE X operator()(X x) const {
+    return (x - high) - rest;
+  }
+};
+
+// V: a scalar, the same for all lanes, or lanes. Values are laid out in the order of the fields.
+
+// y = scale (x - mean) + shift
+template <class V>
+struct Affine {
+  static constexpr int values = 4;
+  Centre<V> centre;
+  V scale, shift;
+  static Affine of(const BatchNormArgs& a, std::int64_t c) {
+    return {Centre<V>::of(a.mean[c]), V(scale_of(a, c)), V(bias_of(a, c))};
+  }
+  template <class X>
+  FUSEDSTEP_INLINE X operator()(X x) const {
+    return centre(x) * scale + shift;
+  }
+};
+
+// y = scale x + shift
+template <class V>
+struct Folded {
+  static constexpr int values = 2;
+  V scale, shift;
+  static Folded of(const BatchNormArgs& a, std::int64_t c) {
+    const double scale = scale_of(a, c);
+    return {V(scale), V(bias_of(a, c) - a.mean[c] * scale)};
+  }
+  template <class X>
+  FUSEDSTEP_INLINE X operator()(X x) const {
+    return x * scale + shift;
+  }
+};
+
+// dx = scale ((dy - offset) - slope (x - mean))
+template <class V>
+struct Gradient {
+  static constexpr int values = 5;
+  Centre<V> centre;
+  V scale, offset, slope;
+  static Gradient of(const BatchNormGradientArgs& a, std::int64_t c) {
+    return {Centre<V>::of(a.mean[c]), V(a.scale[c]), V(a.sum_dy[c] / a.count),
+            V((a.inv_std[c] * a.inv_std[c]) * (a.sum_dy_d[c] / a.count))};
+  }
+  template <class X>
+  FUSEDSTEP_INLINE X operator()(X dy, X x) const {
+    return ((dy - offset) - centre(x) * slope) * scale;
+  }
+};
+
+// With constant statistics: dx = scale dy
+template <class V>
+struct Scaled {
+  static constexpr int values = 1;
+  V scale;
+  static Scaled of(const BatchNormGradientArgs& a, std::int64_t c) { return {V(a.scale[c])}; }
+  template <class X>
+  FUSEDSTEP_INLINE X operator()(X dy, X) const {
+    return dy * scale;
+  }
+};
+
+// Coefficients of runs that all belong to channel c. Constant, so that they stay in registers from run to run.
+template <class C, class Args>
+struct OfChannel {
+  C coefficients;
+
+  OfChannel(const Args& a, std::int64_t c) : coefficients(C::of(a, c)) {}
+  FUSEDSTEP_INLINE void begin() {}
+  FUSEDSTEP_INLINE const C& next(std::int64_t) { return coefficients; }
+  FUSEDSTEP_INLINE void take(const OfChannel&) {}
+};
+
+// The same of runs of one channel each: of channel c, and of the next one in the next run.
+template <class C, class Args>
+struct PerRun {
+  const Args& args;
+  std::int64_t c;
+  C coefficients;
+
+  PerRun(const Args& a, std::int64_t channel) : args(a), c(channel) {}
+  FUSEDSTEP_INLINE void begin() {
+    coefficients = C::of(args, c);
+    if (++c == args.c) c = 0;
+  }
+  FUSEDSTEP_INLINE const C& next(std::int64_t) { return coefficients; }
+  FUSEDSTEP_INLINE void take(const PerRun& other) {
+    c = other.c;
+    coefficients = other.coefficients;
+  }
+};
+
+// relu, and the bits of the lanes that it lets pass, NaN among them.
+template <class V>
+FUSEDSTEP_INLINE V rectified(V z, unsigned& passing) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Lane<V>) == 4) {
+    passing = _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NLE_UQ);
+  } else {
+    passing = unsigned(_mm512_cmp_pd_mask((__m512d)z.low, _mm512_setzero_pd(), _CMP_NLE_UQ)) |
+              unsigned(_mm512_cmp_pd_mask((__m512d)z.high, _mm512_setzero_pd(), _CMP_NLE_UQ)) << 8;
+  }
+  return where_not(z <= V{}, z);
+#else
+  const auto stopped = z <= V{};
+  passing = bits_of(stopped) ^ 0xffffu;
+  return where_not(stopped, z);
+#endif
+}
+
+struct BitWriter {
+  std::uint16_t* to;
+  unsigned pending = 0;
+  int filled = 0;
+
+  FUSEDSTEP_INLINE void put(unsigned bits, std::int64_t n) {
+    pending |= (bits & lane_bits(n)) << filled;
+    filled += int(n);
+    if (filled >= 16) {
+      *to++ = std::uint16_t(pending);
+      pending >>= 16;
+      filled -= 16;
+    }
+  }
+  FUSEDSTEP_INLINE void end() {
+    if (filled > 0) *to = std::uint16_t(pending);
+  }
+};
+
+// The 16 bits from bit i on; one more word than the mask's must be readable.
+FUSEDSTEP_INLINE unsigned bits_at(const std::uint16_t* mask, std::int64_t i) {
+  std::uint32_t two;
+  __builtin_memcpy(&two, mask + i / 16, sizeof two);
+  return (two >> (i % 16)) & 0xffffu;
+}
+
+// The first n values as doubles, and zeros where their bit is 0.
+template <int N = kLanes, class T>
+FUSEDSTEP_INLINE Pack<double, N> load_kept(const T* p, std::int64_t n, unsigned bits) {
+  // With a mask register the conversion from memory is worth more than half as many masks.
+  if constexpr (kVectorBytes == 64) return keep(load_wide<N>(p, n), bits);
+  return widen(keep(load<N>(p, n), bits));
+}
+
+// Contiguous runs of values in memory: `runs` of l values, `pitch` apart; of a mask, `words` apart. The first may go on
+// with what an earlier one began.
+struct Runs {
+  std::int64_t runs, l, pitch, words;
+  bool goes_on = false;
+};
+
+template <class T, bool Relu, bool Residual, class Coefficients>
+void normalize_values(T* y, const T* x, const T* residual, std::uint16_t* mask, const Runs& of, bool streamed,
+                      Coefficients& coefficients) {
+  const Runs r = of;
+  Coefficients local = coefficients;
+  for (std::int64_t k = 0; k < r.runs; ++k, y += r.pitch, x += r.pitch) {
+    if (k > 0 || !r.goes_on) local.begin();
+    BitWriter writer = {mask + k * r.words};
+    write_lanes(y, r.l, streamed, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
+      auto z = local.next(n)(load(x + i, n));
+      if constexpr (Residual) z = z + load(residual + k * r.pitch + i, n);
+      if constexpr (Relu) {
+        unsigned passing;
+        z = rectified(z, passing);
+        writer.put(passing, n);
+      }
+      return z;
+    });
+    if constexpr (Relu) writer.end();
+  }
+  coefficients.take(local);
+}
+
+template <class T, class Coefficients>
+FUSEDSTEP_INLINE void normalize_floats(T* y, const T* x, const T* residual, std::uint16_t* mask, const Runs& r,
+                                       bool streamed, Coefficients& coefficients) {
+  if (mask) {
+    residual ? normalize_values<T, true, true>(y, x, residual, mask, r, streamed, coefficients)
+             : normalize_values<T, true, false>(y, x, residual, mask, r, streamed, coefficients);
+  } else {
+    residual ? normalize_values<T, false, true>(y, x, residual, mask, r, streamed, coefficients)
+             : normalize_values<T, false, false>(y, x, residual, mask, r, streamed, coefficients);
+  }
+}
+
+// part(at, n) for each block of the runs that fits into scratch: `at` is the block's first value, `words` that of the
+// mask's words.
+template <class Part>
+FUSEDSTEP_INLINE void each_part(const Runs& r, Part part) {
+  for (std::int64_t k = 0; k < r.runs; ++k) {
+    for (std::int64_t i = 0; i < r.l; i += kBlock) {
+      part(k * r.pitch + i, k * r.words + i / 16, Runs{1, r.l - i < kBlock ? r.l - i : kBlock, 0, 0, i > 0});
+    }
+  }
+}
+
+// y of runs of values. Narrow ones are brought to floats and back block by block.
+template <class T, class Coefficients>
+inline void normalize(T* y, const T* x, const T* residual, std::uint16_t* mask, const Runs& r, bool streamed,
+                      Coefficients coefficients) {
+  if constexpr (Arithmetic<T>::narrow) {
+    alignas(64) float values[kBlock], added[kBlock];
+    each_part(r, [&](std::int64_t at, std::int64_t word, const Runs& block) FUSEDSTEP_LAMBDA {
+      decode_block(x + at, values, block.l);
+      if (residual) decode_block(residual + at, added, block.l);
+      normalize_floats(values, values, residual ? added : nullptr, mask ? mask + word : nullptr, block, false,
+                       coefficients);
+      encode_block(values, y + at, block.l, streamed);
+    });
+  } else {
+    normalize_floats(y, x, residual, mask, r, streamed, coefficients);
+  }
+}
+
+template <class T, bool Relu, class Coefficients>
+void differentiate_values(T* dx, const T* dy, const T* x, const std::uint16_t* mask, const Runs& of, bool streamed,
+                          Coefficients& coefficients) {
+  const Runs r = of;
+  Coefficients local = coefficients;
+  for (std::int64_t k = 0; k < r.runs; ++k, dx += r.pitch, dy += r.pitch, x += r.pitch, mask += r.words) {
+    if (k > 0 || !r.goes_on) local.begin();
+    write_lanes(dx, r.l, streamed, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
+      auto g = load(dy + i, n);
+      if constexpr (Relu) g = keep(g, bits_at(mask, i));
+      return local.next(n)(g, load(x + i, n));
+    });
+  }
+  coefficients.take(local);
+}
+
+template <class T, class Coefficients>
+FUSEDSTEP_INLINE void differentiate_floats(T* dx, const T* dy, const T* x, const std::uint16_t* mask, const Runs& r,
+                                           bool streamed, Coefficients& coefficients) {
+  mask ? differentiate_values<T, true>(dx, dy, x, mask, r, streamed, coefficients)
+       : differentiate_values<T, false>(dx, dy, x, mask, r, streamed, coefficients);
+}
+
+// What relu lets pass of dy.
+template <class T>
+__attribute__((noinline)) void select(T* out, const T* dy, const std::uint16_t* mask, const Runs& r, bool streamed) {
+  for (std::int64_t k = 0; k < r.runs; ++k, out += r.pitch, dy += r.pitch, mask += r.words) {
+    write_lanes(out, r.l, streamed, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
+      return keep(load(dy + i, n), bits_at(mask, i));
+    });
+  }
+}
+
+// dx of runs of values, and dresidual where it is wanted.
+template <class T, class Coefficients>
+inline void differentiate(T* dx, T* dresidual, const T* dy, const T* x, const std::uint16_t* mask, const Runs& r,
+                          bool streamed, Coefficients coefficients) {
+  if (dresidual) select(dresidual, dy, mask, r, streamed);
+  if constexpr (Arithmetic<T>::narrow) {
+    alignas(64) float values[kBlock], gradient[kBlock];
+    each_part(r, [&](std::int64_t at, std::int64_t word, const Runs& block) FUSEDSTEP_LAMBDA {
+      decode_block(x + at, values, block.l);
+      decode_block(dy + at, gradient, block.l);
+      differentiate_floats(values, gradient, values, mask ? mask + word : nullptr, block, false, coefficients);
+      encode_block(values, dx + at, block.l, streamed);
+    });
+  } else {
+    differentiate_floats(dx, dy, x, mask, r, streamed, coefficients);
+  }
+}
+
+}  // namespace fusedstep::FUSEDSTEP_SET

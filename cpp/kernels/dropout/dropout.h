@@ -1,0 +1,99 @@
+// Inverted dropout: y = residual + (word >= threshold ? x * scale : 0), by Philox words of the numbers of the elements,
+// or of the samples that they belong to.
+#pragma once
+
+#include "kernels/abi/table.h"
+#include "kernels/dropout/philox.h"
+
+namespace fusedstep::FUSEDSTEP_SET {
+
+FUSEDSTEP_INLINE auto are_below(Bits words, std::uint32_t threshold) {
+#if defined(__SSE2__)
+  // It compares numbers with a sign only.
+  constexpr std::uint32_t sign = 0x80000000u;
+  return as<Ints>(words ^ sign) < std::int32_t(threshold ^ sign);
+#else
+  return words < threshold;
+#endif
+}
+// yes, and 0 in the lanes whose word is below the threshold.
+FUSEDSTEP_INLINE Floats where_at_least(Bits words, std::uint32_t threshold, Floats yes) {
+#if defined(__AVX512F__)
+  const __mmask16 kept = _mm512_cmpge_epu32_mask((__m512i)words, _mm512_set1_epi32(int(threshold)));
+  return (Floats)_mm512_maskz_mov_ps(kept, (__m512)yes);
+#else
+  return where_not(are_below(words, threshold), yes);
+#endif
+}
+FUSEDSTEP_INLINE Doubles where_at_least(Bits words, std::uint32_t threshold, Doubles yes) {
+#if defined(__AVX512F__)
+  const __mmask16 kept = _mm512_cmpge_epu32_mask((__m512i)words, _mm512_set1_epi32(int(threshold)));
+  return keep(yes, kept);
+#else
+  return where_not(twice(are_below(words, threshold)), yes);
+#endif
+}
+
+// Groups whose words stand in the cache.
+inline constexpr std::int64_t kDropoutGroups = 32;
+
+// Elements [begin, end) of which all are kept, or none.
+template <class T, bool Residual>
+FUSEDSTEP_INLINE void drop_sample(const DropoutArgs& a, bool kept, std::int64_t begin, std::int64_t end) {
+  using V = typename Arithmetic<T>::Lanes;
+  using S = typename Arithmetic<T>::Scalar;
+  const S scale = S(a.scale);
+  const T* x = static_cast<const T*>(a.x) + begin;
+  const T* residual = Residual ? static_cast<const T*>(a.residual) + begin : nullptr;
+  write_lanes(static_cast<T*>(a.y) + begin, end - begin, a.stream,
+              [&](std::int64_t k, std::int64_t n) FUSEDSTEP_LAMBDA {
+                const V branch = kept ? load(x + k, n) * scale : spread<V>(0);
+                if constexpr (Residual) return load(residual + k, n) + branch;
+                return branch;
+              });
+}
+
+// Several elements a choice: a part of the first sample, whole ones, a part of the last.
+template <class T, bool Residual>
+void drop_samples(const DropoutArgs& a, std::int64_t begin, std::int64_t end) {
+  const PhiloxKeys keys(a.key);
+  std::uint32_t words[kPhiloxGroup];
+  for (std::int64_t i = begin; i < end;) {
+    const std::int64_t sample = i / a.unit, next = (sample + 1) * a.unit;
+    const std::uint64_t number = a.offset + std::uint64_t(sample);
+    if (i == begin || number % kPhiloxGroup == 0) philox_groups(keys, 0, number / kPhiloxGroup, 1, words, words);
+    drop_sample<T, Residual>(a, words[number % kPhiloxGroup] >= a.threshold, i, next < end ? next : end);
+    i = next;
+  }
+}
+
+template <class T, bool Residual>
+void dropout(const DropoutArgs& a, std::int64_t begin, std::int64_t end) {
+  if (a.unit > 1) {
+    drop_samples<T, Residual>(a, begin, end);
+    if (a.stream) end_stream();
+    return;
+  }
+  using S = typename Arithmetic<T>::Scalar;
+  const PhiloxKeys keys(a.key);
+  const S scale = S(a.scale);
+  // A result that does not begin on a cache line is written in pieces that end elsewhere: the last reads on.
+  alignas(64) std::uint32_t words[(kDropoutGroups + 1) * kPhiloxGroup + kLanes];
+  constexpr std::int64_t step = kDropoutGroups * kPhiloxGroup;
+  for (std::int64_t i = begin; i < end; i += step) {
+    const std::int64_t l = end - i < step ? end - i : step;
+    const std::uint64_t number = a.offset + std::uint64_t(i);
+    const std::int64_t shift = std::int64_t(number % kPhiloxGroup);
+    const T* x = static_cast<const T*>(a.x) + i;
+    philox_groups(keys, 0, number / kPhiloxGroup, (shift + l + kPhiloxGroup - 1) / kPhiloxGroup, words, x);
+    const T* residual = Residual ? static_cast<const T*>(a.residual) + i : nullptr;
+    write_lanes(static_cast<T*>(a.y) + i, l, a.stream, [&](std::int64_t k, std::int64_t n) FUSEDSTEP_LAMBDA {
+      const auto kept = where_at_least(load_pack<Bits>(words + shift + k), a.threshold, load(x + k, n) * scale);
+      if constexpr (Residual) return load(residual + k, n) + kept;
+      return kept;
+    });
+  }
+  if (a.stream) end_stream();
+}
+
+}  // namespace fusedstep::FUSEDSTEP_SET

@@ -1,0 +1,45 @@
+// Loops over an array, 16 lanes at a time.
+#pragma once
+
+#include "kernels/pack/memory.h"
+
+namespace fusedstep::FUSEDSTEP_SET {
+
+// Calls f(offset, lanes) for every 16 of l elements, the last time with fewer lanes.
+template <class F>
+FUSEDSTEP_INLINE void each_lanes(std::int64_t l, F f) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= l; i += kLanes) f(i, kLanes);
+  if (i < l) f(i, l - i);
+}
+
+// The same with the half of the lane sum that these lanes belong to: f(offset, lanes, half).
+template <class F>
+FUSEDSTEP_INLINE void each_half(std::int64_t l, F f) {
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= l; i += 2 * kLanes) {
+    f(i, kLanes, 0);
+    f(i + kLanes, kLanes, 1);
+  }
+  if (i < l) f(i, l - i < kLanes ? l - i : kLanes, 0);
+  if (i + kLanes < l) f(i + kLanes, l - i - kLanes, 1);
+}
+
+// out[i] = f(i, lanes) for l elements, in order. Streamed, the first few go the usual way, up to a whole cache line.
+template <class T, class F>
+FUSEDSTEP_INLINE void write_lanes(T* out, std::int64_t l, bool streamed, F f) {
+  std::int64_t i = 0;
+  if (streamed) {
+    const std::int64_t misaligned = std::int64_t(reinterpret_cast<std::uintptr_t>(out) % 64 / sizeof(T)) % kLanes;
+    if (misaligned > 0) {
+      i = kLanes - misaligned < l ? kLanes - misaligned : l;
+      store(out, f(0, i), i);
+    }
+    for (; i + kLanes <= l; i += kLanes) stream(out + i, f(i, kLanes));
+  } else {
+    for (; i + kLanes <= l; i += kLanes) store(out + i, f(i, kLanes), kLanes);
+  }
+  if (i < l) store(out + i, f(i, l - i), l - i);
+}
+
+}  // namespace fusedstep::FUSEDSTEP_SET

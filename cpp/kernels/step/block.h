@@ -1,0 +1,27 @@
+// A block of a step: where its values are, and what is done to them.
+#pragma once
+
+#include "kernels/step/stages.h"
+
+namespace fusedstep::FUSEDSTEP_SET {
+
+template <class T>
+struct Block {
+  T* p;
+  const T* raw;  // the gradient as it came
+  const T* g;    // as the rule takes it
+  void* s[kMaxStates];
+};
+
+// The rule on n elements. It may look ahead in the block's memory up to `reach`.
+template <class T>
+inline void run_block(const StepArgs& a, const Block<T>& block, std::int64_t n, std::int64_t reach,
+                      TelemetryLanes* lanes) {
+  if (lanes == nullptr) {
+    a.update(a.coefficients, a.scale, block.g, block.p, block.s, n, reach);
+  } else {
+    a.watched(a.coefficients, a.scale, block.raw, block.g, block.p, block.s, n, reach, *lanes);
+  }
+}
+
+}  // namespace fusedstep::FUSEDSTEP_SET
