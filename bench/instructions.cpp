@@ -64,7 +64,7 @@ void batch_norm(const KernelTable& table, const std::string& name, Dtype dtype, 
   const Array weight(Dtype::float64, width), mean(Dtype::float64, width), inv_std(Dtype::float64, width),
       m2(Dtype::float64, width), pivot(Dtype::float64, width), sums(Dtype::float64, 2 * width),
       coefficients(Dtype::float64, kRowCoefficients * width), workspace(Dtype::float64, row_workspace(n, c, false));
-  const BatchNormKernels& kernels = table.batch_norm[int(dtype)];
+  const BatchNormKernels& kernels = table.batch_norm[l > 1 ? kPlanes : kRows][int(dtype)];
   BatchNormArgs forward = {};
   forward.n = n;
   forward.c = c;
@@ -101,18 +101,18 @@ void batch_norm(const KernelTable& table, const std::string& name, Dtype dtype, 
     return;
   }
   run(table, "batch_norm_forward/" + name, size, [&] {
-    kernels.pivots[kRows](forward);
-    kernels.moments[kRows][0](forward, workspace.doubles(), 0, blocks);
-    kernels.statistics[kRows][0](forward, workspace.doubles());
+    kernels.pivots(forward);
+    kernels.moments[0](forward, workspace.doubles(), 0, blocks);
+    kernels.statistics[0](forward, workspace.doubles());
     kernels.coefficients(forward, coefficients.doubles());
-    kernels.apply[kRows](forward, coefficients.doubles(), 0, chunks);
+    kernels.apply(forward, coefficients.doubles(), 0, chunks);
   });
   for (std::int64_t k = c; k < width; ++k) mean.doubles()[k] = mean.doubles()[k - c];
   run(table, "batch_norm_backward/" + name, size, [&] {
-    kernels.gradient_sums[kRows](backward, workspace.doubles(), 0, blocks);
-    kernels.gradient_totals[kRows](backward, workspace.doubles());
+    kernels.gradient_sums(backward, workspace.doubles(), 0, blocks);
+    kernels.gradient_totals(backward, workspace.doubles());
     kernels.gradient_coefficients(backward, coefficients.doubles());
-    kernels.gradient[kRows](backward, coefficients.doubles(), 0, chunks);
+    kernels.gradient(backward, coefficients.doubles(), 0, chunks);
   });
 }
 
@@ -132,28 +132,28 @@ void losses(const KernelTable& table, std::int64_t rows, std::int64_t classes) {
   args.losses = values.doubles();
   args.scale = 1.0 / double(rows);
   run(table, "cross_entropy/" + shape, rows * classes,
-      [&] { table.cross_entropy[int(Dtype::float32)][int(Goal::labels)](args, scratch.as<void>(), 0, rows); });
+      [&] { table.cross_entropy->loss[int(Dtype::float32)][int(Goal::labels)](args, scratch.as<void>(), 0, rows); });
   const SoftmaxArgs softmax = {rows, classes, logits.as<void>(), out.as<void>(), false};
   run(table, "softmax/" + shape, rows * classes,
-      [&] { table.softmax[int(Dtype::float32)][false](softmax, scratch.as<void>(), 0, rows); });
+      [&] { table.softmax->softmax[int(Dtype::float32)][false](softmax, scratch.as<void>(), 0, rows); });
 }
 
 void elementwise(const KernelTable& table, std::int64_t n) {
   const Array x(Dtype::float32, n), targets(Dtype::float32, n), out(Dtype::float32, n);
   const ElementwiseLossArgs loss = {x.as<void>(), targets.as<void>(), out.as<void>(), nullptr, 1.0, 1.0};
   run(table, "binary_loss", n,
-      [&] { table.elementwise_loss[int(Dtype::float32)][int(ElementwiseLoss::binary)](loss, 0, n); });
+      [&] { table.elementwise->loss[int(Dtype::float32)][int(ElementwiseLoss::binary)](loss, 0, n); });
   DropoutArgs dropout = {};
   dropout.x = x.as<void>();
   dropout.y = out.as<void>();
   dropout.unit = 1;
   dropout.threshold = 1u << 31;
   dropout.scale = 2.0;
-  run(table, "dropout", n, [&] { table.dropout[int(Dtype::float32)][false](dropout, 0, n); });
+  run(table, "dropout", n, [&] { table.dropout->dropout[int(Dtype::float32)][false](dropout, 0, n); });
   dropout.residual = targets.as<void>();
   dropout.stream = true;
-  run(table, "dropout_residual", n, [&] { table.dropout[int(Dtype::float32)][true](dropout, 0, n); });
-  run(table, "narrow_bfloat16", n, [&] { table.narrow[1](x.as<float>(), out.as<void>(), n); });
+  run(table, "dropout_residual", n, [&] { table.dropout->dropout[int(Dtype::float32)][true](dropout, 0, n); });
+  run(table, "narrow_bfloat16", n, [&] { table.arrays->narrow[1](x.as<float>(), out.as<void>(), n); });
 }
 
 // An AdamW step of arrays of these dtypes; `telemetry`: with its sums.
@@ -181,15 +181,15 @@ void step(const KernelTable& table, const std::string& name, std::int64_t n, Dty
   args.scales[1] = more.data();
   args.coefficients = coefficients;
   args.grad_factor = 1.0;
-  args.update = table.update[rule.index][0][variant][0];
-  args.watched = table.watched[rule.index][0][variant][0];
+  args.update = table.rules[rule.index]->update[0][variant][0];
+  args.telemetry = table.rules[rule.index]->telemetry[0][variant][0];
   args.param_dtype = args.grad_dtype = stored;
   args.state_dtype[0] = first;
   args.state_dtype[1] = second;
   args.coded = stored != Dtype::float32 || first != Dtype::float32;
-  if (is_code(first)) args.fused = table.fused[rule.index][variant][0][kFused8bit];
-  if (first == Dtype::bfloat16) args.fused = table.fused[rule.index][variant][0][kFusedBfloat16];
-  run(table, name, n, [&] { table.step[0](args, 0, n, telemetry ? sums.data() : nullptr); });
+  if (is_code(first)) args.fused = table.rules[rule.index]->fused[variant][0][kFused8bit];
+  if (first == Dtype::bfloat16) args.fused = table.rules[rule.index]->fused[variant][0][kFusedBfloat16];
+  run(table, name, n, [&] { table.step->run[0](args, 0, n, telemetry ? sums.data() : nullptr); });
 }
 
 void steps(const KernelTable& table, std::int64_t n) {
@@ -205,7 +205,7 @@ void steps(const KernelTable& table, std::int64_t n) {
   norm.grad = x.as<void>();
   norm.grad_dtype = f32;
   std::vector<double> sums(std::size_t((n + kChunk - 1) / kChunk * kStepSums));
-  run(table, "gradient_norm", n, [&] { table.gradient_sums[0](norm, 0, n, sums.data()); });
+  run(table, "gradient_norm", n, [&] { table.step->gradient_sums[0](norm, 0, n, sums.data()); });
 }
 
 }  // namespace

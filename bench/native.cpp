@@ -76,8 +76,8 @@ void step(State& state, const runtime::Rule& rule, std::vector<double> hypers, s
   for (int k = 0; k < args.states; ++k) args.state[k] = arrays[std::size_t(2 + k)].get();
   args.coefficients = coefficients;
   args.grad_factor = 1.0;
-  args.update = table.update[rule.index][int(dtype)][variant][0];
-  args.measure = table.measure[rule.index][int(dtype)][variant][0];
+  args.update = table.rules[rule.index]->update[int(dtype)][variant][0];
+  args.measure = table.rules[rule.index]->measure[int(dtype)][variant][0];
   args.measures = rule.sums;
   const std::int64_t bytes = std::int64_t(sizeof(T)) * (3 + 2 * args.states);
   const std::vector<runtime::StepTensor> tensors = {{args, dtype, n, bytes, nullptr, 0, 0}};
@@ -85,8 +85,8 @@ void step(State& state, const runtime::Rule& rule, std::vector<double> hypers, s
   std::vector<double> sums;
   for (auto _ : state) {
     whole.cut(tensors);
-    if (rule.sums > 0) whole.sum(table.measure_sums, sums);
-    whole.run(table.step);
+    if (rule.sums > 0) whole.sum(table.step->measure_sums, sums);
+    whole.run(table.step->run);
   }
   state.SetBytesProcessed(state.iterations() * n * bytes);
 }

@@ -229,7 +229,7 @@ class Reduced {
  private:
   static double sum_of(const std::vector<double>& losses) {
     if (const KernelTable* table = runtime::active_table()) {
-      return table->sum(losses.data(), std::int64_t(losses.size()));
+      return table->arrays->sum(losses.data(), std::int64_t(losses.size()));
     }
     const py::array_t<double> array(py::ssize_t(losses.size()), losses.data());
     return call_reference("total", py::dict(py::arg("losses") = array)).cast<double>();
@@ -498,7 +498,7 @@ const KernelTable& native_table() {
 py::array_t<std::uint32_t> philox_words(std::uint64_t key, std::uint64_t upper, std::uint64_t group,
                                         std::int64_t groups) {
   py::array_t<std::uint32_t> words(groups * 64);
-  native_table().philox(key, upper, group, groups, words.mutable_data());
+  native_table().dropout->philox(key, upper, group, groups, words.mutable_data());
   return words;
 }
 void map_floats(const std::string& function, py::handle x, py::handle out) {
@@ -506,8 +506,8 @@ void map_floats(const std::string& function, py::handle x, py::handle out) {
   const Array to = inspect_contiguous_float32(out, {"out"}, true);
   require_same_shape(out, {"out"}, x, {"x"});
   const KernelTable& table = native_table();
-  (function == "exp" ? table.exponential : table.log_1p)(reinterpret_cast<const float*>(from.data),
-                                                         reinterpret_cast<float*>(to.data), from.size);
+  (function == "exp" ? table.arrays->exponential : table.arrays->log_1p)(reinterpret_cast<const float*>(from.data),
+                                                                         reinterpret_cast<float*>(to.data), from.size);
 }
 
 }  // namespace

@@ -59,7 +59,7 @@ void narrow(py::handle values, py::handle out) {
     return;
   }
   const py::gil_scoped_release released;
-  table->narrow[to.dtype == Dtype::bfloat16](reinterpret_cast<const float*>(from.data), to.data, from.size);
+  table->arrays->narrow[to.dtype == Dtype::bfloat16](reinterpret_cast<const float*>(from.data), to.data, from.size);
 }
 
 }  // namespace

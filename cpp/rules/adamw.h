@@ -7,6 +7,8 @@ namespace fusedstep::FUSEDSTEP_SET {
 
 struct AdamW : Adam {
   static constexpr const char* name = "adamw";
+  // Coefficients apart, the two are the same.
+  using Loops = Adam;
 
   // Adam's, but for the last: here it is not to be chosen.
   static constexpr Field fields[] = {{"lr", Domain::non_negative},

@@ -76,11 +76,12 @@ struct RuleBase {
   static int variant(const Hypers&) {
     return 0;
   }
-  // The same for a parameter of so many axes, where that matters; and why one of so many is none of its.
+  // The variant for a parameter of so many axes, or -1: the number of axes does not matter.
   template <class Hypers>
   static int variant_of(const Hypers&, int) {
     return -1;
   }
+  // Why a parameter of so many axes is refused, or null.
   static const char* refuse_axes(int) { return nullptr; }
   template <class Hypers>
   static const char* refuse(const Hypers&) {
@@ -96,6 +97,19 @@ struct RuleBase {
     return 0.0;
   }
 };
+
+// The rule whose loops a rule runs: itself, or the one that it names as `Loops`, whose equation is the same.
+template <class Rule>
+struct LoopsOfRule {
+  using type = Rule;
+};
+template <class Rule>
+  requires requires { typename Rule::Loops; }
+struct LoopsOfRule<Rule> {
+  using type = typename Rule::Loops;
+};
+template <class Rule>
+using LoopsOf = typename LoopsOfRule<Rule>::type;
 
 template <class... Rules>
 struct RuleList {

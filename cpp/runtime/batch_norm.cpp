@@ -33,7 +33,7 @@ struct Work {
   int threads = threads_for(bytes);
 
   Work(const BatchNormPlan& plan, Args& a, int arrays)
-      : kernels(plan.table.batch_norm[int(plan.dtype)]),
+      : kernels(plan.table.batch_norm[plan.layout][int(plan.dtype)]),
         args(a),
         layout(plan.layout),
         bytes(arrays * values * item_bytes(plan.dtype)) {}
@@ -64,17 +64,15 @@ bool streams(const BatchNormPlan& plan, const Args& args) {
 
 void take_statistics(const Work<const BatchNormArgs>& work, double* sums, bool exact) {
   const BatchNormArgs& args = work.args;
-  work.kernels.pivots[work.layout](args);
-  work.each_block(
-      [&](std::int64_t begin, std::int64_t end) { work.kernels.moments[work.layout][exact](args, sums, begin, end); });
-  work.kernels.statistics[work.layout][exact](args, sums);
+  work.kernels.pivots(args);
+  work.each_block([&](std::int64_t begin, std::int64_t end) { work.kernels.moments[exact](args, sums, begin, end); });
+  work.kernels.statistics[exact](args, sums);
 }
 
 void apply(const Work<const BatchNormArgs>& work, double* coefficients) {
   if (work.layout == kRows) work.kernels.coefficients(work.args, coefficients);
-  work.each_written([&](std::int64_t begin, std::int64_t end) {
-    work.kernels.apply[work.layout](work.args, coefficients, begin, end);
-  });
+  work.each_written(
+      [&](std::int64_t begin, std::int64_t end) { work.kernels.apply(work.args, coefficients, begin, end); });
 }
 
 // Rows read the means repeated.
@@ -87,17 +85,15 @@ const double* means(const Work<const BatchNormGradientArgs>& work, double* repea
 }
 
 void take_sums(const Work<const BatchNormGradientArgs>& work, double* sums) {
-  work.each_block([&](std::int64_t begin, std::int64_t end) {
-    work.kernels.gradient_sums[work.layout](work.args, sums, begin, end);
-  });
-  work.kernels.gradient_totals[work.layout](work.args, sums);
+  work.each_block(
+      [&](std::int64_t begin, std::int64_t end) { work.kernels.gradient_sums(work.args, sums, begin, end); });
+  work.kernels.gradient_totals(work.args, sums);
 }
 
 void apply_gradient(const Work<const BatchNormGradientArgs>& work, double* coefficients) {
   if (work.layout == kRows) work.kernels.gradient_coefficients(work.args, coefficients);
-  work.each_written([&](std::int64_t begin, std::int64_t end) {
-    work.kernels.gradient[work.layout](work.args, coefficients, begin, end);
-  });
+  work.each_written(
+      [&](std::int64_t begin, std::int64_t end) { work.kernels.gradient(work.args, coefficients, begin, end); });
 }
 
 }  // namespace

@@ -61,14 +61,14 @@ void cross_entropy(const KernelTable& table, Dtype dtype, Goal goal, CrossEntrop
   // Into the logits themselves, which are in the cache, the usual way.
   args.stream = args.dlogits != args.logits && streams(args.rows * args.classes);
   each_row(dtype, args.rows, args.classes, [&](void* scratch, std::int64_t begin, std::int64_t end) {
-    table.cross_entropy[int(dtype)][int(goal)](args, scratch, begin, end);
+    table.cross_entropy->loss[int(dtype)][int(goal)](args, scratch, begin, end);
   });
 }
 
 void softmax(const KernelTable& table, Dtype dtype, bool log, SoftmaxArgs args) {
   args.stream = args.out != args.logits && streams(args.rows * args.classes);
   each_row(dtype, args.rows, args.classes, [&](void* scratch, std::int64_t begin, std::int64_t end) {
-    table.softmax[int(dtype)][log](args, scratch, begin, end);
+    table.softmax->softmax[int(dtype)][log](args, scratch, begin, end);
   });
 }
 
@@ -77,16 +77,17 @@ double elementwise_loss(const KernelTable& table, Dtype dtype, ElementwiseLoss l
   std::vector<double> sums(std::size_t((n + kChunk - 1) / kChunk));
   each_chunk(n, 4 * 12 * n, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; i += kChunk) {
-      sums[std::size_t(i / kChunk)] = table.elementwise_loss[int(dtype)][int(loss)](args, i, std::min(i + kChunk, end));
+      sums[std::size_t(i / kChunk)] =
+          table.elementwise->loss[int(dtype)][int(loss)](args, i, std::min(i + kChunk, end));
     }
   });
-  return table.sum(sums.data(), std::int64_t(sums.size()));
+  return table.arrays->sum(sums.data(), std::int64_t(sums.size()));
 }
 
 void dropout(const KernelTable& table, Dtype dtype, DropoutArgs args, std::int64_t n) {
   args.stream = args.y != args.x && args.y != args.residual && streams(n);
   each_chunk(n, 2 * 8 * n, [&](std::int64_t begin, std::int64_t end) {
-    table.dropout[int(dtype)][args.residual != nullptr](args, begin, end);
+    table.dropout->dropout[int(dtype)][args.residual != nullptr](args, begin, end);
   });
 }
 
@@ -109,7 +110,7 @@ void roof_step(const KernelTable& table, const RoofArgs& args, int arrays, std::
   const std::int64_t bytes = (4 + 8 * arrays) * n;
   const int threads = threads_for(bytes);
   parallel_for((n + kChunk - 1) / kChunk, threads, bytes, [&](std::int64_t begin, std::int64_t end) {
-    table.roof_step[arrays - 1](args, begin * kChunk, std::min(end * kChunk, n));
+    table.roofs->step[arrays - 1](args, begin * kChunk, std::min(end * kChunk, n));
   });
 }
 
@@ -118,7 +119,7 @@ void roof_map(const KernelTable& table, const float* a, const float* b, float* o
   const std::int64_t bytes = (b ? 12 : 8) * n;
   const int threads = threads_for(bytes);
   parallel_for((n + kChunk - 1) / kChunk, threads, bytes, [&](std::int64_t begin, std::int64_t end) {
-    table.roof_map(a, b, out, streamed, begin * kChunk, std::min(end * kChunk, n));
+    table.roofs->map(a, b, out, streamed, begin * kChunk, std::min(end * kChunk, n));
   });
 }
 

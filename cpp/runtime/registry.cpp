@@ -5,7 +5,7 @@
 #include <iterator>
 #include <type_traits>
 
-#include "rules/list.h"
+#include "rules/all.h"
 
 namespace fusedstep::runtime {
 namespace {

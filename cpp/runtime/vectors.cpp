@@ -21,7 +21,7 @@ void each_chunk(std::int64_t n, std::int64_t bytes, const Body& body) {
 double dot(const KernelTable& table, Dtype dtype, const void* x, const void* y, std::int64_t n) {
   std::vector<double> sums(std::size_t((n + kChunk - 1) / kChunk));
   each_chunk(n, 2 * n * item_bytes(dtype), [&](std::int64_t k, std::int64_t begin, std::int64_t end) {
-    sums[std::size_t(k)] = table.dot[int(dtype)](x, y, begin, end);
+    sums[std::size_t(k)] = table.arrays->dot[int(dtype)](x, y, begin, end);
   });
   double total = 0.0;
   for (const double sum : sums) total += sum;
@@ -29,8 +29,9 @@ double dot(const KernelTable& table, Dtype dtype, const void* x, const void* y, 
 }
 
 void axpy(const KernelTable& table, Dtype dtype, double a, const void* x, void* y, std::int64_t n) {
-  each_chunk(n, 3 * n * item_bytes(dtype),
-             [&](std::int64_t, std::int64_t begin, std::int64_t end) { table.axpy[int(dtype)](a, x, y, begin, end); });
+  each_chunk(n, 3 * n * item_bytes(dtype), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    table.arrays->axpy[int(dtype)](a, x, y, begin, end);
+  });
 }
 
 }  // namespace fusedstep::runtime

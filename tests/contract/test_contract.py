@@ -33,11 +33,11 @@ def places():
     files = {path.stem for path in (ROOT / "cpp/rules").glob("*.h")} - {"rule", "list"}
     # L-BFGS is no rule of one step: it asks for gradients as it goes.
     modules = {path.stem for path in (ROOT / "python/fusedstep/optimizers").glob("*.py")} - {"__init__", "exports"}
-    included = set(re.findall(r'#include "rules/(\w+)\.h"', read("cpp/rules/list.h"))) - {"rule"}
+    listed = set(re.findall(r"^RULE\((\w+), \w+\)$", read("cpp/rules/list.h"), re.MULTILINE))
     return {
         "1. cpp/rules/NAME.h": files,
-        "2. cpp/rules/list.h, its include": included,
-        "2. cpp/rules/list.h, the list": set(RULES),
+        "2. cpp/rules/list.h": listed,
+        "2. cpp/rules/list.h, as built": set(RULES),
         "3. python/fusedstep/reference/rules/NAME.py": set(EQUATIONS),
         "4. python/fusedstep/optimizers/NAME.py": modules,
         "5. python/fusedstep/optimizers/exports.py": {named.get(name) for name in optimizers.NAMES} - {None},

@@ -16,7 +16,7 @@ class NativeStep : public StepBackend {
   void measure_gradients(const runtime::Rule&, StepWork& work) const override {
     {
       const py::gil_scoped_release released;
-      work.step.sum(table_.gradient_sums, work.sums, runtime::Reads::gradient);
+      work.step.sum(table_.step->gradient_sums, work.sums, runtime::Reads::gradient);
     }
     work.exponents.clear();
     for (std::size_t k = 0; k < work.tensors.size(); ++k) {
@@ -44,9 +44,9 @@ class NativeStep : public StepBackend {
   void write(StepWork& work) const override {
     const py::gil_scoped_release released;
     if (work.telemetry()) {
-      work.step.sum(table_.step, work.sums);
+      work.step.sum(table_.step->run, work.sums);
     } else {
-      work.step.run(table_.step);
+      work.step.run(table_.step->run);
     }
   }
 
@@ -139,17 +139,18 @@ class NativeStep : public StepBackend {
   }
 
   void set_loops(const runtime::Rule& rule, StepWork& work) const {
+    const RuleKernels& loops = *table_.rules[rule.index];
     for (std::size_t k = 0; k < work.tensors.size(); ++k) {
       const Item& item = (*work.items)[k];
       const bool cautious = work.settings(item).cautious;
       const int dtype = int(work.tensors[k].dtype);
       StepArgs& args = work.tensors[k].args;
-      args.update = table_.update[rule.index][dtype][item.variant][cautious];
-      args.watched = table_.watched[rule.index][dtype][item.variant][cautious];
-      args.measure = table_.measure[rule.index][dtype][item.variant][cautious];
+      args.update = loops.update[dtype][item.variant][cautious];
+      args.telemetry = loops.telemetry[dtype][item.variant][cautious];
+      args.measure = loops.measure[dtype][item.variant][cautious];
       args.measures = cautious ? 1 : rule.sums;
       const int way = fused_way(rule, item, args);
-      args.fused = way < 0 ? nullptr : table_.fused[rule.index][item.variant][cautious][way];
+      args.fused = way < 0 ? nullptr : loops.fused[item.variant][cautious][way];
     }
   }
 
@@ -174,7 +175,7 @@ class NativeStep : public StepBackend {
     if (!needed) return;
     {
       const py::gil_scoped_release released;
-      work.step.sum(table_.measure_sums, work.sums);
+      work.step.sum(table_.step->measure_sums, work.sums);
     }
     double totals[kMaxMeasures] = {};
     for (std::size_t k = 0; k < work.tensors.size(); ++k) {

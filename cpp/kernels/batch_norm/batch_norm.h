@@ -6,7 +6,7 @@
 // Statistician 37, 1983.
 #pragma once
 
-#include "kernels/abi/table.h"
+#include "kernels/abi/batch_norm.h"
 #include "kernels/codec/narrow.h"
 #include "maths/power.h"
 

@@ -3,7 +3,7 @@
 
 #include <bit>
 
-#include "kernels/abi/table.h"
+#include "kernels/abi/dtype.h"
 #include "kernels/codec/narrow.h"
 #include "maths/random.h"
 

@@ -2,7 +2,7 @@
 // or of the samples that they belong to.
 #pragma once
 
-#include "kernels/abi/table.h"
+#include "kernels/abi/dropout.h"
 #include "kernels/dropout/philox.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
@@ -94,6 +94,11 @@ void dropout(const DropoutArgs& a, std::int64_t begin, std::int64_t end) {
     });
   }
   if (a.stream) end_stream();
+}
+
+inline void philox_words(std::uint64_t key, std::uint64_t upper, std::uint64_t group, std::int64_t groups,
+                         std::uint32_t* words) {
+  philox_groups(PhiloxKeys(key), upper, group, groups, words, words);
 }
 
 }  // namespace fusedstep::FUSEDSTEP_SET

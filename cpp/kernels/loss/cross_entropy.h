@@ -146,12 +146,4 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
   if (a.stream) end_stream();
 }
 
-// In 32 lanes, as every sum here.
-inline double sum(const double* x, std::int64_t n) {
-  LaneSum lanes;
-  each_half(n, [&](std::int64_t i, std::int64_t l, int half)
-                   FUSEDSTEP_LAMBDA { lanes.half[half] = lanes.half[half] + load(x + i, l); });
-  return lanes.total();
-}
-
 }  // namespace fusedstep::FUSEDSTEP_SET

@@ -3,7 +3,7 @@
 //   squared: (x - t)^2;                               2 (x - t)
 #pragma once
 
-#include "kernels/abi/table.h"
+#include "kernels/abi/loss.h"
 #include "kernels/codec/narrow.h"
 #include "kernels/pack/explog.h"
 

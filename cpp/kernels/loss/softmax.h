@@ -1,7 +1,7 @@
 // Softmax of rows: e^(z - max z) and its sum, which the loss and the function share.
 #pragma once
 
-#include "kernels/abi/table.h"
+#include "kernels/abi/loss.h"
 #include "kernels/codec/narrow.h"
 #include "kernels/pack/explog.h"
 

@@ -1,7 +1,7 @@
 // Sums of products, in double.
 #pragma once
 
-#include "kernels/abi/table.h"
+#include "kernels/abi/dtype.h"
 #include "kernels/pack/ahead.h"
 #include "kernels/pack/vectors.h"
 
@@ -72,20 +72,6 @@ FUSEDSTEP_INLINE double dot_of(const T* x, const T* y, std::int64_t begin, std::
     sum.add(x + i, y + i, end - i < kStride ? end - i : kStride);
   }
   return sum.total();
-}
-
-template <class T>
-inline double dot(const void* x, const void* y, std::int64_t begin, std::int64_t end) {
-  return dot_of<T, false>(static_cast<const T*>(x), static_cast<const T*>(y), begin, end, end);
-}
-
-template <class T>
-inline void axpy(double a, const void* x, void* y, std::int64_t begin, std::int64_t end) {
-  const T factor = T(a);
-  const T* from = static_cast<const T*>(x);
-  T* to = static_cast<T*>(y);
-#pragma omp simd
-  for (std::int64_t i = begin; i < end; ++i) to[i] = to[i] + factor * from[i];
 }
 
 }  // namespace fusedstep::FUSEDSTEP_SET

@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "kernels/abi/table.h"
+#include "kernels/abi/roof.h"
 #include "kernels/pack/vectors.h"
 
 namespace fusedstep::FUSEDSTEP_SET {

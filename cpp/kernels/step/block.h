@@ -20,7 +20,7 @@ inline void run_block(const StepArgs& a, const Block<T>& block, std::int64_t n, 
   if (lanes == nullptr) {
     a.update(a.coefficients, a.scale, block.g, block.p, block.s, n, reach);
   } else {
-    a.watched(a.coefficients, a.scale, block.raw, block.g, block.p, block.s, n, reach, *lanes);
+    a.telemetry(a.coefficients, a.scale, block.raw, block.g, block.p, block.s, n, reach, *lanes);
   }
 }
 

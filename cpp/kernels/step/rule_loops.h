@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "kernels/abi/step.h"
 #include "kernels/pack/ahead.h"
 #include "kernels/pack/pair_sum.h"
 #include "kernels/pack/vectors.h"
@@ -77,9 +78,9 @@ constexpr int moment_place() {
 // The rows of a strip are added in T before they are added in double, for each conversion costs as much as two
 // products. Where the rule waits for the divider, the sums next to it cost little.
 template <class Rule, int V, bool Cautious, class T, int... S>
-FUSEDSTEP_INLINE void watched_elements(const typename Rule::template Coefficients<T>& c, T scale, const T* raw,
-                                       const T* g, T* p, void* const* states, std::int64_t n, std::int64_t reach,
-                                       TelemetryLanes& lanes, std::integer_sequence<int, S...> each) {
+FUSEDSTEP_INLINE void telemetry_elements(const typename Rule::template Coefficients<T>& c, T scale, const T* raw,
+                                         const T* g, T* p, void* const* states, std::int64_t n, std::int64_t reach,
+                                         TelemetryLanes& lanes, std::integer_sequence<int, S...> each) {
   static_assert(kStride == kSumLanes && kStrip % kStride == 0);
   constexpr int moment = moment_place<Rule, V>();
   T* const s[] = {static_cast<T*>(states[S])..., nullptr};
@@ -130,11 +131,11 @@ FUSEDSTEP_INLINE void watched_elements(const typename Rule::template Coefficient
 }
 
 template <class Rule, int V, bool Cautious, class T>
-void watched_loop(const void* coefficients, double scale, const void* raw, const void* g, void* p, void* const* states,
-                  std::int64_t n, std::int64_t reach, TelemetryLanes& lanes) {
+void telemetry_loop(const void* coefficients, double scale, const void* raw, const void* g, void* p,
+                    void* const* states, std::int64_t n, std::int64_t reach, TelemetryLanes& lanes) {
   const auto c = *static_cast<const typename Rule::template Coefficients<T>*>(coefficients);
-  watched_elements<Rule, V, Cautious, T>(c, T(scale), static_cast<const T*>(raw), static_cast<const T*>(g),
-                                         static_cast<T*>(p), states, n, reach, lanes, kept_states<Rule, V>);
+  telemetry_elements<Rule, V, Cautious, T>(c, T(scale), static_cast<const T*>(raw), static_cast<const T*>(g),
+                                           static_cast<T*>(p), states, n, reach, lanes, kept_states<Rule, V>);
 }
 
 // Cautious: how many components go with the gradient.

@@ -1,7 +1,7 @@
 // What users add around a rule. Each stage is one plain loop over a block.
 #pragma once
 
-#include "kernels/abi/table.h"
+#include "kernels/abi/step.h"
 #include "kernels/pack/ahead.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
