@@ -15,9 +15,11 @@ namespace fusedstep {
   extern const KernelTable table; \
   }
 #if defined(__x86_64__)
-FUSEDSTEP_DECLARE(baseline)
 FUSEDSTEP_DECLARE(avx2)
+#if !defined(FUSEDSTEP_ONE_SET)
+FUSEDSTEP_DECLARE(baseline)
 FUSEDSTEP_DECLARE(avx512)
+#endif
 #elif defined(__aarch64__)
 FUSEDSTEP_DECLARE(neon)
 #else
@@ -44,14 +46,18 @@ bool has_f16c() {
 // the operating system whether it saves the wide registers.
 const Set kSets[] = {
 #if defined(__x86_64__)
+#if !defined(FUSEDSTEP_ONE_SET)
     {&baseline::table, [] { return true; }},
+#endif
     {&avx2::table, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }},
+#if !defined(FUSEDSTEP_ONE_SET)
     {&avx512::table,
      [] {
        return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vl");
      }},
+#endif
 #elif defined(__aarch64__)
     {&neon::table, [] { return true; }},
 #else
