@@ -63,7 +63,7 @@ void batch_norm(const KernelTable& table, const std::string& name, Dtype dtype, 
   const Array mask(Dtype::float16, size + 16 * n * c);
   const Array weight(Dtype::float64, width), mean(Dtype::float64, width), inv_std(Dtype::float64, width),
       m2(Dtype::float64, width), pivot(Dtype::float64, width), sums(Dtype::float64, 2 * width),
-      coefficients(Dtype::float64, kRowCoefficients * width), workspace(Dtype::float64, row_workspace(n, c, false));
+      coefficients(Dtype::float64, kCoefficients * width), workspace(Dtype::float64, row_workspace(n, c, false));
   const BatchNormKernels& kernels = table.batch_norm[l > 1 ? kPlanes : kRows][int(dtype)];
   BatchNormArgs forward = {};
   forward.n = n;
@@ -96,6 +96,12 @@ void batch_norm(const KernelTable& table, const std::string& name, Dtype dtype, 
   backward.count = double(n * l);
   backward.training = true;
   if (l > 1) {
+    run(table, "batch_norm_evaluation/" + name, size, [&] {
+      BatchNormArgs evaluation = forward;
+      evaluation.folded = true;
+      kernels.coefficients(evaluation, coefficients.doubles());
+      kernels.apply(evaluation, coefficients.doubles(), 0, n * c * plane_parts(l));
+    });
     run(table, "batch_norm_forward/" + name, size, [&] { kernels.forward(forward, 0, c); });
     run(table, "batch_norm_backward/" + name, size, [&] { kernels.backward(backward, 0, c); });
     return;

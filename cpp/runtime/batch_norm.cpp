@@ -70,7 +70,7 @@ void take_statistics(const Work<const BatchNormArgs>& work, double* sums, bool e
 }
 
 void apply(const Work<const BatchNormArgs>& work, double* coefficients) {
-  if (work.layout == kRows) work.kernels.coefficients(work.args, coefficients);
+  work.kernels.coefficients(work.args, coefficients);
   work.each_written(
       [&](std::int64_t begin, std::int64_t end) { work.kernels.apply(work.args, coefficients, begin, end); });
 }
@@ -91,7 +91,7 @@ void take_sums(const Work<const BatchNormGradientArgs>& work, double* sums) {
 }
 
 void apply_gradient(const Work<const BatchNormGradientArgs>& work, double* coefficients) {
-  if (work.layout == kRows) work.kernels.gradient_coefficients(work.args, coefficients);
+  work.kernels.gradient_coefficients(work.args, coefficients);
   work.each_written(
       [&](std::int64_t begin, std::int64_t end) { work.kernels.gradient(work.args, coefficients, begin, end); });
 }
@@ -115,9 +115,9 @@ void batch_norm(const BatchNormPlan& plan, BatchNormArgs args, bool training) {
     return;
   }
   const std::int64_t channels = per_channel(plan.layout, args.c);
-  double* memory = workspace((1 + kRowCoefficients) * channels + work.sums(false));
+  double* memory = workspace((1 + kCoefficients) * channels + work.sums(false));
   args.pivot = memory;
-  if (training) take_statistics(work, memory + (1 + kRowCoefficients) * channels, false);
+  if (training) take_statistics(work, memory + (1 + kCoefficients) * channels, false);
   apply(work, memory + channels);
 }
 
@@ -132,7 +132,7 @@ void batch_norm_gradient_sums(const BatchNormPlan& plan, BatchNormGradientArgs a
 void batch_norm_gradient(const BatchNormPlan& plan, BatchNormGradientArgs args) {
   args.stream = streams(plan, args);
   const Work<const BatchNormGradientArgs> work(plan, args, 3);
-  apply_gradient(work, workspace(kRowCoefficients * per_channel(plan.layout, args.c)));
+  apply_gradient(work, workspace(kCoefficients * per_channel(plan.layout, args.c)));
 }
 
 void batch_norm_backward(const BatchNormPlan& plan, BatchNormGradientArgs args) {

@@ -89,7 +89,7 @@ struct BatchNormKernels {
   void (*pivots)(const BatchNormArgs&);
   void (*moments[2])(const BatchNormArgs&, double* workspace, std::int64_t begin, std::int64_t end);
   void (*statistics[2])(const BatchNormArgs&, double* workspace);
-  // Rows only: what `apply` needs, kRowCoefficients arrays of padded_width().
+  // What `apply` needs: kCoefficients arrays, of c entries for planes, of padded_width(c) for rows.
   void (*coefficients)(const BatchNormArgs&, void* coefficients);
   void (*apply)(const BatchNormArgs&, const void* coefficients, std::int64_t begin, std::int64_t end);
 
@@ -103,6 +103,6 @@ struct BatchNormKernels {
   void (*forward)(const BatchNormArgs&, std::int64_t begin, std::int64_t end);
   void (*backward)(const BatchNormGradientArgs&, std::int64_t begin, std::int64_t end);
 };
-inline constexpr int kRowCoefficients = 5;
+inline constexpr int kCoefficients = 5;
 
 }  // namespace fusedstep

@@ -209,24 +209,38 @@ struct OfChannel {
   FUSEDSTEP_INLINE void take(const OfChannel&) {}
 };
 
-// The same of runs of one channel each: of channel c, and of the next one in the next run.
-template <class C, class Args>
+// Coefficients for runs of one channel each: channel c, then the next one with every run. From lay_out().
+template <class Scalar, template <class> class Coefficients>
 struct PerRun {
-  const Args& args;
-  std::int64_t c;
-  C coefficients;
+  const Scalar* arrays;
+  std::int64_t channels, c;
+  Coefficients<Scalar> coefficients = {};
 
-  PerRun(const Args& a, std::int64_t channel) : args(a), c(channel) {}
   FUSEDSTEP_INLINE void begin() {
-    coefficients = C::of(args, c);
-    if (++c == args.c) c = 0;
+    coefficients = [&]<int... K>(std::integer_sequence<int, K...>) FUSEDSTEP_LAMBDA {
+      return Coefficients<Scalar>{arrays[K * channels + c]...};
+    }(std::make_integer_sequence<int, Coefficients<Scalar>::values>());
+    if (++c == channels) c = 0;
   }
-  FUSEDSTEP_INLINE const C& next(std::int64_t) { return coefficients; }
+  FUSEDSTEP_INLINE const Coefficients<Scalar>& next(std::int64_t) { return coefficients; }
   FUSEDSTEP_INLINE void take(const PerRun& other) {
     c = other.c;
     coefficients = other.coefficients;
   }
 };
+
+// Writes the coefficients of all channels: an array for each value of Coefficients<V>, `pitch` entries apart.
+template <class V, template <class> class Coefficients, class Args>
+inline void lay_out(const Args& a, V* arrays, std::int64_t pitch) {
+  constexpr int values = Coefficients<V>::values;
+  static_assert(sizeof(Coefficients<V>) == values * sizeof(V) && values <= kCoefficients);
+  for (std::int64_t c = 0; c < a.c; ++c) {
+    V of_channel[values];
+    const Coefficients<V> coefficients = Coefficients<V>::of(a, c);
+    __builtin_memcpy(of_channel, &coefficients, sizeof of_channel);
+    for (int k = 0; k < values; ++k) arrays[k * pitch + c] = of_channel[k];
+  }
+}
 
 // relu, and the bits of the lanes that it lets pass, NaN among them.
 template <class V>

@@ -148,10 +148,10 @@ inline void plane_statistics(const BatchNormArgs& a, double* workspace) {
   }
 }
 
-// Runs of planes from the one of a number on, `at` values into each; `Per`: of one channel, or as they lie in memory.
-template <class T, template <class, class> class Per, template <class> class Coefficients>
-inline void normalize_runs(const BatchNormArgs& a, std::int64_t run, std::int64_t at, const Runs& r) {
-  const Per<Coefficients<typename Arithmetic<T>::Scalar>, BatchNormArgs> coefficients(a, run % a.c);
+// Runs of planes from number `run` on, from value `at` of each.
+template <class T, class Coefficients>
+inline void normalize_runs(const BatchNormArgs& a, std::int64_t run, std::int64_t at, const Runs& r,
+                           const Coefficients& coefficients) {
   const std::int64_t offset = run * a.l + at;
   normalize(static_cast<T*>(a.y) + offset, static_cast<const T*>(a.x) + offset,
             a.residual ? static_cast<const T*>(a.residual) + offset : nullptr,
@@ -175,10 +175,28 @@ FUSEDSTEP_INLINE void each_plane(const Args& a, std::int64_t begin, std::int64_t
   }
 }
 
+template <class T, template <class> class Coefficients>
+FUSEDSTEP_INLINE auto per_run(const void* arrays, std::int64_t channels, std::int64_t run) {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  return PerRun<Scalar, Coefficients>{static_cast<const Scalar*>(arrays), channels, run % channels};
+}
+template <class T, template <class> class Coefficients, class Args>
+FUSEDSTEP_INLINE auto of_channel(const Args& a, std::int64_t c) {
+  return OfChannel<Coefficients<typename Arithmetic<T>::Scalar>, Args>(a, c);
+}
+
 template <class T>
-inline void apply_planes(const BatchNormArgs& a, const void*, std::int64_t begin, std::int64_t end) {
+inline void plane_coefficients(const BatchNormArgs& a, void* out) {
+  auto* arrays = static_cast<typename Arithmetic<T>::Scalar*>(out);
+  a.folded ? lay_out<typename Arithmetic<T>::Scalar, Folded>(a, arrays, a.c)
+           : lay_out<typename Arithmetic<T>::Scalar, Affine>(a, arrays, a.c);
+}
+
+template <class T>
+inline void apply_planes(const BatchNormArgs& a, const void* coefficients, std::int64_t begin, std::int64_t end) {
   each_plane(a, begin, end, [&](std::int64_t run, std::int64_t at, const Runs& r) FUSEDSTEP_LAMBDA {
-    a.folded ? normalize_runs<T, PerRun, Folded>(a, run, at, r) : normalize_runs<T, PerRun, Affine>(a, run, at, r);
+    a.folded ? normalize_runs<T>(a, run, at, r, per_run<T, Folded>(coefficients, a.c, run))
+             : normalize_runs<T>(a, run, at, r, per_run<T, Affine>(coefficients, a.c, run));
   });
   if (a.stream) end_stream();
 }
@@ -199,7 +217,7 @@ inline void forward_planes(const BatchNormArgs& a, std::int64_t begin, std::int6
     // What was read last is likeliest still in the cache.
     for (std::int64_t block = blocks - 1; block >= 0; --block) {
       const PlanesBlock b = block_of(a.n, a.l, block);
-      normalize_runs<T, OfChannel, Affine>(a, b.plane * a.c + c, b.at, runs_of(a, b));
+      normalize_runs<T>(a, b.plane * a.c + c, b.at, runs_of(a, b), of_channel<T, Affine>(a, c));
     }
   }
   if (a.stream) end_stream();
@@ -248,24 +266,28 @@ inline void plane_gradient_totals(const BatchNormGradientArgs& a, double* worksp
   }
 }
 
-template <class T, template <class, class> class Per, template <class> class Coefficients>
-inline void differentiate_runs(const BatchNormGradientArgs& a, std::int64_t run, std::int64_t at, const Runs& r) {
-  const Per<Coefficients<typename Arithmetic<T>::Scalar>, BatchNormGradientArgs> coefficients(a, run % a.c);
+template <class T, class Coefficients>
+inline void differentiate_runs(const BatchNormGradientArgs& a, std::int64_t run, std::int64_t at, const Runs& r,
+                               const Coefficients& coefficients) {
   const std::int64_t offset = run * a.l + at;
   differentiate(static_cast<T*>(a.dx) + offset, a.dresidual ? static_cast<T*>(a.dresidual) + offset : nullptr,
                 static_cast<const T*>(a.dy) + offset, static_cast<const T*>(a.x) + offset,
                 a.mask ? a.mask + run * mask_words(a.l) + at / 16 : nullptr, r, a.stream, coefficients);
 }
 
-template <class T, template <class, class> class Per>
-inline void differentiate_any(const BatchNormGradientArgs& a, std::int64_t run, std::int64_t at, const Runs& r) {
-  a.training ? differentiate_runs<T, Per, Gradient>(a, run, at, r) : differentiate_runs<T, Per, Scaled>(a, run, at, r);
+template <class T>
+inline void plane_gradient_coefficients(const BatchNormGradientArgs& a, void* out) {
+  auto* arrays = static_cast<typename Arithmetic<T>::Scalar*>(out);
+  a.training ? lay_out<typename Arithmetic<T>::Scalar, Gradient>(a, arrays, a.c)
+             : lay_out<typename Arithmetic<T>::Scalar, Scaled>(a, arrays, a.c);
 }
 
 template <class T>
-inline void plane_gradient(const BatchNormGradientArgs& a, const void*, std::int64_t begin, std::int64_t end) {
+inline void plane_gradient(const BatchNormGradientArgs& a, const void* coefficients, std::int64_t begin,
+                           std::int64_t end) {
   each_plane(a, begin, end, [&](std::int64_t run, std::int64_t at, const Runs& r) FUSEDSTEP_LAMBDA {
-    differentiate_any<T, PerRun>(a, run, at, r);
+    a.training ? differentiate_runs<T>(a, run, at, r, per_run<T, Gradient>(coefficients, a.c, run))
+               : differentiate_runs<T>(a, run, at, r, per_run<T, Scaled>(coefficients, a.c, run));
   });
   if (a.stream) end_stream();
 }
@@ -284,7 +306,9 @@ inline void backward_planes(const BatchNormGradientArgs& a, std::int64_t begin, 
     take_gradient_sums(a, c, sum_dy, sum_dy_d);
     for (std::int64_t block = blocks - 1; block >= 0; --block) {
       const PlanesBlock b = block_of(a.n, a.l, block);
-      differentiate_any<T, OfChannel>(a, b.plane * a.c + c, b.at, runs_of(a, b));
+      const std::int64_t run = b.plane * a.c + c;
+      a.training ? differentiate_runs<T>(a, run, b.at, runs_of(a, b), of_channel<T, Gradient>(a, c))
+                 : differentiate_runs<T>(a, run, b.at, runs_of(a, b), of_channel<T, Scaled>(a, c));
     }
   }
   if (a.stream) end_stream();

@@ -116,20 +116,13 @@ inline void row_statistics(const BatchNormArgs& a, double* workspace) {
   }
 }
 
-// Coefficients<V> of every channel, one array after the other.
+// The coefficients of all channels along a wide row.
 template <class V, template <class> class Coefficients, class Args>
-inline void lay_out(const Args& a, void* out) {
-  constexpr int values = Coefficients<V>::values;
-  static_assert(sizeof(Coefficients<V>) == values * sizeof(V) && values <= kRowCoefficients);
+inline void lay_out_rows(const Args& a, void* out) {
   const std::int64_t period = row_width(a.c), pitch = period + kPadding;
   V* arrays = static_cast<V*>(out);
-  for (std::int64_t c = 0; c < a.c; ++c) {
-    V of_channel[values];
-    const Coefficients<V> coefficients = Coefficients<V>::of(a, c);
-    __builtin_memcpy(of_channel, &coefficients, sizeof of_channel);
-    for (int k = 0; k < values; ++k) arrays[k * pitch + c] = of_channel[k];
-  }
-  for (int k = 0; k < values; ++k) repeat(arrays + k * pitch, a.c, period);
+  lay_out<V, Coefficients>(a, arrays, pitch);
+  for (int k = 0; k < Coefficients<V>::values; ++k) repeat(arrays + k * pitch, a.c, period);
 }
 
 // Coefficients along rows, from the channel of the first value on.
@@ -173,7 +166,7 @@ FUSEDSTEP_INLINE void each_chunk_from_behind(std::int64_t values, std::int64_t b
 template <class T>
 inline void row_coefficients(const BatchNormArgs& a, void* out) {
   using Scalar = typename Arithmetic<T>::Scalar;
-  a.folded ? lay_out<Scalar, Folded>(a, out) : lay_out<Scalar, Affine>(a, out);
+  a.folded ? lay_out_rows<Scalar, Folded>(a, out) : lay_out_rows<Scalar, Affine>(a, out);
 }
 
 template <class T>
@@ -221,7 +214,7 @@ inline void row_gradient_totals(const BatchNormGradientArgs& a, double* workspac
 template <class T>
 inline void row_gradient_coefficients(const BatchNormGradientArgs& a, void* out) {
   using Scalar = typename Arithmetic<T>::Scalar;
-  a.training ? lay_out<Scalar, Gradient>(a, out) : lay_out<Scalar, Scaled>(a, out);
+  a.training ? lay_out_rows<Scalar, Gradient>(a, out) : lay_out_rows<Scalar, Scaled>(a, out);
 }
 
 template <class T, template <class> class Coefficients>

@@ -52,7 +52,8 @@ FUSEDSTEP_INLINE double row_max(const T* z, std::int64_t classes) {
     for (int k = 0; k < 4; ++k) max[k] = larger(load(z + j + k * kLanes, kLanes), max[k]);
   }
   for (; j + kLanes <= classes; j += kLanes) max[0] = larger(load(z + j, kLanes), max[0]);
-  if (j < classes) max[1] = larger(first(load(z + j, classes - j), classes - j, least), max[1]);
+  const std::int64_t left = lanes_left(classes);
+  if (left > 0) max[1] = larger(first(load(z + j, left), left, least), max[1]);
   return largest_lane(larger(larger(max[0], max[1]), larger(max[2], max[3])));
 }
 

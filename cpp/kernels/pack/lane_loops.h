@@ -5,12 +5,15 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
+// How many of l lanes are left behind all packs; so written, the compiler knows that they are fewer than a pack.
+FUSEDSTEP_INLINE std::int64_t lanes_left(std::int64_t l) { return l & (kLanes - 1); }
+
 // Calls f(offset, lanes) for every 16 of l elements, the last time with fewer lanes.
 template <class F>
 FUSEDSTEP_INLINE void each_lanes(std::int64_t l, F f) {
   std::int64_t i = 0;
   for (; i + kLanes <= l; i += kLanes) f(i, kLanes);
-  if (i < l) f(i, l - i);
+  if (i < l) f(i, lanes_left(l));
 }
 
 // The same with the half of the lane sum that these lanes belong to: f(offset, lanes, half).
@@ -21,8 +24,12 @@ FUSEDSTEP_INLINE void each_half(std::int64_t l, F f) {
     f(i, kLanes, 0);
     f(i + kLanes, kLanes, 1);
   }
-  if (i < l) f(i, l - i < kLanes ? l - i : kLanes, 0);
-  if (i + kLanes < l) f(i + kLanes, l - i - kLanes, 1);
+  if (i + kLanes <= l) {
+    f(i, kLanes, 0);
+    if (i + kLanes < l) f(i + kLanes, lanes_left(l), 1);
+  } else if (i < l) {
+    f(i, lanes_left(l), 0);
+  }
 }
 
 // out[i] = f(i, lanes) for l elements, in order. Streamed, the first few go the usual way, up to a whole cache line.
@@ -39,7 +46,7 @@ FUSEDSTEP_INLINE void write_lanes(T* out, std::int64_t l, bool streamed, F f) {
   } else {
     for (; i + kLanes <= l; i += kLanes) store(out + i, f(i, kLanes), kLanes);
   }
-  if (i < l) store(out + i, f(i, l - i), l - i);
+  if (i < l) store(out + i, f(i, lanes_left(l - i)), lanes_left(l - i));
 }
 
 }  // namespace fusedstep::FUSEDSTEP_SET
