@@ -1,5 +1,5 @@
-// Powers, exponentials and logarithms of a few scalars of a step. The C library's differ in the last bit between
-// processors; these carry twice the precision of a double and round once, so that every machine gives the same bits.
+// Powers, exponentials and logarithms for the coefficients of a step. Those of C libraries differ in the last bit from
+// processor to processor. These compute with twice the precision of a double and round once: the same bits everywhere.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,7 @@ inline TwoDoubles operator*(TwoDoubles a, TwoDoubles b) {
 }
 inline TwoDoubles operator-(TwoDoubles a) { return {-a.high, -a.low}; }
 
-// base^n for 0 <= base <= 1, within one rounding of the true value. A power below e^-50, which 1 - base^n does not see,
-// is given as 0.
+// base^n for 0 <= base <= 1, within one rounding of the true value. Below e^-50, where 1 - base^n is 1 anyway, it is 0.
 inline double integer_power(double base, std::int64_t n) {
   if (double(n) * (1.0 - base) > 50.0) return 0.0;
   TwoDoubles power = {1.0, 0.0}, square = {base, 0.0};
@@ -39,7 +38,7 @@ inline double integer_power(double base, std::int64_t n) {
   return power.high;
 }
 
-// e^x for |x| <= 700: x is cut in 2^k parts of e, a Taylor series of the rest, squared back.
+// e^x for |x| <= 700, as 2^k e^r: a Taylor series of e^(r / 2^9), squared nine times.
 inline TwoDoubles exp_two(TwoDoubles x) {
   constexpr TwoDoubles ln2 = {0x1.62e42fefa39efp-1, 0x1.abc9e3b39803fp-56};
   constexpr int squarings = 9;
@@ -60,8 +59,8 @@ inline TwoDoubles exp_two(TwoDoubles x) {
   return {__builtin_ldexp(power.high, int(k)), __builtin_ldexp(power.low, int(k))};
 }
 
-// ln x for x > 0: a step from the C library's, which need not be right to the last bit, by the series of ln(1 +
-// excess).
+// ln x for x > 0: the C library's logarithm, which need not be right to the last bit, and a correction: the series of
+// ln(1 + excess).
 inline TwoDoubles log_two(double x) {
   const TwoDoubles y = {__builtin_log(x), 0.0};
   const TwoDoubles excess = TwoDoubles{x, 0.0} * exp_two(-y) + TwoDoubles{-1.0, 0.0};

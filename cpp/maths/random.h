@@ -1,5 +1,5 @@
-// Random words for rounding: a hash of where a number stands and when it is rounded, so that they are the same on every
-// set and for every number of threads, and can be had again from seed and step alone.
+// Random words for stochastic rounding. Each is a hash of the seed, the step and the place of the number, so that it
+// does not depend on the instruction set or the number of threads, and needs no state.
 #pragma once
 
 #include <cstdint>
@@ -18,13 +18,13 @@ constexpr std::uint64_t rounding_key(std::uint64_t seed, std::int64_t step, std:
   return mix64(mix64(mix64(seed) + std::uint64_t(step)) + std::uint64_t(tensor));
 }
 
-// Of the k-th state that a rule keeps, or of the parameter.
+// A stream of words for each state that a rule keeps, by its number, and one for the parameter.
 inline constexpr int kParamStream = 4;
 inline constexpr int kStreams = 5;
 constexpr std::uint64_t stream_key(std::uint64_t key, int stream) { return mix64(key + std::uint64_t(stream)); }
 
-// The word of element e is pattern(e mod kPattern) ^ place(e / kPattern): as good as one hash for each where, as here,
-// it is sums of pairs that count, for any two of them are independent.
+// The word of element e is pattern(e mod kPattern) ^ place(e / kPattern). Any two of these words are independent, which
+// is all that the variance of a sum of rounding errors depends on.
 inline constexpr std::int64_t kPattern = 256;
 
 // Wellons' lowbias32 ("Prospecting for Hash Functions", 2018) with a key before each product.

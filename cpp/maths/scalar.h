@@ -1,4 +1,5 @@
-// Functions of one element. The library's own are inline functions that a debug build would emit once for all sets.
+// Functions of one element. Those of the standard library are inline: a debug build would emit them out of line, and
+// the linker would keep one copy for all instruction sets.
 #pragma once
 
 namespace fusedstep::FUSEDSTEP_SET {
@@ -9,8 +10,8 @@ inline double square_root(double x) { return __builtin_sqrt(x); }
 inline float absolute(float x) { return __builtin_fabsf(x); }
 inline double absolute(double x) { return __builtin_fabs(x); }
 
-// NumPy's maximum and minimum: a NaN on either side stays. One selection after the other: the compiler vectorizes
-// those.
+// NumPy's maximum and minimum: NaN where either side is NaN. Two selections one after the other, which the compiler
+// vectorizes.
 template <class T>
 inline T larger(T a, T b) {
   const T most = a > b ? a : b;
@@ -22,7 +23,7 @@ inline T smaller(T a, T b) {
   return a != a ? a : least;
 }
 
-// 1, -1, and x itself where it is 0 or NaN.
+// 1 or -1; x itself where it is 0 or NaN.
 template <class T>
 inline T sign_of(T x) {
   const T negative = x < T(0) ? T(-1) : x;

@@ -23,7 +23,7 @@ struct Adadelta : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T lr, rho, rest, eps;
+    T lr, rho, one_minus_rho, eps;
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment) {
@@ -32,10 +32,10 @@ struct Adadelta : RuleBase {
 
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& square_avg, T& acc_delta) {
-    square_avg = c.rho * square_avg + c.rest * (g * g);
+    square_avg = c.rho * square_avg + c.one_minus_rho * (g * g);
     // The two roots share a division: sqrt(a) / sqrt(b) = sqrt(a / b).
     const T delta = square_root((acc_delta + c.eps) / (square_avg + c.eps)) * g;
-    acc_delta = c.rho * acc_delta + c.rest * (delta * delta);
+    acc_delta = c.rho * acc_delta + c.one_minus_rho * (delta * delta);
     return c.lr * delta;
   }
 };

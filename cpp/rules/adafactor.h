@@ -1,5 +1,5 @@
 // Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", ICML 2018, algorithms 4 and 5.
-// Its second moment is a row and a column; the arithmetic is NumPy's.
+// Its second moment is stored as a row and a column. NumPy computes its update.
 #pragma once
 
 #include "rules/rule.h"

@@ -33,7 +33,7 @@ struct Adagrad : RuleBase {
   template <class T>
   struct Coefficients {
     T lr, eps;
-    T to_mean;  // 1 / t
+    T inv_step;  // 1 / t
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment now) {
@@ -44,7 +44,7 @@ struct Adagrad : RuleBase {
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& total) {
     total = total + g * g;
-    if constexpr (V == of_mean) return c.lr * (g / (square_root(total * c.to_mean) + c.eps));
+    if constexpr (V == of_mean) return c.lr * (g / (square_root(total * c.inv_step) + c.eps));
     return c.lr * (g / (square_root(total) + c.eps));
   }
 };

@@ -29,9 +29,9 @@ struct Adam : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, rest1, beta2, rest2;
-    T step_size;  // lr / (1 - beta1^t)
-    T to_v_hat;   // 1 / sqrt(1 - beta2^t)
+    T beta1, one_minus_beta1, beta2, one_minus_beta2;
+    T step_size;          // lr / (1 - beta1^t)
+    T rsqrt_correction2;  // 1 / sqrt(1 - beta2^t)
     T eps;
     T keep;  // 1 - lr weight_decay, decoupled
   };
@@ -51,17 +51,17 @@ struct Adam : RuleBase {
 
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_avg_sq) {
-    exp_avg = c.beta1 * exp_avg + c.rest1 * g;
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
-    return c.step_size * (exp_avg / (square_root(exp_avg_sq) * c.to_v_hat + c.eps));
+    exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g);
+    return c.step_size * (exp_avg / (square_root(exp_avg_sq) * c.rsqrt_correction2 + c.eps));
   }
   // The largest v so far, uncorrected: its correction is that of the present step.
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq) {
-    exp_avg = c.beta1 * exp_avg + c.rest1 * g;
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
+    exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g);
     max_exp_avg_sq = larger(max_exp_avg_sq, exp_avg_sq);
-    return c.step_size * (exp_avg / (square_root(max_exp_avg_sq) * c.to_v_hat + c.eps));
+    return c.step_size * (exp_avg / (square_root(max_exp_avg_sq) * c.rsqrt_correction2 + c.eps));
   }
 };
 

@@ -1,5 +1,5 @@
 // Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 2; eps is inside the maximum, as
-// PyTorch's.
+// in PyTorch.
 #pragma once
 
 #include "maths/power.h"
@@ -27,7 +27,7 @@ struct Adamax : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, rest1, beta2, eps;
+    T beta1, one_minus_beta1, beta2, eps;
     T step_size;  // lr / (1 - beta1^t)
   };
   template <class T>
@@ -37,7 +37,7 @@ struct Adamax : RuleBase {
 
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_inf) {
-    exp_avg = c.beta1 * exp_avg + c.rest1 * g;
+    exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * g;
     exp_inf = larger(c.beta2 * exp_inf, absolute(g) + c.eps);
     return c.step_size * (exp_avg / exp_inf);
   }

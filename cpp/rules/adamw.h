@@ -7,10 +7,10 @@ namespace fusedstep::FUSEDSTEP_SET {
 
 struct AdamW : Adam {
   static constexpr const char* name = "adamw";
-  // Coefficients apart, the two are the same.
+  // The equation is Adam's.
   using Loops = Adam;
 
-  // Adam's, but for the last: here it is not to be chosen.
+  // Adam's without decoupled_weight_decay, which is always on here.
   static constexpr Field fields[] = {{"lr", Domain::non_negative},
                                      {"betas", Domain::unit_interval, 2},
                                      {"eps", Domain::non_negative},

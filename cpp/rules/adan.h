@@ -25,12 +25,12 @@ struct Adan : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, rest1, beta2, rest2, beta3, rest3;
-    T to_n_hat;  // 1 / sqrt(1 - beta3^t)
+    T beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3;
+    T rsqrt_correction3;  // 1 / sqrt(1 - beta3^t)
     T eps;
-    T of_avg, of_diff;  // lr / (1 - beta1^t), lr beta2 / (1 - beta2^t)
+    T lr_avg, lr_diff;  // lr / (1 - beta1^t), lr beta2 / (1 - beta2^t)
     T shrink;           // 1 / (1 + lr weight_decay)
-    T seen;             // 0 at the first step, which has no gradient before it
+    T seen;             // 0 in the first step, which has no previous gradient
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment now) {
@@ -52,12 +52,12 @@ struct Adan : RuleBase {
   static void update(const Coefficients<T>& c, T g, T& p, T& exp_avg, T& exp_avg_diff, T& exp_avg_sq, T& pre_grad) {
     const T diff = c.seen == T(0) ? T(0) : g - pre_grad;
     const T ahead = g + c.beta2 * diff;
-    exp_avg = c.beta1 * exp_avg + c.rest1 * g;
-    exp_avg_diff = c.beta2 * exp_avg_diff + c.rest2 * diff;
-    exp_avg_sq = c.beta3 * exp_avg_sq + c.rest3 * (ahead * ahead);
+    exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * g;
+    exp_avg_diff = c.beta2 * exp_avg_diff + c.one_minus_beta2 * diff;
+    exp_avg_sq = c.beta3 * exp_avg_sq + c.one_minus_beta3 * (ahead * ahead);
     pre_grad = g;
-    const T scale = square_root(exp_avg_sq) * c.to_n_hat + c.eps;
-    p = c.shrink * (p - (c.of_avg * exp_avg + c.of_diff * exp_avg_diff) / scale);
+    const T scale = square_root(exp_avg_sq) * c.rsqrt_correction3 + c.eps;
+    p = c.shrink * (p - (c.lr_avg * exp_avg + c.lr_diff * exp_avg_diff) / scale);
   }
 };
 

@@ -41,10 +41,10 @@ struct AdEMAMix : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, rest1, beta2, rest2, rest3;
+    T beta1, one_minus_beta1, beta2, one_minus_beta2, one_minus_beta3;
     T alpha;
-    T to_m_hat;  // 1 / (1 - beta1^t)
-    T to_v_hat;  // 1 / sqrt(1 - beta2^t)
+    T inv_correction1;    // 1 / (1 - beta1^t)
+    T rsqrt_correction2;  // 1 / sqrt(1 - beta2^t)
     T eps, lr;
     T keep;  // 1 - lr weight_decay
   };
@@ -66,11 +66,11 @@ struct AdEMAMix : RuleBase {
 
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg_fast, T& exp_avg_sq, T& exp_avg_slow) {
-    exp_avg_fast = c.beta1 * exp_avg_fast + c.rest1 * g;
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
-    exp_avg_slow = blend(exp_avg_slow, g, c.rest3);
-    const T mixed = exp_avg_fast * c.to_m_hat + c.alpha * exp_avg_slow;
-    return c.lr * (mixed / (square_root(exp_avg_sq) * c.to_v_hat + c.eps));
+    exp_avg_fast = c.beta1 * exp_avg_fast + c.one_minus_beta1 * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g);
+    exp_avg_slow = blend(exp_avg_slow, g, c.one_minus_beta3);
+    const T mixed = exp_avg_fast * c.inv_correction1 + c.alpha * exp_avg_slow;
+    return c.lr * (mixed / (square_root(exp_avg_sq) * c.rsqrt_correction2 + c.eps));
   }
 };
 

@@ -27,7 +27,7 @@ struct Adopt : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T lr, beta1, rest1, beta2, rest2, eps;
+    T lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
     T clip;  // (t - 1)^(1/4); 0 at the first step, which only starts the second moment
     T keep;  // 1 - lr weight_decay, decoupled
   };
@@ -47,8 +47,8 @@ struct Adopt : RuleBase {
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_avg_sq) {
     const T normed = smaller(larger(g / larger(square_root(exp_avg_sq), c.eps), -c.clip), c.clip);
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
-    const T mixed = blend(exp_avg, normed, c.rest1);
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g);
+    const T mixed = blend(exp_avg, normed, c.one_minus_beta1);
     exp_avg = c.clip == T(0) ? exp_avg : mixed;
     const T move = c.lr * exp_avg;
     return c.clip == T(0) ? T(0) : move;

@@ -1,5 +1,5 @@
 // Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control Optim. 1992, with the
-// learning rate of Bottou's and PyTorch's ASGD: eta and mu are made after a step, for the next.
+// learning rate of Bottou's and PyTorch's ASGD: a step computes eta and mu for the next one.
 #pragma once
 
 #include "maths/power.h"

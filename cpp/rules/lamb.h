@@ -23,9 +23,9 @@ struct Lamb : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, rest1, beta2, rest2;
-    T to_m_hat;  // 1 / (1 - beta1^t)
-    T to_v_hat;  // 1 / sqrt(1 - beta2^t)
+    T beta1, one_minus_beta1, beta2, one_minus_beta2;
+    T inv_correction1;    // 1 / (1 - beta1^t)
+    T rsqrt_correction2;  // 1 / sqrt(1 - beta2^t)
     T eps, weight_decay;
     T step_size;  // lr |p| / |u|
   };
@@ -44,9 +44,9 @@ struct Lamb : RuleBase {
 
   template <class T>
   static T adapted(const Coefficients<T>& c, T g, T p, T& exp_avg, T& exp_avg_sq) {
-    exp_avg = c.beta1 * exp_avg + c.rest1 * g;
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
-    return exp_avg * c.to_m_hat / (square_root(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p;
+    exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g);
+    return exp_avg * c.inv_correction1 / (square_root(exp_avg_sq) * c.rsqrt_correction2 + c.eps) + c.weight_decay * p;
   }
 
   static constexpr int sums = 2;  // |p|^2, |u|^2

@@ -22,7 +22,7 @@ struct Lion : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T lr, beta1, rest1, beta2, rest2;
+    T lr, beta1, one_minus_beta1, beta2, one_minus_beta2;
     T keep;  // 1 - lr weight_decay
   };
   template <class T>
@@ -32,8 +32,8 @@ struct Lion : RuleBase {
 
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg) {
-    const T mixed = c.beta1 * exp_avg + c.rest1 * g;
-    exp_avg = c.beta2 * exp_avg + c.rest2 * g;
+    const T mixed = c.beta1 * exp_avg + c.one_minus_beta1 * g;
+    exp_avg = c.beta2 * exp_avg + c.one_minus_beta2 * g;
     return c.lr * sign_of(mixed);
   }
 };

@@ -28,7 +28,7 @@ struct Momentum : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T lr, momentum, ahead;  // ahead: 1 + momentum
+    T lr, momentum, one_plus_momentum;
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment) {
@@ -40,7 +40,7 @@ struct Momentum : RuleBase {
     const T before = velocity;
     velocity = c.momentum * velocity - c.lr * g;
     if constexpr (V == nesterov) {
-      p = p - c.momentum * before + c.ahead * velocity;
+      p = p - c.momentum * before + c.one_plus_momentum * velocity;
     } else {
       p = p + velocity;
     }

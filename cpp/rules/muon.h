@@ -1,5 +1,5 @@
 // Jordan, Jin, Boza, You, Cesista, Newhouse and Bernstein, "Muon: An optimizer for hidden layers in neural networks",
-// 2024. Its matrix products, and so its update, are NumPy's.
+// 2024. NumPy computes its update, which is matrix products.
 #pragma once
 
 #include "rules/rule.h"

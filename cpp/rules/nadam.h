@@ -30,10 +30,10 @@ struct NAdam : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, rest1, beta2, rest2;
-    T to_v_hat;  // 1 / sqrt(1 - beta2^t)
+    T beta1, one_minus_beta1, beta2, one_minus_beta2;
+    T rsqrt_correction2;  // 1 / sqrt(1 - beta2^t)
     T eps;
-    T of_grad, of_exp_avg;
+    T lr_grad, lr_exp_avg;
     T keep;  // 1 - lr weight_decay, decoupled
   };
   template <class T>
@@ -56,9 +56,9 @@ struct NAdam : RuleBase {
 
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_avg_sq) {
-    exp_avg = c.beta1 * exp_avg + c.rest1 * g;
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
-    return (c.of_grad * g + c.of_exp_avg * exp_avg) / (square_root(exp_avg_sq) * c.to_v_hat + c.eps);
+    exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g);
+    return (c.lr_grad * g + c.lr_exp_avg * exp_avg) / (square_root(exp_avg_sq) * c.rsqrt_correction2 + c.eps);
   }
 };
 

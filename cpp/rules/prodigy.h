@@ -43,12 +43,12 @@ struct Prodigy : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, of_g;       // d (1 - beta1)
-    T beta2, of_square;  // d^2 (1 - beta2)
-    T beta3, to_s;       // (d / d0) d lr
-    T eps;               // times the new d
-    T step_size;         // d lr
-    T keep;              // 1 - d lr weight_decay
+    T beta1, grad_weight;    // d (1 - beta1)
+    T beta2, square_weight;  // d^2 (1 - beta2)
+    T beta3, s_weight;       // (d / d0) d lr
+    T eps;                   // eps times the new d
+    T step_size;             // d lr
+    T keep;                  // 1 - d lr weight_decay
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment now, double* kept) {
@@ -70,10 +70,10 @@ struct Prodigy : RuleBase {
   static void measure(const Coefficients<T>& c, T& a0, T& b0, T& a1, T& b1, T g, T p, T, T, T s, T p0) {
     a0 = g;
     b0 = p0 - p;
-    a1 = absolute(c.beta3 * s + c.to_s * g);
+    a1 = absolute(c.beta3 * s + c.s_weight * g);
     b1 = T(1);
   }
-  // What a tensor's sums count for in the total.
+  // Weights the sums of one tensor before they are added up over all tensors.
   static void weigh(const Hypers& h, Moment now, const double* kept, double* total) {
     total[0] = kept[0] / h.d0 * (kept[0] * rate(h, now)) * total[0];
     if (h.lr == 0.0) total[1] = 0.0;
@@ -95,9 +95,9 @@ struct Prodigy : RuleBase {
 
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_avg_sq, T& s, T&) {
-    exp_avg = c.beta1 * exp_avg + c.of_g * g;
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.of_square * (g * g);
-    s = c.beta3 * s + c.to_s * g;
+    exp_avg = c.beta1 * exp_avg + c.grad_weight * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.square_weight * (g * g);
+    s = c.beta3 * s + c.s_weight * g;
     return c.step_size * (exp_avg / (square_root(exp_avg_sq) + c.eps));
   }
 };

@@ -1,5 +1,5 @@
 // Liu, Jiang, He, Chen, Liu, Gao and Han, "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020,
-// algorithm 2. As PyTorch's, the variance is rectified where rho > 5, and eps is added to the root before its
+// algorithm 2. As in PyTorch, the variance is rectified where rho > 5, and eps is added to the root before its
 // correction.
 #pragma once
 
@@ -29,7 +29,7 @@ struct RAdam : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, rest1, beta2, rest2, eps;
+    T beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
     T step_size;  // lr / (1 - beta1^t)
     T rectified;  // sqrt(1 - beta2^t) times the rectification; 0 while the variance is not tractable
     T keep;       // 1 - lr weight_decay, decoupled
@@ -52,8 +52,8 @@ struct RAdam : RuleBase {
 
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_avg_sq) {
-    exp_avg = c.beta1 * exp_avg + c.rest1 * g;
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
+    exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g);
     const T adaptive = exp_avg * c.rectified / (square_root(exp_avg_sq) + c.eps);
     return c.step_size * (c.rectified == T(0) ? exp_avg : adaptive);
   }

@@ -33,7 +33,7 @@ struct RmsProp : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T lr, alpha, rest, eps, momentum;
+    T lr, alpha, one_minus_alpha, eps, momentum;
   };
   template <class T>
   static Coefficients<T> coefficients(const Hypers& h, Moment) {
@@ -43,14 +43,14 @@ struct RmsProp : RuleBase {
   // g / (sigma + eps)
   template <class T>
   static T scaled(const Coefficients<T>& c, T g, T& square_avg) {
-    square_avg = c.alpha * square_avg + c.rest * (g * g);
+    square_avg = c.alpha * square_avg + c.one_minus_alpha * (g * g);
     return g / (square_root(square_avg) + c.eps);
   }
   template <class T>
   static T scaled(const Coefficients<T>& c, T g, T& square_avg, T& grad_avg) {
-    square_avg = c.alpha * square_avg + c.rest * (g * g);
-    grad_avg = c.alpha * grad_avg + c.rest * g;
-    // A constant gradient has no variance, and rounding may leave less than none.
+    square_avg = c.alpha * square_avg + c.one_minus_alpha * (g * g);
+    grad_avg = c.alpha * grad_avg + c.one_minus_alpha * g;
+    // Of a constant gradient the variance is 0, and rounding may bring it below.
     const T variance = square_avg - grad_avg * grad_avg;
     return g / (square_root(variance < T(0) ? T(0) : variance) + c.eps);
   }

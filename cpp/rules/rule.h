@@ -5,11 +5,11 @@
 
 namespace fusedstep {
 
-// Where a hyper-parameter may lie; the binding checks it before anything is written.
+// The values that a hyper-parameter may have; the binding checks them before anything is written.
 enum class Domain { non_negative, positive, unit_interval, finite, growth, whole, flag, choice };
 
-// One hyper-parameter as users write it. `count` > 1 is a tuple (betas). Where it is `optional`, None is NaN here; a
-// choice is its place in `choices`, which ends with null.
+// One hyper-parameter as users write it. `count` > 1 is a tuple (betas). None, where it is `optional`, is passed as
+// NaN; a choice is passed as its index in `choices`, which ends with null.
 struct Field {
   const char* name;
   Domain domain;
@@ -18,7 +18,7 @@ struct Field {
   const char* const* choices = nullptr;
 };
 
-// The shape of a state: the parameter's, or that with one column, or with one row.
+// The shape of a state: the parameter's, or the parameter's with one column, or with one row.
 enum class Shape { same, rows, columns };
 
 // When an update happens: `step` counts from 1; `first` says that the states are fresh.
@@ -35,15 +35,15 @@ inline constexpr int kMaxCoefficientBytes = 128;
 
 // What a rule is unless it says otherwise.
 struct RuleBase {
-  // Scalars that go on from step to step beside the state arrays, each a double per parameter; with `shared_scalars`
-  // one for all parameters.
+  // Scalars that are kept from step to step beside the state arrays: a double for each parameter, or, with
+  // `shared_scalars`, one for all parameters.
   static constexpr const char* scalars[] = {nullptr};
   static constexpr bool shared_scalars = false;
   template <class Hypers>
   static double initial_scalar(const Hypers&, int) {
     return 0.0;
   }
-  // Whether states begin with the learning rate: under a schedule they begin anew in every step at which it has risen.
+  // Whether states begin with the learning rate. Under a schedule they begin anew in every step at which it has risen.
   static constexpr bool begins_with_lr = false;
   // States begin as zeros, as initial(), or, those of the bits in `copies`, as the parameter.
   static constexpr unsigned copies = 0;
@@ -51,23 +51,25 @@ struct RuleBase {
   static double initial(const Hypers&, int) {
     return 0.0;
   }
-  // Of the states: those that keep all their bits beside the copies, and those that never fall below 0.
+  // Bits of states. `exact`: stored in the dtype of the arithmetic whatever state_dtype says, as copies are. `squares`:
+  // never below 0.
   static constexpr unsigned exact = 0, squares = 0;
-  // Why states cannot be kept in so many bits a number, 16 or 8, or null.
+  // Why states cannot be stored in 16 or 8 bits a number, or null.
   template <class Hypers>
   static const char* refuse_bits(const Hypers&, int) {
     return nullptr;
   }
-  // Which state is the average of the gradients, for telemetry, and its sign beside the gradient's.
+  // For telemetry: which state is the average of the gradients, and its sign: -1 where it averages -g.
   static constexpr int first_moment = -1;
   static constexpr double moment_sign = 1.0;
   static constexpr Shape shapes[] = {Shape::same, Shape::same, Shape::same, Shape::same};
   // Sums over the whole tensor that the update needs; measure() gives their terms.
   static constexpr int sums = 0;
-  // They are of squares, and settle() takes their roots: norms, of numbers whose squares overflow too.
+  // The sums are of squares, and settle() takes their roots. They are then right for numbers whose squares overflow,
+  // too.
   static constexpr bool norms = false;
   static constexpr bool cautious = false;
-  // How it takes row-sparse gradients.
+  // Whether it takes row-sparse gradients, and dense ones.
   static constexpr bool sparse = false, dense = true;
   // False: the update is NumPy's alone, on every instruction set.
   static constexpr bool native = true;

@@ -32,8 +32,8 @@ struct ScheduleFreeAdamW : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta2, rest2;
-    T to_v_hat;  // 1 / sqrt(1 - beta2^t)
+    T beta2, one_minus_beta2;
+    T rsqrt_correction2;  // 1 / sqrt(1 - beta2^t)
     T eps, weight_decay;
     T weight;  // of this step in the average: c
     T step_y;  // lr (1 - beta1 (1 - c))
@@ -59,8 +59,8 @@ struct ScheduleFreeAdamW : RuleBase {
 
   template <int V, class T>
   static void update(const Coefficients<T>& c, T g, T& p, T& z, T& exp_avg_sq) {
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
-    const T scaled = g / (square_root(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g);
+    const T scaled = g / (square_root(exp_avg_sq) * c.rsqrt_correction2 + c.eps) + c.weight_decay * p;
     p = blend(p, z, c.weight) - c.step_y * scaled;
     z = z - c.step_z * scaled;
   }

@@ -1,4 +1,4 @@
-// Adam on the rows that have a gradient: what the averages of the others would do meanwhile is left out. As PyTorch's
+// Adam on the rows that have a gradient; the averages of the other rows do not decay meanwhile. As in PyTorch's
 // SparseAdam, eps is added to the root before its bias correction.
 #pragma once
 
@@ -27,7 +27,7 @@ struct SparseAdam : RuleBase {
 
   template <class T>
   struct Coefficients {
-    T beta1, rest1, beta2, rest2;
+    T beta1, one_minus_beta1, beta2, one_minus_beta2;
     T step_size;  // lr sqrt(1 - beta2^t) / (1 - beta1^t)
     T eps;
   };
@@ -42,8 +42,8 @@ struct SparseAdam : RuleBase {
 
   template <int V, class T>
   static T direction(const Coefficients<T>& c, T g, T, T& exp_avg, T& exp_avg_sq) {
-    exp_avg = c.beta1 * exp_avg + c.rest1 * g;
-    exp_avg_sq = c.beta2 * exp_avg_sq + c.rest2 * (g * g);
+    exp_avg = c.beta1 * exp_avg + c.one_minus_beta1 * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g);
     return c.step_size * (exp_avg / (square_root(exp_avg_sq) + c.eps));
   }
 };

@@ -57,9 +57,9 @@ struct BatchNormArgs {
   double* mean;          // of the batch in training, else taken as given
   double* inv_std;       // likewise
   double* m2;            // sums of squared deviations
-  double* mean_low;      // null, or what is left of the mean below its last bit
+  double* mean_low;      // null, or the part of the mean below its last bit
   double* m2_low;        // likewise
-  double* pivot;         // what is taken off the values before they are summed; for rows, repeated
+  double* pivot;         // subtracted from the values before they are summed; for rows, repeated
   double eps;
   bool folded;  // y = scale x + shift
   bool stream;  // write past the cache
@@ -77,7 +77,7 @@ struct BatchNormGradientArgs {
   double* sum_dy_d;  // of dy (x - mean)
   void* dx;
   void* dresidual;  // null: not wanted
-  double count;     // values a channel, of all workers
+  double count;     // values a channel, over all workers
   bool training;    // false: mean and inv_std were constants
   bool stream;
 };

@@ -25,7 +25,7 @@ struct CrossEntropyArgs {
   std::int64_t ignore;         // the label of rows that do not count
   const void* targets;         // null: none; else stored as the logits
   const void* weight;          // null: 1; else of the classes, in the dtype of the arithmetic
-  double peak, rest;           // of what is wanted, at a label or times a target, and everywhere
+  double peak, rest;           // the target distribution: `peak` at the label (or times the targets), `rest` everywhere
   void* dlogits;
   double* losses;  // one a row
   double scale;    // of the gradient
@@ -36,7 +36,7 @@ struct ElementwiseLossArgs {
   const void* x;
   const void* targets;
   void* dx;
-  void* losses;  // null: their sum is wanted; else in the dtype of the arithmetic
+  void* losses;  // one an element in the dtype of the arithmetic; null: only their sum is wanted
   double weight;
   double scale;  // of the gradient
 };

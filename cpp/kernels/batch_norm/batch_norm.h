@@ -1,9 +1,9 @@
-// What the layouts of batch norm share: sums in double, statistics, and the maths of one element.
+// What both layouts of batch norm share: sums in double, statistics, and the maths of one element.
 //
-// Statistics are taken in one pass, of d = x - pivot. The pivot is the mean of k of the channel's values, hence at most
-// sqrt(count / k) deviations from the mean, so that m2 = sum d^2 - (sum d)^2 / count loses a factor of count / k at
-// most, and 1 + 1/k commonly: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", The American
-// Statistician 37, 1983.
+// Statistics take one pass over d = x - pivot. The pivot is the mean of k values of the channel, so it is at most
+// sqrt(count / k) standard deviations from the mean. Cancellation in m2 = sum d^2 - (sum d)^2 / count then costs a
+// factor of count / k at most, and of 1 + 1/k commonly: Chan, Golub and LeVeque, "Algorithms for computing the sample
+// variance", The American Statistician 37, 1983.
 #pragma once
 
 #include "kernels/abi/batch_norm.h"
@@ -12,10 +12,10 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// Values that the pivot is the mean of.
+// The pivot is the mean of so many values.
 inline constexpr std::int64_t kPivotValues = 16;
 
-// A pack of sums. Exact, `low` gathers what rounding takes away.
+// A pack of sums. Exact: `low` adds up what rounding takes from `high`.
 template <bool Exact, class V>
 struct Sums {
   V high = {}, low = {};
@@ -29,7 +29,7 @@ struct Sums {
     store_pack(to, high);
     if constexpr (Exact) store_pack(to + pitch, low);
   }
-  // Of a pack, or of a part of one.
+  // For a pack, or a part of one.
   template <class P>
   FUSEDSTEP_INLINE static void add_to(P& high, P& low, P v, P v_low) {
     if constexpr (Exact) {
@@ -42,14 +42,14 @@ struct Sums {
   }
 };
 
-// Lanes of two such sums that leave half of the registers free; 8 at least, a vector of 16 bits a lane.
+// Lanes of two such sums that fill half of the registers; 8 at least, which is a vector of words.
 template <bool Exact>
 inline constexpr int kSummed = [] {
   const int lanes = kRegisters * kVectorBytes / (Exact ? 64 : 32);
   return lanes < 8 ? 8 : lanes > kSumLanes ? kSumLanes : lanes;
 }();
 
-// What a value adds to two sums; of the first one, also what rounding has taken from it.
+// What a value adds to two sums, u and v; u_low is what rounding has taken from u.
 template <class V>
 struct Terms {
   V u, v, u_low;
@@ -71,7 +71,7 @@ FUSEDSTEP_INLINE Terms<V> moment_terms(V x, V pivot, std::int64_t n) {
 template <bool Exact>
 inline constexpr int kWords = Exact ? 2 : 1;
 
-// `low` is not brought below half a unit of `high` until the end.
+// `low` may grow beyond half a unit of `high`; the end of the sum renormalizes it.
 FUSEDSTEP_INLINE void gather(TwoDoubles& total, TwoDoubles more) {
   const TwoDoubles sum = two_sum(total.high, more.high);
   total.high = sum.high;
@@ -138,7 +138,8 @@ struct Centre {
   }
 };
 
-// V: a scalar, the same for all lanes, or lanes. Values are laid out in the order of the fields.
+// Coefficients. V is a scalar, the same for all lanes, or a pack. `values` is how many of them there are; memory holds
+// them in the order of the fields.
 
 // y = scale (x - mean) + shift
 template <class V>
@@ -198,7 +199,7 @@ struct Scaled {
   }
 };
 
-// Coefficients of runs that all belong to channel c. Constant, so that they stay in registers from run to run.
+// Coefficients for runs that all belong to channel c. They do not change, so that they stay in registers.
 template <class C, class Args>
 struct OfChannel {
   C coefficients;
@@ -242,7 +243,7 @@ inline void lay_out(const Args& a, V* arrays, std::int64_t pitch) {
   }
 }
 
-// relu, and the bits of the lanes that it lets pass, NaN among them.
+// relu, and a bit for each lane that it lets pass; NaN passes.
 template <class V>
 FUSEDSTEP_INLINE V rectified(V z, unsigned& passing) {
 #if defined(__AVX512F__)
@@ -279,7 +280,7 @@ struct BitWriter {
   }
 };
 
-// The 16 bits from bit i on; one more word than the mask's must be readable.
+// The 16 bits from bit i on; one word behind the mask must be readable.
 FUSEDSTEP_INLINE unsigned bits_at(const std::uint16_t* mask, std::int64_t i) {
   std::uint32_t two;
   __builtin_memcpy(&two, mask + i / 16, sizeof two);
@@ -289,13 +290,13 @@ FUSEDSTEP_INLINE unsigned bits_at(const std::uint16_t* mask, std::int64_t i) {
 // The first n values as doubles, and zeros where their bit is 0.
 template <int N = kLanes, class T>
 FUSEDSTEP_INLINE Pack<double, N> load_kept(const T* p, std::int64_t n, unsigned bits) {
-  // With a mask register the conversion from memory is worth more than half as many masks.
+  // With mask registers, a conversion from memory saves more than halving the number of masks.
   if constexpr (kVectorBytes == 64) return keep(load_wide<N>(p, n), bits);
   return widen(keep(load<N>(p, n), bits));
 }
 
-// Contiguous runs of values in memory: `runs` of l values, `pitch` apart; of a mask, `words` apart. The first may go on
-// with what an earlier one began.
+// Runs of l contiguous values, `pitch` values apart; their masks are `words` words apart. goes_on: the first run
+// continues a run of an earlier call.
 struct Runs {
   std::int64_t runs, l, pitch, words;
   bool goes_on = false;
@@ -336,8 +337,8 @@ FUSEDSTEP_INLINE void normalize_floats(T* y, const T* x, const T* residual, std:
   }
 }
 
-// part(at, n) for each block of the runs that fits into scratch: `at` is the block's first value, `words` that of the
-// mask's words.
+// part(at, word, block) for each part of the runs that fits into scratch: `at` is its first value, `word` the first
+// word of its mask.
 template <class Part>
 FUSEDSTEP_INLINE void each_part(const Runs& r, Part part) {
   for (std::int64_t k = 0; k < r.runs; ++k) {
@@ -347,7 +348,7 @@ FUSEDSTEP_INLINE void each_part(const Runs& r, Part part) {
   }
 }
 
-// y of runs of values. Narrow ones are brought to floats and back block by block.
+// y of runs of values. Narrow dtypes are decoded and encoded block by block.
 template <class T, class Coefficients>
 inline void normalize(T* y, const T* x, const T* residual, std::uint16_t* mask, const Runs& r, bool streamed,
                       Coefficients coefficients) {
@@ -388,7 +389,7 @@ FUSEDSTEP_INLINE void differentiate_floats(T* dx, const T* dy, const T* x, const
        : differentiate_values<T, false>(dx, dy, x, mask, r, streamed, coefficients);
 }
 
-// What relu lets pass of dy.
+// dy where relu let the value pass, else 0.
 template <class T>
 __attribute__((noinline)) void select(T* out, const T* dy, const std::uint16_t* mask, const Runs& r, bool streamed) {
   for (std::int64_t k = 0; k < r.runs; ++k, out += r.pitch, dy += r.pitch, mask += r.words) {
@@ -398,7 +399,7 @@ __attribute__((noinline)) void select(T* out, const T* dy, const std::uint16_t* 
   }
 }
 
-// dx of runs of values, and dresidual where it is wanted.
+// dx of runs of values, and dresidual unless it is null.
 template <class T, class Coefficients>
 inline void differentiate(T* dx, T* dresidual, const T* dy, const T* x, const std::uint16_t* mask, const Runs& r,
                           bool streamed, Coefficients coefficients) {

@@ -5,14 +5,14 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// So many values ahead of what is summed the planes are fetched, whole planes at a time: the processor's own prefetch
-// ends with each.
+// How many values ahead planes are prefetched, rounded to whole planes: the processor's own prefetch stops at the end
+// of each.
 inline constexpr std::int64_t kPlanesAhead = 128;
 constexpr std::int64_t planes_ahead(std::int64_t c, std::int64_t l) { return c * l * (1 + kPlanesAhead / l); }
 
 FUSEDSTEP_INLINE void fetch_line(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-// A block of a channel: the planes [plane, plane + runs), or from `at` on a part of one.
+// A block of a channel: planes [plane, plane + runs), or, from value `at` on, a part of one.
 struct PlanesBlock {
   std::int64_t plane, at, runs, l;
 };
@@ -26,10 +26,11 @@ FUSEDSTEP_INLINE PlanesBlock block_of(std::int64_t n, std::int64_t l, std::int64
   return {begin, 0, n - begin < planes ? n - begin : planes, l};
 }
 
-// Values that are summed before the next lanes' turn, so that every turn but the first finds them in the cache.
+// Lanes that do not fit into the registers are summed in turns. So many values are summed in a turn: the next turn
+// finds them in the cache.
 inline constexpr std::int64_t kSumStrip = 2048;
 
-// Adds the terms of the first n of N values from place i on; of 8 alone where they hold them all.
+// Adds the terms of the first n of N values from place i on; with n <= 8, of 8 lanes only.
 template <int N, bool Exact, class V, class Terms>
 FUSEDSTEP_INLINE void add_terms(Sums<Exact, V>& u, Sums<Exact, V>& v, std::int64_t i, std::int64_t n, Terms terms) {
   if constexpr (N == 16 && is_pair<V> && kVectorBytes < 64) {
@@ -45,8 +46,8 @@ FUSEDSTEP_INLINE void add_terms(Sums<Exact, V>& u, Sums<Exact, V>& v, std::int64
   v.add(t.v, V{});
 }
 
-// Adds up a block's pairs of terms into two sums: term<N>(offset of the value in the array, its run, its place in the
-// run, lanes) gives those of N lanes. As many of the 32 lanes at a time as the registers take.
+// Adds up the terms of a block into two sums. term<N>(offset of the value in the array, its run, its place in the run,
+// lanes) gives the terms of N lanes. Each turn takes as many of the 32 lanes as the registers hold.
 template <bool Exact, class Args, class Term>
 FUSEDSTEP_INLINE void sum_block(const Args& a, std::int64_t c, std::int64_t block, double* sums, Term term) {
   constexpr int summed = kSummed<Exact>, lanes = summed < kLanes ? summed : kLanes, packs = summed / lanes;
@@ -125,7 +126,7 @@ __attribute__((noinline)) void block_moments(const BatchNormArgs& a, std::int64_
                    });
 }
 
-// Items: blocks of channels.
+// Items are blocks: all blocks of channel 0, then those of channel 1, and so on.
 template <class T, bool Exact>
 inline void plane_moments(const BatchNormArgs& a, double* workspace, std::int64_t begin, std::int64_t end) {
   const std::int64_t blocks = plane_blocks(a.n, a.l);
@@ -164,7 +165,7 @@ FUSEDSTEP_INLINE Runs runs_of(const Args& a, const PlanesBlock& b) {
   return {b.runs, b.l, a.c * a.l, a.c * mask_words(a.l)};
 }
 
-// apply(run, at, runs) for items [begin, end) of planes as they lie in memory: whole planes, or parts of large ones.
+// apply(run, at, runs) for items [begin, end): planes in the order of memory, or parts of large ones.
 template <class Args, class Apply>
 FUSEDSTEP_INLINE void each_plane(const Args& a, std::int64_t begin, std::int64_t end, Apply apply) {
   const std::int64_t parts = plane_parts(a.l);
@@ -214,7 +215,7 @@ inline void forward_planes(const BatchNormArgs& a, std::int64_t begin, std::int6
       gather(squares, block_sum<false>(sums + 1));
     }
     take_statistics(a, c, pivot, sum, squares);
-    // What was read last is likeliest still in the cache.
+    // Backwards: what was read last is likeliest still in the cache.
     for (std::int64_t block = blocks - 1; block >= 0; --block) {
       const PlanesBlock b = block_of(a.n, a.l, block);
       normalize_runs<T>(a, b.plane * a.c + c, b.at, runs_of(a, b), of_channel<T, Affine>(a, c));

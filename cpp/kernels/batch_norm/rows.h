@@ -1,5 +1,6 @@
-// Batch normalization of rows (n, c): memory is read in order, the channels across the lanes. Narrow rows are summed
-// several at a time, as if each place in such a wide row were a channel; the places of a channel are added up last.
+// Batch normalization of rows (n, c): memory is read in order, channels across the lanes. Rows of few channels are
+// summed several at a time, as one wide row in which every place is a channel; at the end the places of a channel are
+// added up.
 #pragma once
 
 #include "kernels/batch_norm/batch_norm.h"
@@ -9,8 +10,8 @@ namespace fusedstep::FUSEDSTEP_SET {
 // Rows added up in registers before the sums go back to memory.
 inline constexpr int kRowsAtOnce = 8;
 
-// sums[place] += terms of `rows` wide rows from value `at` on: term<N>(offset of the value, place, lanes) gives those
-// of N lanes.
+// sums[place] += the terms of `rows` wide rows from value `at` on. term<N>(offset of the value, place, lanes) gives the
+// terms of N lanes.
 template <bool Exact, class Term>
 FUSEDSTEP_INLINE void add_rows(double* sums, std::int64_t width, std::int64_t at, int rows, std::int64_t places,
                                Term term) {
@@ -34,7 +35,7 @@ FUSEDSTEP_INLINE void add_rows(double* sums, std::int64_t width, std::int64_t at
   if (j < places) add(j, places - j);
 }
 
-// Items: blocks of wide rows, the last of which may be cut short.
+// Items are blocks of wide rows; the last row may be incomplete.
 template <bool Exact, class Args, class Term>
 FUSEDSTEP_INLINE void sum_rows(const Args& a, double* workspace, std::int64_t begin, std::int64_t end, Term term) {
   const std::int64_t width = row_width(a.c), pitch = width + kPadding, values = a.n * a.c;
@@ -51,7 +52,7 @@ FUSEDSTEP_INLINE void sum_rows(const Args& a, double* workspace, std::int64_t be
   }
 }
 
-// The sums of every place over all blocks, behind the blocks in the workspace: high parts, then low ones.
+// The sums of every place over all blocks, written behind the blocks in the workspace: high parts, then low parts.
 template <bool Exact, class Args>
 inline const double* add_blocks(const Args& a, double* workspace, int sum) {
   const std::int64_t width = row_width(a.c), pitch = width + kPadding, blocks = row_blocks(a.n, a.c);
@@ -67,7 +68,7 @@ inline const double* add_blocks(const Args& a, double* workspace, int sum) {
   return totals;
 }
 
-// Of channel c, all its places.
+// The sum of channel c over all its places.
 FUSEDSTEP_INLINE TwoDoubles add_places(const double* totals, std::int64_t channels, std::int64_t c) {
   const std::int64_t width = row_width(channels);
   TwoDoubles total = {0.0, 0.0};
@@ -125,7 +126,7 @@ inline void lay_out_rows(const Args& a, void* out) {
   for (int k = 0; k < Coefficients<V>::values; ++k) repeat(arrays + k * pitch, a.c, period);
 }
 
-// Coefficients along rows, from the channel of the first value on.
+// Coefficients along rows; `place` is that of the next value.
 template <class Scalar, template <class> class Coefficients>
 struct Repeated {
   using Lanes = typename Arithmetic<Scalar>::Lanes;
@@ -155,7 +156,7 @@ inline void normalize_rows(const BatchNormArgs& a, const void* arrays, std::int6
             {1, end - begin, 0, 0}, a.stream, coefficients);
 }
 
-// Items: chunks. The last ones first: of what the statistics have read they are what the cache still holds.
+// Items are chunks. The last ones come first: the statistics have read them last, so the cache still holds them.
 template <class Apply>
 FUSEDSTEP_INLINE void each_chunk_from_behind(std::int64_t values, std::int64_t begin, std::int64_t end, Apply apply) {
   for (std::int64_t chunk = end - 1; chunk >= begin; --chunk) {

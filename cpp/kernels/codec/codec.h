@@ -1,4 +1,4 @@
-// Codecs bring a block of a stored array to float and back.
+// Codecs decode a block of a stored array to floats, and encode it again.
 #pragma once
 
 #include <bit>
@@ -9,43 +9,43 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// Of the bits that rounding to a dtype cuts off, so many are rounded at random.
+// How many of the bits that rounding cuts off the random words decide.
 constexpr int bits_cut(Dtype stored) { return stored == Dtype::float16 ? 32 : stored == Dtype::bfloat16 ? 16 : 19; }
 
-// Of consecutive elements: words[i] ^ key.
+// The random words of consecutive elements: words[i] ^ key.
 struct RandomWords {
   const std::uint32_t* words;
   std::uint32_t key;
 
-  // Of 16 elements from the i-th on, a multiple of 16.
+  // Those of 16 elements from the i-th on, i a multiple of 16.
   FUSEDSTEP_INLINE Bits load(std::int64_t i) const { return load_pack<Bits>(words + i) ^ key; }
 };
 
-// 8 bits: a power of 2 beside every kScaled elements, and what is left as the companding of G.711 (mu-law) codes it. A
-// number plus an offset lies between two floats of 4 bits of mantissa; these, counted from the offset on, are the
-// codes: dense near 0 at even distances, farther out at even ratios.
+// 8 bits: kScaled elements share a scale, a power of 2; the quotients are coded by companding, as G.711 (mu-law) does.
+// A quotient plus an offset is rounded to a float with 4 bits of mantissa; the codes number these floats from the
+// offset on. So codes near 0 are at equal distances, and larger ones at equal ratios.
 template <bool Signed>
 struct Companding {
   static constexpr int octaves = Signed ? 8 : 16;
-  static constexpr int shift = 19;  // of a float's bits: its exponent and 4 bits are left
-  // The codes are the last bits of these.
+  static constexpr int shift = 19;  // leaves a float's exponent and 4 bits of its mantissa
+  // The bits of the first and the last of these floats, shifted; a code is the lowest bits.
   static constexpr std::uint32_t base = std::uint32_t(128 - octaves) << 4, last = 0x7ff;
   static constexpr float offset = std::bit_cast<float>(base << shift);
-  // A little less than the value of the last code: what is rounded up from there must not pass it.
+  // A little less than the value of the last code, so that rounding up does not pass it.
   static constexpr float largest = (std::bit_cast<float>(last << shift) - offset) * (1.0f - 0x1p-20f);
 };
 
-// The arithmetic on codes leaves out scales beyond these: it would meet subnormal numbers, or infinity.
+// The least and the largest scale whose arithmetic meets neither subnormal numbers nor infinity.
 inline constexpr float kLeastScale = 0x1p-104f, kLargestScale = 0x1p126f;
 inline bool is_plain(float scale) {
   return scale >= kLeastScale && scale <= kLargestScale && (std::bit_cast<std::uint32_t>(scale) & 0x7fffff) == 0;
 }
-// What a plain scale adds to the bits of a float that it multiplies.
+// What multiplying by a plain scale adds to the bits of a float.
 inline std::uint32_t exponent_of(float scale) { return std::bit_cast<std::uint32_t>(scale) - 0x3f800000u; }
 
-// From the largest of the numbers' bits, without their signs where there may be any. What is left of an infinity or a
-// NaN, or of a sign where there should be none, is a NaN, and of its whole block: it must not vanish. Of nothing but
-// zeros it is 0.
+// The scale of a block, from the largest bits of its numbers, signs left out where numbers are signed. It is 0 for
+// zeros. It is NaN, so that the whole block decodes to NaN, where there is an infinity, a NaN, or a sign in a block of
+// squares.
 template <bool Signed>
 inline float scale_from(std::uint32_t largest) {
   if (largest == 0) return 0.0f;
@@ -55,7 +55,7 @@ inline float scale_from(std::uint32_t largest) {
   return power < kLeastScale ? kLeastScale : power;
 }
 
-// The codes of 16 numbers, of those with a sign in the upper bits, too.
+// The codes of 16 numbers; signed codes are sign-extended.
 template <bool Signed>
 FUSEDSTEP_INLINE Bits load_codes(const std::uint8_t* codes, std::int64_t n) {
   return load_bits<std::conditional_t<Signed, std::int8_t, std::uint8_t>>(codes, n);
@@ -79,7 +79,7 @@ FUSEDSTEP_INLINE void decode_codes(const std::uint8_t* codes, float scale, float
     store(to + i, with_sign<Signed>(value, code), lanes);
   });
 }
-// Of a plain scale, and 16 of them.
+// The same for 16 numbers of a plain scale.
 template <bool Signed>
 FUSEDSTEP_INLINE Floats decode_plain(const std::uint8_t* codes, float scale) {
   using C = Companding<Signed>;
@@ -100,7 +100,7 @@ inline float scale_of(const float* values, std::int64_t n) {
   return scale_from<Signed>(largest_lane(largest));
 }
 
-// Codes of numbers, without a sign, above them what the base of the codes leaves.
+// Codes of numbers without their signs, with the bits of the base above them.
 template <bool Signed>
 FUSEDSTEP_INLINE Bits raised_codes(Floats v, float scale, Bits random) {
   using C = Companding<Signed>;
@@ -108,7 +108,7 @@ FUSEDSTEP_INLINE Bits raised_codes(Floats v, float scale, Bits random) {
   const Floats place = as<Floats>(Signed ? bits & 0x7fffffffu : bits) + C::offset * scale;
   return (as<Bits>(place) + random) >> C::shift;
 }
-// Without what is above them. The code 0 is not used where there is no sign: a root of what is so small would divide.
+// Codes without the bits above them. Squares never get the code 0: the update divides by their root.
 template <bool Signed, class V>
 FUSEDSTEP_INLINE V bare_codes(V raised) {
   if constexpr (Signed) {
@@ -132,7 +132,7 @@ FUSEDSTEP_INLINE ManyBytes encode_many(const float* from, float scale, Bits near
   if constexpr (Signed) codes = codes | sign_bytes(as<Bits>(v), as<Bits>(w));
   return in_order(codes);
 }
-// Takes the scale off the bits of a number along with what rounds it.
+// Words that, added to the bits of a number, also divide it by a plain scale.
 inline RandomWords unscaled(RandomWords random, float scale) {
   return {random.words, random.key ^ (0u - exponent_of(scale))};
 }
@@ -155,16 +155,16 @@ FUSEDSTEP_INLINE void encode_codes(const float* from, std::uint8_t* codes, float
   }
 }
 
-// 16 bits, rounded up with the probability of what is cut off.
+// 16 bits, rounded up with a probability that is the share of the unit that is cut off.
 FUSEDSTEP_INLINE Words rounded_at_random(BFloat16, Bits bits, Bits random) {
   const Floats v = as<Floats>(bits);
   return high_words(select(v == v, bits + random, narrow_nan(bits)));
 }
 
 FUSEDSTEP_INLINE Words rounded_at_random(Float16, Bits bits, Bits random) {
-  // Without the sign, so that comparisons are right with one, too.
+  // Without the sign, so that signed comparisons order the magnitudes.
   const Ints magnitude = as<Ints>(bits & 0x7fffffffu), exponent = magnitude >> 23;
-  // Below the least normal number the units are even: so many bits are cut off.
+  // Subnormal numbers all have the same unit: how many bits are cut off depends on the exponent.
   const Ints cut = 126 - smaller(exponent, spread<Ints>(112));
   const Ints shift = smaller(cut, spread<Ints>(31)), beyond = smaller(cut - shift, spread<Ints>(24));
   const Bits hidden = where_not(exponent == 0, spread<Bits>(0x800000));
@@ -184,13 +184,13 @@ FUSEDSTEP_INLINE void encode_at_random(const float* from, To* to, std::int64_t n
     store_words(to + i, rounded_at_random(To{}, as<Bits>(load(from + i, lanes)), random.load(i)), lanes);
   });
 }
-// Seldom asked for, and long.
+// Not inlined: rarely used, and long.
 __attribute__((noinline)) inline void encode_at_random(const float* from, Float16* to, std::int64_t n,
                                                        RandomWords random) {
   encode_at_random<Float16>(from, to, n, random);
 }
 
-// Values of one array, of 8 bits no more than share a scale. Nothing is done where it holds floats.
+// Decodes elements of one array; of 8 bits, of one scale. An array of floats is left alone.
 FUSEDSTEP_INLINE void decode(Dtype stored, const void* array, float scale, std::int64_t at, std::int64_t n, float* to) {
   const auto* codes = static_cast<const std::uint8_t*>(array) + at;
   if (stored == Dtype::bfloat16) {
@@ -206,7 +206,7 @@ FUSEDSTEP_INLINE void decode(Dtype stored, const void* array, float scale, std::
   }
 }
 
-// Writes them back, rounded at random.
+// Encodes them, rounded at random.
 FUSEDSTEP_INLINE void encode(Dtype stored, void* array, float scale, std::int64_t at, std::int64_t n,
                              const float* values, RandomWords random) {
   auto* codes = static_cast<std::uint8_t*>(array) + at;
@@ -231,7 +231,7 @@ FUSEDSTEP_INLINE void encode_nearest(Dtype stored, void* array, std::int64_t at,
   }
 }
 
-// Where a narrow parameter is no longer the rounded master, somebody has changed it since: it holds.
+// A narrow parameter that is not its rounded master has been changed by the user: its value goes into the master.
 template <class Narrow>
 FUSEDSTEP_INLINE void follow_words(float* master, const Narrow* copy, std::int64_t n) {
   each_lanes(n, [=](std::int64_t i, std::int64_t lanes) FUSEDSTEP_LAMBDA {

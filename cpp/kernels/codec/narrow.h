@@ -1,4 +1,4 @@
-// Numbers of 16 bits: stored only, the arithmetic on them is of floats. Stores round to nearest, ties to even.
+// float16 and bfloat16: they are only stored; arithmetic is done in float. Stores round to nearest, ties to even.
 #pragma once
 
 #include "kernels/pack/vectors.h"
@@ -12,7 +12,7 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
-// The words of the first n lanes; from memory, to it, and past the cache to a multiple of 32.
+// The words of the first n lanes: loads, stores, and stores past the cache, aligned to 32 bytes.
 FUSEDSTEP_INLINE Words load_words(const void* p, std::int64_t n) { return load_pack<Words>(p, n); }
 FUSEDSTEP_INLINE void store_words(void* p, Words w, std::int64_t n) { store_pack(p, w, n); }
 FUSEDSTEP_INLINE void stream_words(void* p, Words w) { stream_pack(p, w); }
@@ -36,7 +36,7 @@ FUSEDSTEP_INLINE Like<float, W> decode(BFloat16, W w) {
   }
 }
 
-// What a NaN is kept as: quiet, with its sign.
+// A NaN as it is stored: quiet, with its sign.
 template <class V>
 FUSEDSTEP_INLINE V narrow_nan(V bits) {
   return (bits & 0x80000000u) | 0x7fc00000u;
@@ -93,7 +93,7 @@ FUSEDSTEP_INLINE Like<std::uint16_t, V> encode(Float16, V v) {
   }
 }
 #else
-// After Giesen, "float->half variants", 2012: what is below the least normal number is rounded by an addition.
+// After Giesen, "float->half variants", 2012: an addition rounds the subnormal numbers.
 template <class W>
 FUSEDSTEP_INLINE Like<float, W> decode(Float16, W w) {
   using B = Like<std::uint32_t, W>;
@@ -120,7 +120,7 @@ FUSEDSTEP_INLINE Words encode_half(Floats v) {
   const Bits value = select(order >= (143 << 23), special, finite);
   return low_words(value | ((all >> 16) & 0x8000));
 }
-// Through memory and not inlined, so that no vector crosses a call.
+// Through memory and not inlined, so that no vector is passed in a call.
 __attribute__((noinline)) inline void encode_half(const float* from, std::uint16_t* to) {
   store_pack(to, encode_half(load(from)));
 }
@@ -148,7 +148,7 @@ FUSEDSTEP_NARROW(Float16)
 FUSEDSTEP_NARROW(BFloat16)
 #undef FUSEDSTEP_NARROW
 
-// The dtype of the arithmetic on a stored one, and sixteen lanes of it.
+// By stored dtype: the dtype of the arithmetic, and 16 lanes of it.
 template <class T>
 struct Arithmetic {
   using Scalar = float;
@@ -162,7 +162,7 @@ struct Arithmetic<double> {
   static constexpr bool narrow = false;
 };
 
-// Not inlined, as they are shared by all that computes on blocks.
+// Not inlined: all kernels that work on blocks share them.
 template <class T>
 __attribute__((noinline)) void decode_block(const T* from, float* to, std::int64_t n) {
   each_lanes(n,

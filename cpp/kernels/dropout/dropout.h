@@ -1,5 +1,5 @@
-// Inverted dropout: y = residual + (word >= threshold ? x * scale : 0), by Philox words of the numbers of the elements,
-// or of the samples that they belong to.
+// Inverted dropout: y = residual + (word >= threshold ? x * scale : 0). The Philox word is that of the element's
+// number, or of the number of the sample that the element belongs to.
 #pragma once
 
 #include "kernels/abi/dropout.h"
@@ -9,14 +9,14 @@ namespace fusedstep::FUSEDSTEP_SET {
 
 FUSEDSTEP_INLINE auto are_below(Bits words, std::uint32_t threshold) {
 #if defined(__SSE2__)
-  // It compares numbers with a sign only.
+  // SSE2 and AVX2 compare signed numbers only.
   constexpr std::uint32_t sign = 0x80000000u;
   return as<Ints>(words ^ sign) < std::int32_t(threshold ^ sign);
 #else
   return words < threshold;
 #endif
 }
-// yes, and 0 in the lanes whose word is below the threshold.
+// `yes` in the lanes whose word is at least the threshold, else 0.
 FUSEDSTEP_INLINE Floats where_at_least(Bits words, std::uint32_t threshold, Floats yes) {
 #if defined(__AVX512F__)
   const __mmask16 kept = _mm512_cmpge_epu32_mask((__m512i)words, _mm512_set1_epi32(int(threshold)));
@@ -34,10 +34,10 @@ FUSEDSTEP_INLINE Doubles where_at_least(Bits words, std::uint32_t threshold, Dou
 #endif
 }
 
-// Groups whose words stand in the cache.
+// Groups of words that are made at a time, few enough for the cache.
 inline constexpr std::int64_t kDropoutGroups = 32;
 
-// Elements [begin, end) of which all are kept, or none.
+// Elements [begin, end), all kept or all dropped.
 template <class T, bool Residual>
 FUSEDSTEP_INLINE void drop_sample(const DropoutArgs& a, bool kept, std::int64_t begin, std::int64_t end) {
   using V = typename Arithmetic<T>::Lanes;
@@ -53,7 +53,7 @@ FUSEDSTEP_INLINE void drop_sample(const DropoutArgs& a, bool kept, std::int64_t 
               });
 }
 
-// Several elements a choice: a part of the first sample, whole ones, a part of the last.
+// One choice for all elements of a sample. The first and the last sample may be cut by [begin, end).
 template <class T, bool Residual>
 void drop_samples(const DropoutArgs& a, std::int64_t begin, std::int64_t end) {
   const PhiloxKeys keys(a.key);
@@ -77,7 +77,7 @@ void dropout(const DropoutArgs& a, std::int64_t begin, std::int64_t end) {
   using S = typename Arithmetic<T>::Scalar;
   const PhiloxKeys keys(a.key);
   const S scale = S(a.scale);
-  // A result that does not begin on a cache line is written in pieces that end elsewhere: the last reads on.
+  // A streamed result is cut at cache lines, not at packs of words: the last pack reads beyond the words.
   alignas(64) std::uint32_t words[(kDropoutGroups + 1) * kPhiloxGroup + kLanes];
   constexpr std::int64_t step = kDropoutGroups * kPhiloxGroup;
   for (std::int64_t i = begin; i < end; i += step) {

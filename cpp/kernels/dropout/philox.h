@@ -1,13 +1,13 @@
-// Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011): words of a
-// counter and a key, without a state.
+// Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011): random words
+// from a counter and a key, without state.
 #pragma once
 
 #include "kernels/codec/narrow.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// A word in the lower half of each lane: one vector, so that two counters and what they go through stay in registers.
-// What stands in the upper halves does not matter: products do not read them.
+// One word in the lower half of each lane; the products ignore the upper half. One vector only, so that two counters
+// stay in registers through all rounds.
 using Counters = Pack<std::uint64_t, kVectorBytes / 8>;
 
 FUSEDSTEP_INLINE Counters multiply_words(Counters a, Counters b) {
@@ -27,7 +27,7 @@ FUSEDSTEP_INLINE Counters multiply_words(Counters a, Counters b) {
 inline constexpr int kPhiloxRounds = 10;
 
 struct PhiloxKeys {
-  // As wide as a vector: one read of memory in an operation instead of two operations.
+  // Repeated over a whole vector: an operation reads it from memory, without a broadcast.
   alignas(64) std::uint32_t round[kPhiloxRounds][2][kVectorBytes / 4];
 
   explicit PhiloxKeys(std::uint64_t key) {
@@ -51,13 +51,13 @@ FUSEDSTEP_INLINE void philox(Counters (&c)[4], const PhiloxKeys& keys) {
   }
 }
 
-// Words of 16 counters, all that elements 64 g to 64 g + 63 have: word k of counter 16 g + j is that of element 16 k +
-// j.
+// Group g holds the words of elements 64 g to 64 g + 63: of 16 counters with 4 words each. Word k of counter 16 g + j
+// is that of element 64 g + 16 k + j.
 inline constexpr std::int64_t kPhiloxGroup = 4 * kLanes;
 alignas(64) inline constexpr std::uint64_t kEvens[kLanes / 2] = {0, 2, 4, 6, 8, 10, 12, 14};
 
-// The words of groups [first, first + groups), to memory. `upper` is the upper half of every counter. Meanwhile the
-// elements of type T at `ahead` are fetched.
+// Writes the words of groups [first, first + groups). `upper` is the upper half of every counter. Meanwhile it
+// prefetches as many elements of type T at `ahead`.
 template <class T>
 inline void philox_groups(const PhiloxKeys& keys, std::uint64_t upper, std::uint64_t first, std::int64_t groups,
                           std::uint32_t* words, const T* ahead) {
@@ -68,7 +68,7 @@ inline void philox_groups(const PhiloxKeys& keys, std::uint64_t upper, std::uint
       __builtin_prefetch(ahead + g * kPhiloxGroup + k);
     }
     for (int part = 0; part < kLanes / 2; part += lanes) {
-      // Even lanes of words and odd ones.
+      // Two vectors of counters: the words of even lanes, and of odd ones.
       const Counters counter = load_pack<Counters>(kEvens + part) + (first + std::uint64_t(g)) * 16;
       Counters a[4] = {counter, counter >> 32, third, fourth};
       Counters b[4] = {counter + 1, (counter + 1) >> 32, third, fourth};

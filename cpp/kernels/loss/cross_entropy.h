@@ -9,7 +9,7 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// v with x in lane k. Not inlined, as it is rare.
+// v with x in lane k. Not inlined: it is rare.
 __attribute__((noinline)) inline void set_lane(float* v, std::int64_t k, float x) { v[k] = x; }
 __attribute__((noinline)) inline void set_lane(double* v, std::int64_t k, double x) { v[k] = x; }
 template <class V, class S>
@@ -22,7 +22,7 @@ FUSEDSTEP_INLINE V with_lane(V v, std::int64_t k, S x) {
   return load(lanes);
 }
 
-// What the losses of some rows are made of. Their logarithms are taken together.
+// Computes the losses of 16 rows at a time: their logarithms are taken in one pack.
 class Losses {
  public:
   explicit Losses(double* out) : out_(out) {}
@@ -67,7 +67,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
   for (std::int64_t row = begin; row < end; ++row) {
     const T* z = logits + row * classes;
     const double max = next_max;
-    // A row's steps wait for each other: the next one's first is ready when this one's last are not.
+    // The maximum of the next row is computed while this row's last steps wait for each other.
     const auto look_ahead = [&]() FUSEDSTEP_LAMBDA {
       if (row + 1 < end) next_max = row_max(z + classes, classes);
     };
@@ -83,24 +83,24 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
     const T* targets = a.targets == nullptr ? nullptr : static_cast<const T*>(a.targets) + row * classes;
     const V rest = spread<V>(S(a.rest));
     const S peak_of_targets = S(a.peak);
-    // What every class has, beside the label's peak.
+    // q without the peak at the label.
     const auto goal = [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
       V q = targets == nullptr ? rest : load(targets + i, n) * peak_of_targets + rest;
       if (weight != nullptr) q = q * load(weight + i, n);
       return q;
     };
 
-    // Of the label before anything is written: dz may be z.
+    // Read before anything is written: dz may be z.
     const double label_logit = label < 0 ? 0.0 : as_double(z + label) - max;
     LaneSum sums[kSums];
     const RowSum sum = row_exponentials(z, max, classes, e, sums,
                                         [&](std::int64_t i, std::int64_t n, V d, V(&t)[kSums]) FUSEDSTEP_LAMBDA {
-                                          // What is to be written, where it is not written past the cache.
+                                          // The gradient's lines, unless it is written past the cache.
                                           if (!a.stream) __builtin_prefetch(dz + i, 1);
                                           if constexpr (G == Goal::smooth_labels) t[1] = d;
                                           if constexpr (G == Goal::targets) {
                                             const V q = goal(i, n);
-                                            // A class that is ruled out by -inf does not count where it is not wanted.
+                                            // 0 where q is 0, even at a logit of -inf.
                                             t[1] = where_not(q == spread<V>(0), q * d);
                                             t[2] = q;
                                           }
@@ -123,7 +123,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
     [[maybe_unused]] S label_gradient = 0;
     if (label >= 0) {
       if constexpr (G == Goal::labels) {
-        // p_y - 1 without what cancels where the label is the largest.
+        // p_y - 1, without cancellation where the label has the largest logit.
         e[label] = S(label_logit == 0.0 ? (1.0 - sum.ties) - sum.rest : double(e[label]) - total);
       } else if constexpr (G == Goal::smooth_labels) {
         label_gradient = (e[label] * factor - S(scale * a.rest)) - S(scale * peak);
@@ -137,7 +137,7 @@ void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin,
       V p = load(e + i, n) * factor;
       if constexpr (G == Goal::smooth_labels) p = p - uniform;
       if constexpr (G == Goal::targets) p = p - goal(i, n) * S(scale);
-      // On its way out: a line that was streamed is not to be touched again.
+      // Here and not afterwards: a line that was streamed should not be read back.
       if constexpr (G != Goal::labels) p = with_lane(p, label - i, label_gradient);
       return p;
     });

@@ -1,4 +1,4 @@
-// Losses of an element each: value, and gradient * scale, of predictions x and targets t. With weight w of t = 1:
+// Losses of one element: value, and gradient * scale, of predictions x and targets t. w weights t = 1:
 //   binary:  (1 - t) softplus(x) + w t softplus(-x);  (1 - t) s(x) - w t s(-x), s the sigmoid
 //   squared: (x - t)^2;                               2 (x - t)
 #pragma once
@@ -16,11 +16,11 @@ struct Binary {
     const auto negative = x < zero;
     const V size = select(negative, -x, x);
     const V e = exponential_below(zero - size);
-    const V near = one / (one + e);  // of the sigmoid, at |x| and at -|x|
+    const V near = one / (one + e);  // the sigmoid of |x|; `far`: of -|x|
     const V far = e * near;
     const V log = log_1p(e);
     const V no = one - t, yes = t * weight;
-    // Of an infinite logit no part is taken that has no weight.
+    // A term of weight 0 is left out: at an infinite logit it would be 0 * inf.
     loss = where_not(no == zero, no * select(negative, log, size + log)) +
            where_not(yes == zero, yes * select(negative, size + log, log));
     gradient = no * select(negative, far, near) - yes * select(negative, near, far);

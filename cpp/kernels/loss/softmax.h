@@ -1,4 +1,4 @@
-// Softmax of rows: e^(z - max z) and its sum, which the loss and the function share.
+// Softmax of rows, and what cross-entropy shares with it: e^(z - max z) and its sum.
 #pragma once
 
 #include "kernels/abi/loss.h"
@@ -7,11 +7,11 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// Values whose terms are added in their own dtype before they are added in double.
+// The terms of so many values are added in the dtype of the arithmetic; their sums are added in double.
 inline constexpr std::int64_t kTermStrip = 4 * kLanes;
 
-// Adds K terms of each value: of a strip (t0 + t1) + (t2 + t3) in the values' dtype, strips in 16 lanes of doubles.
-// f(offset, lanes, terms) gives those of up to 16 values; lanes behind them do not count.
+// Adds K terms of each value: four packs of a strip as (t0 + t1) + (t2 + t3), strips in 16 lanes of doubles.
+// f(offset, lanes, terms) gives the terms of up to 16 values; the lanes behind them are ignored.
 template <class V, int K, class F>
 FUSEDSTEP_INLINE void add_terms(std::int64_t l, LaneSum (&sums)[K], F f) {
   std::int64_t i = 0;
@@ -41,7 +41,7 @@ FUSEDSTEP_INLINE void add_terms(std::int64_t l, LaneSum (&sums)[K], F f) {
   }
 }
 
-// The largest of a row, passing over NaN; -inf of none.
+// The largest of a row, NaN ignored; -inf of an empty row.
 template <class T>
 FUSEDSTEP_INLINE double row_max(const T* z, std::int64_t classes) {
   using V = typename Arithmetic<T>::Lanes;
@@ -57,15 +57,16 @@ FUSEDSTEP_INLINE double row_max(const T* z, std::int64_t classes) {
   return largest_lane(larger(larger(max[0], max[1]), larger(max[2], max[3])));
 }
 
-// The sum of e^(z_j - max) as `ties`, those that are the largest and add exactly 1, and `rest`, all others: a row that
-// is nearly sure keeps the digits of its doubt.
+// The sum of e^(z_j - max) in two parts: `ties` counts the values that equal the maximum, each of which adds exactly 1;
+// `rest` is the sum of the others. Where one class is nearly certain, `rest` keeps digits that the whole sum would
+// lose.
 struct RowSum {
   double ties, rest;
 
   double total() const { return ties + rest; }
 };
 
-// Lanes of a row that are 0.
+// Counts the lanes of a row that are 0.
 template <class V>
 struct ZeroCount {
 #if defined(__AVX512F__)
@@ -88,7 +89,7 @@ struct ZeroCount {
   using Counts = decltype(V() == V());
   Counts lanes = {};
 
-  // e where d is not 0, and 0 where it is, which counts.
+  // e where d is not 0, else 0; counts the latter.
   FUSEDSTEP_INLINE V without(V d, V e, std::int64_t n) {
     const Counts zero = d == spread<V>(0);
     lanes = lanes - first(zero, n);
@@ -106,7 +107,7 @@ FUSEDSTEP_INLINE RowSum row_exponentials(const T* z, double max, std::int64_t cl
   const V top = spread<V>(Lane<V>(max));
   ZeroCount<V> ties;
   add_terms<V>(classes, sums, [&](std::int64_t i, std::int64_t n, V(&t)[K]) FUSEDSTEP_LAMBDA {
-    // The next row, while there is so much to compute.
+    // Prefetches the next row.
     __builtin_prefetch(z + classes + i);
     if (sizeof(T) == sizeof(double)) __builtin_prefetch(z + classes + i + kLanes / 2);
     const V d = load(z + i, n) - top;

@@ -1,4 +1,4 @@
-// Lanes of one width as lanes of another. GCC takes its own conversions of vectors apart, lane by lane.
+// Conversions between lanes of different widths. GCC compiles its own, __builtin_convertvector, lane by lane.
 #pragma once
 
 #include "kernels/pack/memory.h"
@@ -34,7 +34,7 @@ FUSEDSTEP_INLINE auto widen(V v) {
   }
 }
 
-// The same from memory: converting on the way in saves the shuffles.
+// The same from memory, where the processor converts as it loads, without shuffles.
 template <class To>
 FUSEDSTEP_INLINE To load_widened(const float* p) {
   if constexpr (is_pair<To>) {
@@ -63,7 +63,7 @@ FUSEDSTEP_INLINE Pack<double, N> load_wide(const double* p, std::int64_t n = N) 
   return load<N>(p, n);
 }
 
-// Words and bytes as numbers of 32 bits; of bytes with a sign it fills the upper bits.
+// Words and bytes as numbers of 32 bits; signed bytes are sign-extended.
 template <class V>
 FUSEDSTEP_INLINE Like<std::uint32_t, V> bits_from(V v) {
   using To = Like<std::uint32_t, V>;
@@ -238,7 +238,7 @@ FUSEDSTEP_INLINE Bytes narrow_words(Words v) {
 #endif
 }
 #endif
-// The lowest bytes; what is above them must be 0, but where one instruction leaves it out.
+// The lowest byte of each lane; the bits above must be 0 unless the set is AVX-512, which ignores them.
 FUSEDSTEP_INLINE Bytes low_bytes(Bits v) {
 #if defined(__AVX512F__)
   return (Bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v);
@@ -257,8 +257,8 @@ FUSEDSTEP_INLINE Bytes low_bytes(Bits v) {
 #endif
 }
 
-// 32 numbers below 2^15 as bytes, and those of the signs of as many numbers, 0x80 or 0: both in an order of the set's
-// own, which in_order() mends. at_words() is done in between, where there are half as many vectors.
+// many_bytes: 32 numbers below 2^15 as bytes. sign_bytes: the signs of 32 numbers, 0x80 or 0. Both give the bytes in an
+// order that depends on the set; in_order() sorts them. at_words() works on the words in between, half as many vectors.
 using ManyBytes = Pack<std::uint8_t, 2 * kLanes>;
 using WordsVector = Pack<std::int16_t, kVectorBytes / 2>;
 template <class F>

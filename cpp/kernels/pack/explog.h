@@ -1,6 +1,6 @@
-// exp and log in plain operations, the same bits on every processor. The constants of log are those of Sun's fdlibm;
-// exp is a polynomial fitted to it (float: of the least largest error, 4e-9) or its Taylor series (double);
-// reference/explog.py spells out the same steps.
+// exp and log in plain operations, so that every processor gives the same bits. The constants of log are those of Sun's
+// fdlibm. exp is a minimax polynomial (float, largest error 4e-9) or its Taylor series (double). reference/explog.py
+// spells out the same steps.
 #pragma once
 
 #include "kernels/pack/vectors.h"
@@ -14,9 +14,9 @@ FUSEDSTEP_INLINE V polynomial(V x, const S (&coefficients)[N]) {
   return p;
 }
 
-// What a dtype's exponential goes by: its range; 1.5 times a power of two, whose addition rounds to the nearest
-// integer, which stands in the low bits meanwhile; ln 2 in two parts; the polynomial; and the exponent's place in the
-// bits.
+// The constants of exp by dtype. `least`: below it the result is 0. `round`: 1.5 times a power of two; adding it rounds
+// to the nearest integer and leaves that in the low bits. ln 2 in two parts. `series`: the polynomial. `bias` and
+// `mantissa`: of the floating-point format.
 template <class S>
 struct Exponential {
   using Bits = std::uint32_t;
@@ -37,8 +37,8 @@ struct Exponential<double> {
   static constexpr int bias = 1023, mantissa = 52;
 };
 
-// p 2^n, rounded once: in two factors, as one alone would leave the range of exponents near both ends. `shifted` and
-// `whole` are n, the one in its low bits.
+// p 2^n, rounded once. Near both ends of the range 2^n is no normal number, so it is two factors. n comes twice: as
+// `whole`, and in the low bits of `shifted`.
 template <class V>
 FUSEDSTEP_INLINE V times_power(V p, [[maybe_unused]] V shifted, [[maybe_unused]] V whole) {
   if constexpr (is_pair<V>) {
@@ -48,7 +48,7 @@ FUSEDSTEP_INLINE V times_power(V p, [[maybe_unused]] V shifted, [[maybe_unused]]
     if constexpr (sizeof(Lane<V>) == 4) return (V)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)whole);
     if constexpr (sizeof(Lane<V>) == 8) return (V)_mm512_maskz_scalef_pd(0xff, (__m512d)p, (__m512d)whole);
 #else
-    // What stands above n in `shifted` is even and leaves with the shifts; n / 2 is rounded down.
+    // The bits above n in `shifted` are shifted out; n / 2 is rounded down.
     using E = Exponential<Lane<V>>;
     using B = Like<typename E::Bits, V>;
     constexpr auto one = typename E::Bits(E::bias) << E::mantissa;
@@ -69,7 +69,7 @@ FUSEDSTEP_INLINE V exponential_below(V x) {
   const V p = (polynomial(r, E::series) * (r * r) + r) + Lane<V>(1);
   return times_power(p, shifted, whole);
 }
-// Of any x: above 89 it is infinite.
+// e^x of any x: infinite above 89.
 FUSEDSTEP_INLINE Floats exponential(Floats x) { return exponential_below(smaller(spread<Floats>(89.0f), x)); }
 
 // log(2^n (1 + f)), f in [sqrt(1/2) - 1, sqrt(2) - 1], by the series in s = f / (2 + f).
@@ -90,8 +90,8 @@ FUSEDSTEP_INLINE V log_of_double(V f, V n) {
   return log_of(f, n, kLogSeries, 6.93147180369123816490e-01, 1.90821492927058770002e-10);
 }
 
-// log(ties + rest), a sum of at least 1; of a smaller one, which is NaN, itself. Where `rest` is added to 1 alone it
-// keeps the digits that the sum would lose.
+// log(ties + rest), where the sum is at least 1 or NaN; of NaN it is NaN. With ties = 1 and a small rest it is
+// log1p(rest): the sum would lose digits of `rest`.
 template <class V>
 FUSEDSTEP_INLINE V log_of_sum(V ties, V rest) {
   if constexpr (is_pair<V>) {
@@ -100,7 +100,7 @@ FUSEDSTEP_INLINE V log_of_sum(V ties, V rest) {
     using B = Like<std::uint64_t, V>;
     constexpr std::uint64_t sqrt_half = 0x3fe6a09e667f3bcd, magic = 0x4330000000000000;  // the bits of sqrt(1/2), 2^52
     const V total = ties + rest;
-    // Of a sum of at least 1 the power is not negative, and of all others nothing is taken.
+    // The exponent of a sum of at least 1 is not negative; the result of any other sum is not used.
     const B n = ((B)total - sqrt_half) >> 52;
     const V m = (V)((B)total - (n << 52));
     const V exponent = (V)(n | magic) - 0x1p52;

@@ -16,7 +16,7 @@ FUSEDSTEP_INLINE void each_lanes(std::int64_t l, F f) {
   if (i < l) f(i, lanes_left(l));
 }
 
-// The same with the half of the lane sum that these lanes belong to: f(offset, lanes, half).
+// The same with the half of a LaneSum that these lanes are added to: f(offset, lanes, half).
 template <class F>
 FUSEDSTEP_INLINE void each_half(std::int64_t l, F f) {
   std::int64_t i = 0;
@@ -32,7 +32,7 @@ FUSEDSTEP_INLINE void each_half(std::int64_t l, F f) {
   }
 }
 
-// out[i] = f(i, lanes) for l elements, in order. Streamed, the first few go the usual way, up to a whole cache line.
+// out[i] = f(i, lanes) for l elements, in order. Streamed, the first few are stored as usual, up to a cache line.
 template <class T, class F>
 FUSEDSTEP_INLINE void write_lanes(T* out, std::int64_t l, bool streamed, F f) {
   std::int64_t i = 0;

@@ -1,4 +1,4 @@
-// Lanes that meet: always the far half and the near one, down to the last two.
+// Reductions over lanes: the upper half joins the lower one, until one lane is left.
 #pragma once
 
 #include "kernels/pack/convert.h"

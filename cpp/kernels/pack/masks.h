@@ -1,4 +1,4 @@
-// Lanes that count and lanes that do not: by number, by a bit each, and comparisons as bits.
+// Masks of lanes: of the first n, of a bit for each lane, and comparisons as bits.
 #pragma once
 
 #include "kernels/pack/pack.h"
@@ -8,12 +8,12 @@ namespace fusedstep::FUSEDSTEP_SET {
 // Bits of the first n lanes.
 FUSEDSTEP_INLINE unsigned lane_bits(std::int64_t n) { return n >= kLanes ? 0xffffu : (1u << n) - 1u; }
 
-// Ones, and zeros behind them: what begins n lanes before the middle is a mask of n lanes.
+// Ones, then zeros. A mask of n lanes begins n lanes before the middle.
 inline constexpr int kMaskTable = 32;
 alignas(64) inline constexpr std::int32_t kLaneMasks[2 * kMaskTable] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
                                                                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
                                                                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
-// The same mask for lanes of 4 or 8 bytes, as numbers of 4 bytes. n is at most 16.
+// The mask of the first n lanes, n <= 16, of 4 or 8 bytes each, as numbers of 4 bytes.
 template <class V>
 FUSEDSTEP_INLINE Pack<std::int32_t, int(sizeof(V) / 4)> lane_mask(std::int64_t n, std::int64_t from = 0) {
   using M = Pack<std::int32_t, int(sizeof(V) / 4)>;
@@ -28,7 +28,7 @@ FUSEDSTEP_INLINE Pack<std::int32_t, int(sizeof(V) / 4)> lane_mask(std::int64_t n
   }
 }
 
-// The first n lanes, n up to as many as there are, and zeros behind them, or those of `behind`.
+// The first n lanes, and zeros behind them, or the lanes of `behind`.
 template <class V>
 FUSEDSTEP_INLINE V first(V v, std::int64_t n) {
   constexpr int lanes = lanes_of<V>;
@@ -92,7 +92,7 @@ FUSEDSTEP_INLINE unsigned bits_of(M held) {
   }
 }
 
-// Lanes' bits, each so many times as its lane has numbers of 4 bytes.
+// The bit of each lane, once for every 4 bytes of the lane.
 template <int Bytes>
 inline constexpr auto lane_bit_table = [] {
   struct {

@@ -1,4 +1,4 @@
-// Packs from memory and to it, one vector at a time; the last lanes of an array without a way through the stack.
+// Loads and stores of packs, one vector at a time. The last lanes of an array do not go through the stack either.
 #pragma once
 
 #include "kernels/pack/masks.h"
@@ -25,7 +25,7 @@ FUSEDSTEP_INLINE void store_pack(void* p, V v) {
   }
 }
 
-// Past the cache; p must be a multiple of the pack's bytes.
+// A store past the cache; p must be aligned to the pack.
 template <class V>
 FUSEDSTEP_INLINE void stream_pack(void* p, V v) {
   if constexpr (is_pair<V>) {
@@ -45,14 +45,14 @@ FUSEDSTEP_INLINE void stream_pack(void* p, V v) {
   }
 }
 
-// Streamed stores are weakly ordered: fence before another thread may look.
+// Streamed stores are weakly ordered: a fence, before another thread reads them.
 FUSEDSTEP_INLINE void end_stream() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
 
-// Up to 8 bytes, the first the lowest, and zeros behind them: two reads that meet or overlap.
+// Up to 8 bytes as a number, the first byte the lowest: two reads that touch or overlap.
 FUSEDSTEP_INLINE std::uint64_t load_bytes_of(const void* p, std::int64_t bytes) {
   const auto at = [p]<class E>(E word, std::int64_t offset) FUSEDSTEP_LAMBDA {
     __builtin_memcpy(&word, static_cast<const char*>(p) + offset, sizeof word);
@@ -159,7 +159,7 @@ FUSEDSTEP_INLINE void store_pack(void* p, V v, std::int64_t n) {
   }
 }
 
-// Of numbers in memory: the first n lanes as they are computed with.
+// The first n lanes of an array in the dtype of the arithmetic.
 template <int N = kLanes>
 FUSEDSTEP_INLINE Pack<float, N> load(const float* p, std::int64_t n = N) {
   return load_pack<Pack<float, N>>(p, n);
@@ -170,7 +170,7 @@ FUSEDSTEP_INLINE Pack<double, N> load(const double* p, std::int64_t n = N) {
 }
 FUSEDSTEP_INLINE void store(float* p, Floats v, std::int64_t n = kLanes) { store_pack(p, v, n); }
 FUSEDSTEP_INLINE void store(double* p, Doubles v, std::int64_t n = kLanes) { store_pack(p, v, n); }
-// Zeros, by vectors: of an initializer GCC makes a string instruction, which takes longer to begin than this to end.
+// Zeros, by vectors. GCC compiles an initializer to a string instruction, which takes longer to start than all of this.
 template <class T, int N>
 FUSEDSTEP_INLINE void clear(T (&array)[N]) {
   static_assert(N % kLanes == 0);

@@ -1,7 +1,6 @@
-// Packs: so many lanes of one type, whatever the processor. A pack is one of the set's own vectors where it fits, else
-// a pair of packs of half as many lanes, so that every operation comes down to the processor's own and none goes
-// through memory, where GCC puts vectors wider than the processor's. Functions here are inlined always: no vector
-// crosses a call.
+// Packs: N lanes of one type, whatever the processor. A pack is one vector of the instruction set where it fits, else a
+// pair of packs of half as many lanes. So every operation is one of the processor's own. (GCC keeps vectors that are
+// wider than the processor's in memory.) All functions here are always inlined: no vector is passed in a call.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +65,7 @@ inline constexpr int lanes_of = int(sizeof(V) / sizeof(Lane<V>));
 template <class E, class V>
 using Like = Pack<E, lanes_of<V>>;
 
-// What most loops go by.
+// Lanes that most loops take at a time.
 inline constexpr int kLanes = 16;
 using Floats = Pack<float, kLanes>;
 using Ints = Pack<std::int32_t, kLanes>;
@@ -119,7 +118,7 @@ FUSEDSTEP_INLINE Pair<V> operator~(Pair<V> v) {
   return {~v.low, ~v.high};
 }
 
-// By a number of bits of each lane's own.
+// Each lane by its own number of bits.
 template <class V, class I>
 FUSEDSTEP_INLINE V shifted_right(V v, I bits) {
   if constexpr (is_pair<V>) {
@@ -139,7 +138,7 @@ FUSEDSTEP_INLINE To as(From v) {
   }
 }
 
-// Every lane the same. Of floats a difference, as -0 + 0 would be 0.
+// Every lane the same. Floats by a subtraction: -0 + 0 would be 0.
 template <class V>
 FUSEDSTEP_INLINE V spread(Lane<V> x) {
   if constexpr (is_pair<V>) {
@@ -152,7 +151,7 @@ FUSEDSTEP_INLINE V spread(Lane<V> x) {
   }
 }
 
-// In every lane yes where the comparison held, else no.
+// Lane by lane: `yes` where the comparison held, else `no`.
 template <class M, class V>
 FUSEDSTEP_INLINE V select(M held, V yes, V no) {
   if constexpr (is_pair<V>) {
@@ -161,7 +160,7 @@ FUSEDSTEP_INLINE V select(M held, V yes, V no) {
     return held ? yes : no;
   }
 }
-// The same where one of the two is 0: one operation on bits.
+// The same with 0 for one of the two: one operation on bits.
 template <class M, class V>
 FUSEDSTEP_INLINE V where(M held, V v) {
 #if defined(__AVX512F__)
@@ -201,7 +200,7 @@ FUSEDSTEP_INLINE auto upper(V v) {
   }
 }
 
-// a > b ? a : b, or a < b, so that a NaN in a is passed over.
+// a > b ? a : b, and a < b ? a : b: where a is NaN, b.
 template <class V>
   requires(!std::is_arithmetic_v<V>)
 FUSEDSTEP_INLINE V larger(V a, V b) {
@@ -209,7 +208,7 @@ FUSEDSTEP_INLINE V larger(V a, V b) {
     return {larger(a.low, b.low), larger(a.high, b.high)};
   } else {
 #if defined(__AVX512F__)
-    // GCC makes a comparison and a blend of it.
+    // GCC would compile it as a comparison and a blend.
     if constexpr (std::is_same_v<V, Floats>) return (V)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 #endif
     return a > b ? a : b;
@@ -227,7 +226,7 @@ FUSEDSTEP_INLINE V smaller(V a, V b) {
     return a < b ? a : b;
   }
 }
-// Where lanes of one of the two are NaN: of a vector of lanes, those of all others beside them.
+// Whether lanes of a or b are NaN; the vectors of a pair are joined by or.
 template <class V>
 FUSEDSTEP_INLINE auto unordered(V a, V b) {
   if constexpr (is_pair<V>) {
@@ -244,7 +243,7 @@ FUSEDSTEP_INLINE auto unordered(V a, V b) {
   }
 }
 
-// The larger of the numbers without a sign.
+// The larger of unsigned numbers.
 using BitsVector = Pack<std::uint32_t, kVectorBytes / 4>;
 FUSEDSTEP_INLINE BitsVector larger_bits(BitsVector a, BitsVector b) {
 #if defined(__AVX512F__)

@@ -49,7 +49,7 @@ struct PairSum {
   FUSEDSTEP_INLINE void add(Doubles a, Doubles b, int half) {
     lanes.half[half] = plus_product<T>(lanes.half[half], a, b);
   }
-  // n is a multiple of the 32 lanes, but in the last call.
+  // n is a multiple of the 32 lanes in every call but the last.
   FUSEDSTEP_INLINE void add(const T* a, const T* b, std::int64_t n) {
     each_half(n, [&](std::int64_t i, std::int64_t l, int half)
                      FUSEDSTEP_LAMBDA { add(load_wide(a + i, l), load_wide(b + i, l), half); });
@@ -57,10 +57,10 @@ struct PairSum {
   FUSEDSTEP_INLINE double total() const { return lanes.total(); }
 };
 
-// How many elements it looks ahead.
+// How many elements ahead dot_of prefetches.
 inline constexpr std::int64_t kDotAhead = 1024;
 
-// Fetches up to `reach`; `Same`: y is x.
+// Prefetches up to element `reach`. `Same`: y is x.
 template <class T, bool Same>
 FUSEDSTEP_INLINE double dot_of(const T* x, const T* y, std::int64_t begin, std::int64_t end, std::int64_t reach) {
   PairSum<T> sum;

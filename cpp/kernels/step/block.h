@@ -1,4 +1,4 @@
-// A block of a step: where its values are, and what is done to them.
+// A block of a step: where its values are, and the rule on them.
 #pragma once
 
 #include "kernels/step/stages.h"
@@ -9,11 +9,11 @@ template <class T>
 struct Block {
   T* p;
   const T* raw;  // the gradient as it came
-  const T* g;    // as the rule takes it
+  const T* g;    // the gradient after the gradient stage
   void* s[kMaxStates];
 };
 
-// The rule on n elements. It may look ahead in the block's memory up to `reach`.
+// The rule on n elements. It may prefetch beyond them, up to element `reach`.
 template <class T>
 inline void run_block(const StepArgs& a, const Block<T>& block, std::int64_t n, std::int64_t reach,
                       TelemetryLanes* lanes) {

@@ -1,4 +1,4 @@
-// Steps of arrays that are not all stored in float, which they are computed in; or that are rounded, or copied.
+// Steps of coded arrays: some are not stored in float, the dtype of the arithmetic, or are rounded, or copied.
 #pragma once
 
 #include "kernels/step/block.h"
@@ -7,7 +7,7 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// Elements from `at` on, decoded. Of states of 8 bits also the scale.
+// Decoded elements from `at` on, and the scales of 8-bit states.
 struct Strip {
   alignas(64) float p[kStrip], raw[kStrip], s[kMaxStates][kStrip];
   std::int64_t at = 0, count = 0;
@@ -36,7 +36,7 @@ inline void decode_states(const StepArgs& a, Strip& strip) {
   }
 }
 
-// The strip as a block: where an array holds floats, that array itself.
+// The strip as a block. Arrays of floats are used where they are.
 inline Block<float> block_of(const StepArgs& a, Strip& strip, float* g_scratch) {
   const auto place = [&](Dtype stored, const void* array, float* decoded) {
     return stored == Dtype::float32 ? static_cast<float*>(const_cast<void*>(array)) + strip.at : decoded;
@@ -57,7 +57,7 @@ class CodedRun {
     rounding.prepare(a);
   }
 
-  // Sums of telemetry in `lanes`, or null; `reach` is where this thread's elements end.
+  // Adds the sums of telemetry to `lanes` unless it is null. This thread's elements end at `reach`.
   void run(std::int64_t reach, TelemetryLanes* lanes) {
     for (std::int64_t at = begin_; at < end_; at += kStrip) {
       start_strip(a_, at, end_ - at < kStrip ? end_ - at : kStrip, *now_);
@@ -69,7 +69,7 @@ class CodedRun {
         run_fused(block);
       } else {
         decode_states(a_, *now_);
-        // It looks ahead in arrays of floats, and, to no end, behind decoded ones.
+        // It prefetches in arrays of floats; of decoded ones it prefetches, harmlessly, what lies behind the strip.
         run_block(a_, block, now_->count, reach - at, lanes);
         for (int k = 0; k < a_.states; ++k) {
           if (a_.state_dtype[k] == Dtype::signed8) set_scale(k, scale_of<true>(now_->s[k], now_->count));
@@ -120,8 +120,8 @@ class CodedRun {
     }
   }
 
-  // The lines that the strip from `at` on takes, but for those that the rule's loop fetches. Inlined: GCC 12 leaves out
-  // calls that only fetch.
+  // Prefetches the strip from `at` on, apart from what the rule's loop prefetches. Inlined: GCC 12 drops calls that
+  // only prefetch.
   FUSEDSTEP_INLINE void fetch_strip(std::int64_t at, bool fused) const {
     const auto fetch_array = [=](const void* array, Dtype stored) FUSEDSTEP_LAMBDA {
       if (stored == Dtype::float32) return;
@@ -136,7 +136,7 @@ class CodedRun {
 
   void set_scale(int k, float scale) { a_.scales[k][now_->at / kScaled] = now_->scale[k] = scale; }
 
-  // Of the strip before, where they wait for it.
+  // Encodes the states of the strip before, unless that has been done.
   void encode_states() {
     Strip& strip = *before_;
     for (int k = 0; k < a_.states && strip.count > 0; ++k) {

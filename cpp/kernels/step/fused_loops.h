@@ -1,5 +1,5 @@
-// A rule's loops over states in fewer bits. The processor divides for the rule while it decodes and encodes: apart they
-// would take the sum of their times.
+// A rule's loops over coded states. In one loop the processor decodes and encodes while it waits for the rule's
+// divisions; in three loops the times would add up.
 #pragma once
 
 #include "kernels/step/fused_state.h"
@@ -9,7 +9,7 @@ namespace fusedstep::FUSEDSTEP_SET {
 
 enum class Kind { whole, signed8, unsigned8, bfloat16 };
 
-// Of the k-th of the states that a variant keeps.
+// How the k-th of the states that a variant keeps is stored.
 template <class Rule, int V, Fused Way>
 constexpr Kind kind_of(int k) {
   int state = 0;
@@ -39,7 +39,7 @@ FUSEDSTEP_INLINE void decode_stride(const FusedState& state, std::int64_t i) {
   }
 }
 
-// Not inlined, as there seldom is a NaN.
+// Not inlined: a NaN is rare.
 __attribute__((noinline)) inline void encode_stride_with_nan(const float* from, BFloat16* to, RandomWords words) {
   encode_at_random<BFloat16>(from, to, kStride, words);
 }
@@ -86,7 +86,7 @@ FUSEDSTEP_INLINE void fused_elements(const typename Rule::template Coefficients<
                                      float* p, FusedState* states, std::integer_sequence<int, S...>) {
   constexpr Kind kinds[] = {kind_of<Rule, V, Way>(S)..., Kind::whole};
   float* const s[] = {(kinds[S] == Kind::whole ? static_cast<float*>(states[S].stored) : states[S].now)..., nullptr};
-  // In registers, as the loop writes where it could otherwise be.
+  // A copy, which stays in registers: the loop's stores might change the original.
   const FusedState local[] = {states[S]..., FusedState{}};
   const bool encodes = (... || (local[S].stored_before != nullptr));
   const auto words_of = [&](Kind kind, const FusedState& state) {

@@ -1,23 +1,23 @@
-// What a fused loop works on.
+// A state as a fused loop takes it.
 #pragma once
 
 #include "kernels/codec/codec.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// Elements ahead whose lines are fetched.
+// How many elements ahead coded arrays are prefetched.
 inline constexpr std::int64_t kCodedAhead = 1024;
 
-// A state's strip, and the strip before.
+// A strip of a state, and the strip before it.
 struct FusedState {
   void* stored;
-  float* now;  // where it is decoded
+  float* now;  // where the strip is decoded to
   float scale;
   void* stored_before;  // null: there is none
   const float* before;
   float scale_before;
   RandomWords words;      // of the strip before
-  std::uint32_t largest;  // of the bits of what was computed
+  std::uint32_t largest;  // the largest bits of the strip's new values
 };
 
 }  // namespace fusedstep::FUSEDSTEP_SET

@@ -1,4 +1,4 @@
-// The random words that a tensor's step rounds with.
+// The random words of a tensor's step.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@ namespace fusedstep::FUSEDSTEP_SET {
 
 static_assert(kStreams == kMaxStates + 1 && kPattern == kStrip);
 
-// A thread keeps it from one part of a tensor to the next.
+// A thread keeps it from one part of a tensor to the next: the patterns are made once.
 class Rounding {
  public:
   void prepare(const StepArgs& a) {
@@ -22,13 +22,14 @@ class Rounding {
     if (a.random_param) prepare(kParamStream, a.param_dtype);
   }
 
-  // What is added before the last bits of n elements from `at` on are cut off; of one strip.
+  // The words of n elements from `at` on, no more than a strip. Each is added to a number before its last bits are cut
+  // off.
   RandomWords words(int stream, std::int64_t at, std::int64_t n) {
     const std::int64_t element = offset_ + at, begin = element % kPattern, row = element / kPattern;
     const std::uint32_t* pattern = patterns_[stream];
     const auto place = [&](std::int64_t r) { return place_word(keys_[stream], r) >> shifts_[stream]; };
     if (begin == 0) return {pattern, place(row)};
-    // A row of a parameter may begin anywhere.
+    // A row of a row-sparse gradient may begin anywhere in a pattern.
     const std::uint32_t here = place(row), next = place(row + 1);
     for (std::int64_t i = 0; i < n; ++i) {
       joined_[stream][i] = pattern[(begin + i) % kPattern] ^ (begin + i < kPattern ? here : next);

@@ -1,5 +1,5 @@
-// The kernels of one rule. CMake writes a translation unit for each: it includes the rule and this, and names the rule
-// in FUSEDSTEP_RULE_UNIT.
+// The kernels of one rule. For each rule CMake writes a translation unit that includes the rule and this header, and
+// names the rule in FUSEDSTEP_RULE_UNIT.
 #pragma once
 
 #include <type_traits>

@@ -1,4 +1,4 @@
-// A rule's own loops: all that is compiled per rule. What goes on around them is in step.h, once for all rules.
+// The loops that are compiled for each rule. What goes on around them, once for all rules, is in step.h.
 #pragma once
 
 #include <utility>
@@ -13,8 +13,8 @@ namespace fusedstep::FUSEDSTEP_SET {
 template <class Rule, int V>
 constexpr auto kept_states = std::make_integer_sequence<int, __builtin_popcount(Rule::keeps[V])>();
 
-// One element. A rule updates the parameter itself, or gives the direction that is taken off it, after a decoupled
-// decay. Cautious: a component against the gradient is left out, and the others are scaled.
+// One element. A rule either updates the parameter, or gives the direction that is subtracted from it after a decoupled
+// decay. Cautious: components that point against the gradient become 0, and the others are scaled.
 template <class Rule, int V, bool Cautious, class T, class... State>
 FUSEDSTEP_INLINE void update_element(const typename Rule::template Coefficients<T>& c, T scale, T g, T& p,
                                      State&... states) {
@@ -28,7 +28,7 @@ FUSEDSTEP_INLINE void update_element(const typename Rule::template Coefficients<
   }
 }
 
-// How many elements a rule looks ahead.
+// How many elements ahead a rule prefetches.
 inline constexpr std::int64_t kAhead = 512;
 
 template <class T, int... S>
@@ -40,7 +40,7 @@ FUSEDSTEP_INLINE void look_ahead(const T* g, const T* p, [[maybe_unused]] T* con
   (fetch<true>(states[S] + from), ...);
 }
 
-// Works on locals: through references into the arrays the compiler would reload.
+// The rule works on local copies: with references into the arrays the compiler would reload after every store.
 template <class Rule, int V, bool Cautious, class T, int... S>
 FUSEDSTEP_INLINE void update_elements(const typename Rule::template Coefficients<T>& c, T scale, const T* g, T* p,
                                       void* const* states, std::int64_t n, std::int64_t reach,
@@ -75,8 +75,8 @@ constexpr int moment_place() {
   }
 }
 
-// The rows of a strip are added in T before they are added in double, for each conversion costs as much as two
-// products. Where the rule waits for the divider, the sums next to it cost little.
+// The update, and the sums of telemetry. Within a strip they are added in T, and strips in double: a conversion costs
+// as much as two products. The sums cost little where the rule waits for the divider.
 template <class Rule, int V, bool Cautious, class T, int... S>
 FUSEDSTEP_INLINE void telemetry_elements(const typename Rule::template Coefficients<T>& c, T scale, const T* raw,
                                          const T* g, T* p, void* const* states, std::int64_t n, std::int64_t reach,
@@ -138,7 +138,7 @@ void telemetry_loop(const void* coefficients, double scale, const void* raw, con
                                            static_cast<T*>(p), states, n, reach, lanes, kept_states<Rule, V>);
 }
 
-// Cautious: how many components go with the gradient.
+// The terms of a rule's measure. Cautious: 1 for each component that points along the gradient.
 template <class Rule, int V, bool Cautious, class T, int... S>
 FUSEDSTEP_INLINE void measure_elements(const typename Rule::template Coefficients<T>& c, const T* g, const T* p,
                                        void* const* states, void* const* out, std::int64_t n,

@@ -6,9 +6,9 @@
 
 namespace fusedstep::FUSEDSTEP_SET {
 
-// Unscaling, clipping and the sign of maximize in one factor, then coupled L2. Gives the gradient to use: `g` itself
-// where there is nothing to do, for 0 * inf and the sign of 0 must not depend on an option that is off. Meanwhile the
-// gradient of the next block is fetched, up to `reach` elements.
+// One factor (for unscaling, clipping and the sign of maximize), then coupled L2. Gives the gradient to use: `g` itself
+// where both are off, so that options that are off change neither infinities nor the sign of 0. Meanwhile it prefetches
+// the gradient of the next block, up to element `reach`.
 template <class T>
 inline const T* gradient_stage(const StepArgs& a, const T* g, const T* p, std::int64_t n, std::int64_t reach,
                                T* scratch) {
@@ -30,7 +30,7 @@ inline const T* gradient_stage(const StepArgs& a, const T* g, const T* p, std::i
   return g;
 }
 
-// One factor: two that are rounded apart do not add up to 1, and the average would drift from what it averages.
+// ema <- ema + (1 - decay) (p - ema). With two factors, each rounded, that do not add up to 1 the average would drift.
 template <class T>
 inline void average_stage(const StepArgs& a, const T* p, T* ema, std::int64_t n, std::int64_t reach) {
   const T rest = T(1.0 - a.ema_decay);

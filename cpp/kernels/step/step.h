@@ -14,7 +14,7 @@ inline void each_chunk(std::int64_t begin, std::int64_t end, double* sums, F f) 
   }
 }
 
-// How many of x are infinite or NaN: none where the sum of their squares is finite.
+// How many of x are infinite or NaN. There are none where the sum of their squares is finite.
 template <class T>
 inline double non_finite(const T* x, std::int64_t begin, std::int64_t end, double squares) {
   if (squares - squares == 0.0) return 0.0;
@@ -44,7 +44,7 @@ inline void run_blocks(const StepArgs& a, std::int64_t begin, std::int64_t end, 
   }
   alignas(64) T g_scratch[kBlock];
   for (std::int64_t at = begin; at < end; at += kBlock) {
-    // A scratch gradient ends with the block; looking past it is harmless, its memory is never touched.
+    // Beyond a block the scratch gradient ends; a prefetch there is harmless.
     const std::int64_t n = end - at < kBlock ? end - at : kBlock;
     const Block<T> block = block_at(a, at, n, reach - at, g_scratch);
     run_block(a, block, n, reach - at, lanes);

@@ -13,7 +13,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
     """The coefficients of a step, in double."""
     return {
         "rate": min(h.lr, 1.0 / sqrt(step)),
-        "rest": real_power(step, h.beta2_decay),
+        "one_minus_beta2": real_power(step, h.beta2_decay),
         "keep": 1.0 - h.lr * h.weight_decay,
     }
 
@@ -35,13 +35,17 @@ def direction(
     alpha = max(h.eps[1], root_mean_square(p)) * float(c.rate)
     square = g * g
     if variance is not None:
-        variance[...] = blend(variance, square, c.rest)
+        variance[...] = blend(variance, square, c.one_minus_beta2)
         v = variance
     else:
         assert row_var is not None
         assert col_var is not None
-        row_var[...] = blend(row_var, square.mean(axis=-1, keepdims=True, dtype=np.float64).astype(dtype), c.rest)
-        col_var[...] = blend(col_var, square.mean(axis=-2, keepdims=True, dtype=np.float64).astype(dtype), c.rest)
+        row_var[...] = blend(
+            row_var, square.mean(axis=-1, keepdims=True, dtype=np.float64).astype(dtype), c.one_minus_beta2
+        )
+        col_var[...] = blend(
+            col_var, square.mean(axis=-2, keepdims=True, dtype=np.float64).astype(dtype), c.one_minus_beta2
+        )
         mean = row_var.mean(axis=-2, keepdims=True, dtype=np.float64).astype(dtype)
         v = row_var * col_var / np.maximum(mean, dtype(eps1))
     u = g / np.sqrt(np.maximum(v, dtype(eps1 * eps1)))

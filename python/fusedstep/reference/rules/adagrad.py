@@ -12,12 +12,12 @@ starts = {"sum": "initial_accumulator_value"}
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
     """The coefficients of a step, in double."""
-    return {"lr": h.lr / (1.0 + (step - 1) * h.lr_decay), "eps": h.eps, "to_mean": 1.0 / step}
+    return {"lr": h.lr / (1.0 + (step - 1) * h.lr_decay), "eps": h.eps, "inv_step": 1.0 / step}
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, sum: Array) -> Array:  # noqa: A002
     """What the step takes off the parameter; updates the states."""
     sum[...] = sum + g * g
     if h.accumulator == "mean":
-        return c.lr * (g / (np.sqrt(sum * c.to_mean) + c.eps))
+        return c.lr * (g / (np.sqrt(sum * c.inv_step) + c.eps))
     return c.lr * (g / (np.sqrt(sum) + c.eps))

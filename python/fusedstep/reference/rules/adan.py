@@ -14,15 +14,15 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
     beta1, beta2, beta3 = h.betas
     return {
         "beta1": beta1,
-        "rest1": 1.0 - beta1,
+        "one_minus_beta1": 1.0 - beta1,
         "beta2": beta2,
-        "rest2": 1.0 - beta2,
+        "one_minus_beta2": 1.0 - beta2,
         "beta3": beta3,
-        "rest3": 1.0 - beta3,
-        "to_n_hat": 1.0 / sqrt(1.0 - integer_power(beta3, step)),
+        "one_minus_beta3": 1.0 - beta3,
+        "rsqrt_correction3": 1.0 / sqrt(1.0 - integer_power(beta3, step)),
         "eps": h.eps,
-        "of_avg": h.lr / (1.0 - integer_power(beta1, step)),
-        "of_diff": h.lr * beta2 / (1.0 - integer_power(beta2, step)),
+        "lr_avg": h.lr / (1.0 - integer_power(beta1, step)),
+        "lr_diff": h.lr * beta2 / (1.0 - integer_power(beta2, step)),
         "shrink": 1.0 / (1.0 + h.lr * h.weight_decay),
         "seen": 0.0 if first else 1.0,
     }
@@ -34,9 +34,9 @@ def update(
     """Updates the parameter and the states."""
     diff = g - pre_grad if c.seen else np.zeros_like(g)
     ahead = g + c.beta2 * diff
-    exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
-    exp_avg_diff[...] = c.beta2 * exp_avg_diff + c.rest2 * diff
-    exp_avg_sq[...] = c.beta3 * exp_avg_sq + c.rest3 * (ahead * ahead)
+    exp_avg[...] = c.beta1 * exp_avg + c.one_minus_beta1 * g
+    exp_avg_diff[...] = c.beta2 * exp_avg_diff + c.one_minus_beta2 * diff
+    exp_avg_sq[...] = c.beta3 * exp_avg_sq + c.one_minus_beta3 * (ahead * ahead)
     pre_grad[...] = g
-    scale = np.sqrt(exp_avg_sq) * c.to_n_hat + c.eps
-    p[...] = c.shrink * (p - (c.of_avg * exp_avg + c.of_diff * exp_avg_diff) / scale)
+    scale = np.sqrt(exp_avg_sq) * c.rsqrt_correction3 + c.eps
+    p[...] = c.shrink * (p - (c.lr_avg * exp_avg + c.lr_diff * exp_avg_diff) / scale)

@@ -20,13 +20,13 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
         beta3 = min(real_exp(log1 * log3 / ((1.0 - part) * log3 + part * log1)), beta3)
     return {
         "beta1": beta1,
-        "rest1": 1.0 - beta1,
+        "one_minus_beta1": 1.0 - beta1,
         "beta2": beta2,
-        "rest2": 1.0 - beta2,
-        "rest3": 1.0 - beta3,
+        "one_minus_beta2": 1.0 - beta2,
+        "one_minus_beta3": 1.0 - beta3,
         "alpha": alpha,
-        "to_m_hat": 1.0 / (1.0 - integer_power(beta1, step)),
-        "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
+        "inv_correction1": 1.0 / (1.0 - integer_power(beta1, step)),
+        "rsqrt_correction2": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
         "eps": h.eps,
         "lr": h.lr,
         "keep": 1.0 - h.lr * h.weight_decay,
@@ -35,8 +35,8 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg_fast: Array, exp_avg_sq: Array, exp_avg_slow: Array) -> Array:
     """What the step takes off the parameter; updates the states."""
-    exp_avg_fast[...] = c.beta1 * exp_avg_fast + c.rest1 * g
-    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
-    exp_avg_slow[...] = blend(exp_avg_slow, g, c.rest3)
-    mixed = exp_avg_fast * c.to_m_hat + c.alpha * exp_avg_slow
-    return c.lr * (mixed / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps))
+    exp_avg_fast[...] = c.beta1 * exp_avg_fast + c.one_minus_beta1 * g
+    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g)
+    exp_avg_slow[...] = blend(exp_avg_slow, g, c.one_minus_beta3)
+    mixed = exp_avg_fast * c.inv_correction1 + c.alpha * exp_avg_slow
+    return c.lr * (mixed / (np.sqrt(exp_avg_sq) * c.rsqrt_correction2 + c.eps))

@@ -15,9 +15,9 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
     return {
         "lr": h.lr,
         "beta1": beta1,
-        "rest1": 1.0 - beta1,
+        "one_minus_beta1": 1.0 - beta1,
         "beta2": 0.0 if starts else beta2,
-        "rest2": 1.0 if starts else 1.0 - beta2,
+        "one_minus_beta2": 1.0 if starts else 1.0 - beta2,
         "eps": h.eps,
         "clip": 0.0 if starts else sqrt(sqrt(step - 1)),
         "keep": 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay and not starts else 1.0,
@@ -27,8 +27,8 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
     """What the step takes off the parameter; updates the states."""
     normed = np.minimum(np.maximum(g / np.maximum(np.sqrt(exp_avg_sq), c.eps), -c.clip), c.clip)
-    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g)
     if c.clip == 0:
         return np.zeros_like(p)
-    exp_avg[...] = blend(exp_avg, normed, c.rest1)
+    exp_avg[...] = blend(exp_avg, normed, c.one_minus_beta1)
     return c.lr * exp_avg

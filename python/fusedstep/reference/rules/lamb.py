@@ -17,11 +17,11 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
     beta1, beta2 = h.betas
     return {
         "beta1": beta1,
-        "rest1": 1.0 - beta1,
+        "one_minus_beta1": 1.0 - beta1,
         "beta2": beta2,
-        "rest2": 1.0 - beta2,
-        "to_m_hat": 1.0 / (1.0 - integer_power(beta1, step)),
-        "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
+        "one_minus_beta2": 1.0 - beta2,
+        "inv_correction1": 1.0 / (1.0 - integer_power(beta1, step)),
+        "rsqrt_correction2": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
         "eps": h.eps,
         "weight_decay": h.weight_decay,
     }
@@ -29,9 +29,9 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 def adapted(c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
     """The u of the equations; updates the states."""
-    exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
-    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
-    u: Array = exp_avg * c.to_m_hat / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p
+    exp_avg[...] = c.beta1 * exp_avg + c.one_minus_beta1 * g
+    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g)
+    u: Array = exp_avg * c.inv_correction1 / (np.sqrt(exp_avg_sq) * c.rsqrt_correction2 + c.eps) + c.weight_decay * p
     return u
 
 

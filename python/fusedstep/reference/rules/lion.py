@@ -11,15 +11,15 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
     return {
         "lr": h.lr,
         "beta1": beta1,
-        "rest1": 1.0 - beta1,
+        "one_minus_beta1": 1.0 - beta1,
         "beta2": beta2,
-        "rest2": 1.0 - beta2,
+        "one_minus_beta2": 1.0 - beta2,
         "keep": 1.0 - h.lr * h.weight_decay,
     }
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array) -> Array:
     """What the step takes off the parameter; updates the states."""
-    mixed = c.beta1 * exp_avg + c.rest1 * g
-    exp_avg[...] = c.beta2 * exp_avg + c.rest2 * g
+    mixed = c.beta1 * exp_avg + c.one_minus_beta1 * g
+    exp_avg[...] = c.beta2 * exp_avg + c.one_minus_beta2 * g
     return c.lr * sign(mixed)

@@ -7,7 +7,7 @@ from fusedstep.reference.maths import Array
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
     """The coefficients of a step, in double."""
-    return {"lr": h.lr, "momentum": h.momentum, "ahead": 1.0 + h.momentum}
+    return {"lr": h.lr, "momentum": h.momentum, "one_plus_momentum": 1.0 + h.momentum}
 
 
 def update(h: Any, c: Any, g: Array, p: Array, velocity: Array) -> None:
@@ -15,6 +15,6 @@ def update(h: Any, c: Any, g: Array, p: Array, velocity: Array) -> None:
     before = velocity.copy()
     velocity[...] = c.momentum * velocity - c.lr * g
     if h.nesterov:
-        p[...] = p - c.momentum * before + c.ahead * velocity
+        p[...] = p - c.momentum * before + c.one_plus_momentum * velocity
     else:
         p[...] = p + velocity

@@ -19,20 +19,20 @@ def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, floa
     scalars.mu_product = product = scalars.mu_product * mu
     return {
         "beta1": beta1,
-        "rest1": 1.0 - beta1,
+        "one_minus_beta1": 1.0 - beta1,
         "beta2": beta2,
-        "rest2": 1.0 - beta2,
-        "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
+        "one_minus_beta2": 1.0 - beta2,
+        "rsqrt_correction2": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
         "eps": h.eps,
-        "of_grad": h.lr * (1.0 - mu) / (1.0 - product),
-        "of_exp_avg": h.lr * mu_next / (1.0 - product * mu_next),
+        "lr_grad": h.lr * (1.0 - mu) / (1.0 - product),
+        "lr_exp_avg": h.lr * mu_next / (1.0 - product * mu_next),
         "keep": 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay else 1.0,
     }
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
     """What the step takes off the parameter; updates the states."""
-    exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
-    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+    exp_avg[...] = c.beta1 * exp_avg + c.one_minus_beta1 * g
+    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g)
 
-    return (c.of_grad * g + c.of_exp_avg * exp_avg) / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps)
+    return (c.lr_grad * g + c.lr_exp_avg * exp_avg) / (np.sqrt(exp_avg_sq) * c.rsqrt_correction2 + c.eps)

@@ -18,11 +18,11 @@ def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, floa
     d, d_lr = scalars.d, scalars.d * rate(h, step)
     return {
         "beta1": beta1,
-        "of_g": d * (1.0 - beta1),
+        "grad_weight": d * (1.0 - beta1),
         "beta2": beta2,
-        "of_square": d * d * (1.0 - beta2),
+        "square_weight": d * d * (1.0 - beta2),
         "beta3": sqrt(beta2) if h.beta3 is None else h.beta3,
-        "to_s": d / h.d0 * (d if h.safeguard_warmup else d_lr),
+        "s_weight": d / h.d0 * (d if h.safeguard_warmup else d_lr),
         "step_size": d_lr,
         "keep": 1.0 - d_lr * h.weight_decay,
     }
@@ -40,7 +40,7 @@ def measure(
     h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, s: Array, p0: Array
 ) -> list[tuple[Array, Array]]:
     """⟨g, p0 − p⟩ and ‖s‖₁, as pairs of factors."""
-    return [(g, p0 - p), (np.abs(c.beta3 * s + c.to_s * g), np.ones_like(p))]
+    return [(g, p0 - p), (np.abs(c.beta3 * s + c.s_weight * g), np.ones_like(p))]
 
 
 def weigh(h: Any, step: int, shared: dict[str, float], sums: list[float]) -> None:
@@ -71,7 +71,7 @@ def settle(h: Any, sums: list[float], shared: dict[str, float]) -> dict[str, flo
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, s: Array, p0: Array) -> Array:
     """What the step takes off the parameter; updates the states."""
-    exp_avg[...] = c.beta1 * exp_avg + c.of_g * g
-    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.of_square * (g * g)
-    s[...] = c.beta3 * s + c.to_s * g
+    exp_avg[...] = c.beta1 * exp_avg + c.grad_weight * g
+    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.square_weight * (g * g)
+    s[...] = c.beta3 * s + c.s_weight * g
     return c.step_size * (exp_avg / (np.sqrt(exp_avg_sq) + c.eps))

@@ -22,9 +22,9 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
         )
     return {
         "beta1": beta1,
-        "rest1": 1.0 - beta1,
+        "one_minus_beta1": 1.0 - beta1,
         "beta2": beta2,
-        "rest2": 1.0 - beta2,
+        "one_minus_beta2": 1.0 - beta2,
         "eps": h.eps,
         "step_size": h.lr / (1.0 - integer_power(beta1, step)),
         "rectified": rectified,
@@ -34,8 +34,8 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
     """What the step takes off the parameter; updates the states."""
-    exp_avg[...] = c.beta1 * exp_avg + c.rest1 * g
-    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
+    exp_avg[...] = c.beta1 * exp_avg + c.one_minus_beta1 * g
+    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g)
 
     if c.rectified == 0:
         return c.step_size * exp_avg

@@ -9,7 +9,7 @@ from fusedstep.reference.maths import Array
 
 def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
     """The coefficients of a step, in double."""
-    return {"lr": h.lr, "alpha": h.alpha, "rest": 1.0 - h.alpha, "eps": h.eps, "momentum": h.momentum}
+    return {"lr": h.lr, "alpha": h.alpha, "one_minus_alpha": 1.0 - h.alpha, "eps": h.eps, "momentum": h.momentum}
 
 
 def direction(
@@ -22,10 +22,10 @@ def direction(
     grad_avg: Array | None = None,
 ) -> Array:
     """What the step takes off the parameter; updates the states."""
-    square_avg[...] = c.alpha * square_avg + c.rest * (g * g)
+    square_avg[...] = c.alpha * square_avg + c.one_minus_alpha * (g * g)
     variance = square_avg
     if grad_avg is not None:
-        grad_avg[...] = c.alpha * grad_avg + c.rest * g
+        grad_avg[...] = c.alpha * grad_avg + c.one_minus_alpha * g
         variance = square_avg - grad_avg * grad_avg
         variance = np.where(variance < 0, np.zeros_like(variance), variance)
     scaled = g / (np.sqrt(variance) + c.eps)

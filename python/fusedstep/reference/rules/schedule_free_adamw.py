@@ -19,8 +19,8 @@ def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, floa
     part = weight / scalars.weight_sum if scalars.weight_sum > 0.0 else 0.0
     return {
         "beta2": beta2,
-        "rest2": 1.0 - beta2,
-        "to_v_hat": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
+        "one_minus_beta2": 1.0 - beta2,
+        "rsqrt_correction2": 1.0 / sqrt(1.0 - integer_power(beta2, step)),
         "eps": h.eps,
         "weight_decay": h.weight_decay,
         "weight": part,
@@ -31,7 +31,7 @@ def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, floa
 
 def update(h: Any, c: Any, g: Array, p: Array, z: Array, exp_avg_sq: Array) -> None:
     """Updates the parameter and the states."""
-    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.rest2 * (g * g)
-    u = g / (np.sqrt(exp_avg_sq) * c.to_v_hat + c.eps) + c.weight_decay * p
+    exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g)
+    u = g / (np.sqrt(exp_avg_sq) * c.rsqrt_correction2 + c.eps) + c.weight_decay * p
     p[...] = blend(p, z, c.weight) - c.step_y * u
     z[...] = z - c.step_z * u

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-CPP = Path(__file__).resolve().parents[1] / "cpp"
+CPP = Path(__file__).resolve().parents[2] / "cpp"
 #: From the lowest to the highest. Folders of one line do not know each other.
 LAYERS = [
     ["maths"],
