@@ -35,8 +35,8 @@ def lint(session: nox.Session) -> None:
         session.install(
             *LINT, *project["dependencies"], *project["optional-dependencies"]["bench"]
         )  # mypy reads torch's
-    session.run("ruff", "format", "--check", "python", "tests")
-    session.run("ruff", "check", "python", "tests")
+    session.run("ruff", "format", "--check", "python", "tests", "examples")
+    session.run("ruff", "check", "python", "tests", "examples")
     session.run("mypy")
     sources = [
         path for folder in ("cpp", "bench") for path in Path(folder).rglob("*.*") if path.suffix in (".h", ".cpp")
