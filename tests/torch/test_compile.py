@@ -61,8 +61,7 @@ def assert_same(actual, expected, tolerance=0.0):
 
 
 class TestCompile:
-    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-    @pytest.mark.parametrize("momentum", [0.1, None])
+    @pytest.mark.parametrize(("backend", "momentum"), [("eager", 0.1), ("aot_eager", None)])
     def test_no_graph_break(self, backend, momentum):
         model = Network(momentum)
         compiled = copy.deepcopy(model)
@@ -90,11 +89,11 @@ class TestCompile:
             assert torch.equal(mine, other)
 
     def test_dynamic_shapes(self):
-        model = Network().eval()
-        call = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+        layer = nn.BatchNorm2d(3, activation="relu").eval()
+        call = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
         for size in (4, 6, 9):
-            x, target = batch(size, 8)
-            torch.testing.assert_close(call(x, target), model(x, target))
+            x, _ = batch(size, 8)
+            torch.testing.assert_close(call(x), layer(x))
 
     def test_dropout_repeats_with_the_seed(self):
         call = torch.compile(lambda x: F.dropout(x, 0.5), backend="aot_eager", fullgraph=True)
@@ -198,6 +197,26 @@ class TestTransformations:
         assert any(node.op == "call_module" and node.target == "bn1" for node in traced.graph.nodes)
         x, _ = batch()
         torch.testing.assert_close(traced.eval()(x), model.eval()(x))
+
+    def test_traces(self):
+        layer = nn.BatchNorm2d(5, activation="relu").eval()
+        x = torch.randn(2, 5, 3, 3)
+        graph = torch.fx.experimental.proxy_tensor.make_fx(layer)(x)
+        assert any("fusedstep.batch_norm" in str(node.target) for node in graph.graph.nodes)
+        torch.testing.assert_close(graph(x), layer(x))
+
+    def test_vjp_and_its_own_derivative(self):
+        x = torch.randn(4, 5, dtype=D)
+
+        def function(x):
+            return F.batch_norm(x, None, None, training=True, activation="relu")
+
+        y, pull = torch.func.vjp(function, x)
+        leaf = x.clone().requires_grad_()
+        function(leaf).backward(y)
+        torch.testing.assert_close(pull(y)[0], leaf.grad)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.func.grad(lambda x: torch.func.grad(lambda x: function(x).square().sum())(x).sum())(x)
 
     def test_fake_tensors(self):
         from torch._subclasses.fake_tensor import FakeTensorMode

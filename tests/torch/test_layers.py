@@ -190,6 +190,15 @@ class TestAgainstTorch:
         for mine, other in zip(*results, strict=True):
             assert_close(mine.detach(), other.detach(), 1e-12)
 
+    def test_negated_views(self):
+        """Numbers whose sign is still to be turned."""
+        theirs, ours = pair(2, dtype=D)
+        x, residual, dy = (torch._neg_view(draw(2)) for _ in range(3))
+        y, grads = run(ours, x, residual, dy, None)
+        y_theirs, grads_theirs = run(theirs, x, residual, dy, None)
+        for mine, other in zip([y, *grads], [y_theirs, *grads_theirs], strict=True):
+            assert_close(mine, other, 1e-12)
+
     def test_residual_of_another_shape_or_dtype(self):
         theirs, ours = pair(2, "relu")
         x = draw(2, torch.float32)

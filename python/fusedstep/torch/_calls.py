@@ -16,13 +16,17 @@ def watched(*tensors: torch.Tensor | None) -> bool:
 
     An operator of Python costs some hundred microseconds with its gradient, a call at once a quarter of that.
     """
-    return (
+    if (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(t is not None and (type(t) not in _PLAIN or t.device.type != "cpu") for t in tensors)
-    )
+    ):
+        return True
+    for tensor in tensors:  # noqa: SIM110 - a generator takes three times as long
+        if tensor is not None and (type(tensor) not in _PLAIN or not tensor.is_cpu):
+            return True
+    return False
 
 
 class Operator:
@@ -73,7 +77,7 @@ def check_input(tensor: Any, name: str) -> None:
     """TypeError for what is no dense tensor of floats on the CPU; a meta tensor has shapes to compute with."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__qualname__}")
-    if tensor.device.type not in ("cpu", "meta"):
+    if not (tensor.is_cpu or tensor.is_meta):
         raise TypeError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
     if tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
@@ -104,6 +108,7 @@ def same_order(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def without_gaps(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, dense in memory in whatever order of axes; copied where it is not."""
+    tensor = tensor.resolve_neg()
     if tensor.is_contiguous() or same_order(tensor, torch.empty_like(tensor)):
         return tensor
     return tensor.clone()
@@ -111,4 +116,5 @@ def without_gaps(tensor: torch.Tensor) -> torch.Tensor:
 
 def ordered_as(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The tensor in the memory order of another one of its shape; copied where it lies otherwise."""
+    tensor = tensor.resolve_neg()
     return tensor if same_order(tensor, like) else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)

@@ -85,7 +85,7 @@ def batch_norm(
     rest = (num_batches_tracked, training, momentum, eps, relu)
     if not watched(*tensors):
         apply: Callable[..., Tensor] = _batch_norm.AtOnce.apply
-        return apply(x, weight, bias, added, running_mean, running_var, *rest)
+        return apply(x, weight, bias, added, (running_mean, running_var), rest)
     y, running = _batch_norm.seen_normalize(*tensors, *rest)
     if training and running_mean is not None and running_var is not None:
         with torch.no_grad():
@@ -156,7 +156,7 @@ def cross_entropy(
     if input.numel() == 0 and input.shape[1] > 0 and reduction in ("mean", "sum", "none"):
         loss = logits.sum(-1)  # of no rows
         return loss if reduction == "none" else loss.sum()
-    arguments = (logits, wanted, weight, ignore_index, label_smoothing, reduction)
+    arguments = (logits.resolve_neg(), wanted.resolve_neg(), weight, ignore_index, label_smoothing, reduction)
     if watched(logits, wanted, weight):
         loss = _cross_entropy.seen_loss(*arguments)
     else:
@@ -201,6 +201,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     # Elements are counted in the order of memory, which the output keeps.
     last = input.ndim in (4, 5) and input.stride(1) == 1 and input.movedim(1, -1).is_contiguous()
     x = input.movedim(1, -1) if last else input
+    x = x if inplace else x.resolve_neg()
     if watched(input):
         y = _dropout.seen_dropout(x, seed, p)
         y = y.movedim(-1, 1) if last else y
