@@ -1,4 +1,4 @@
-"""torch, or what skips the test that asks for it where torch is not installed."""
+"""PyTorch, or what skips the test that asks for it where torch is not installed."""
 
 import pytest
 
