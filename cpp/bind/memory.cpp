@@ -46,11 +46,6 @@ PyTypeObject* tensor_type() {
   return known;
 }
 
-bool is_tensor(py::handle object) {
-  PyTypeObject* type = tensor_type();
-  return type != nullptr && PyObject_TypeCheck(object.ptr(), type);
-}
-
 py::object call(py::handle object, const char* method) {
   auto result = py::reinterpret_steal<py::object>(PyObject_CallMethod(object.ptr(), method, nullptr));
   if (!result) throw py::error_already_set();
@@ -100,15 +95,25 @@ const dlpack::ExchangeApi* find_table(PyTypeObject* type) {
 const dlpack::ExchangeApi* table_of(py::handle object) {
   // Types are held, so that no other one takes their place. Never destroyed: Python may be gone by then.
   static auto* known = new std::unordered_map<PyTypeObject*, const dlpack::ExchangeApi*>;
+  static PyTypeObject* last = nullptr;
+  static const dlpack::ExchangeApi* its = nullptr;
   PyTypeObject* type = Py_TYPE(object.ptr());
+  if (type == last) return its;
   const auto found = known->find(type);
-  if (found != known->end()) return found->second;
+  if (found != known->end()) {
+    last = type;
+    return its = found->second;
+  }
   const dlpack::ExchangeApi* table = find_table(type);
   // Not kept: PyTorch may be in the middle of its import, and have a table later.
   if (table == nullptr) return nullptr;
   Py_INCREF(type);
   return (*known)[type] = table;
 }
+
+constexpr int kMostAxes = 32;
+
+}  // namespace
 
 py::object descr_of(const dlpack::Tensor& tensor) {
   static const py::handle bfloat16 = numpy_dtype(Dtype::bfloat16).release();
@@ -126,20 +131,44 @@ py::object descr_of(const dlpack::Tensor& tensor) {
   return py::reinterpret_borrow<py::object>(found);
 }
 
-}  // namespace
+bool is_torch_tensor(py::handle object) {
+  PyTypeObject* type = tensor_type();
+  return type != nullptr && PyObject_TypeCheck(object.ptr(), type);
+}
 
-py::object view_by_table(py::handle object, const Label& label) {
+bool read_by_table(py::handle object, dlpack::Tensor& tensor) {
   const dlpack::ExchangeApi* table = table_of(object);
-  if (table == nullptr) return {};
-  dlpack::Tensor tensor = {};
+  if (table == nullptr) return false;
   if (table->tensor_from_object(object.ptr(), &tensor) != 0) {
     PyErr_Clear();
-    return {};
+    return false;
   }
-  const py::object descr = tensor.device_type == dlpack::kCpu ? descr_of(tensor) : py::object();
-  if (!descr || tensor.ndim > 32) return {};
+  return tensor.device_type == dlpack::kCpu && tensor.ndim <= kMostAxes;
+}
+
+bool is_plain_tensor(py::handle object, const dlpack::Tensor& tensor, const Label& label) {
+  // PyTorch has not negated these numbers yet: their memory holds the opposite sign.
+  static const py::handle is_neg = PyUnicode_InternFromString("is_neg");
+  const auto negated = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), is_neg.ptr()));
+  if (!negated) throw py::error_already_set();
+  if (negated.is(py::handle(Py_True))) return false;
+  py::ssize_t strides[kMostAxes];
   const py::ssize_t item_bytes = tensor.bits / 8;
-  py::ssize_t shape[32], strides[32];
+  for (int i = 0; i < tensor.ndim; ++i) strides[i] = tensor.strides[i] * item_bytes;
+  const char* data = static_cast<const char*>(tensor.data) + tensor.byte_offset;
+  if (!storage_of(object).holds(extent_of(data, tensor.ndim, tensor.shape, strides, item_bytes))) {
+    value_error(label, "its storage is smaller than its shape: it was resized or freed");
+  }
+  return true;
+}
+
+py::object view_by_table(py::handle object, const Label& label) {
+  dlpack::Tensor tensor = {};
+  if (!read_by_table(object, tensor)) return {};
+  const py::object descr = descr_of(tensor);
+  if (!descr) return {};
+  const py::ssize_t item_bytes = tensor.bits / 8;
+  py::ssize_t shape[kMostAxes], strides[kMostAxes];
   py::ssize_t step = item_bytes;
   for (int i = tensor.ndim - 1; i >= 0; --i) {
     shape[i] = tensor.shape[i];
@@ -148,15 +177,8 @@ py::object view_by_table(py::handle object, const Label& label) {
   }
   char* data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   const Extent extent = extent_of(data, tensor.ndim, shape, strides, item_bytes);
-  if (is_tensor(object)) {
-    // PyTorch has not negated these numbers yet: their memory holds the opposite sign.
-    static const py::handle is_neg = PyUnicode_InternFromString("is_neg");
-    const auto negated = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object.ptr(), is_neg.ptr()));
-    if (!negated) throw py::error_already_set();
-    if (negated.is(py::handle(Py_True))) return {};
-    if (!storage_of(object).holds(extent)) {
-      value_error(label, "its storage is smaller than its shape: it was resized or freed");
-    }
+  if (is_torch_tensor(object)) {
+    if (!is_plain_tensor(object, tensor, label)) return {};
   } else if (data == nullptr && extent.begin != extent.end) {
     value_error(label, "it has no memory");
   }
@@ -173,7 +195,7 @@ namespace {
 
 // The memory that an object, no NumPy array, holds now; false where it cannot be asked.
 bool extent_of_owner(py::handle owner, Extent& extent, const Label& label) {
-  if (is_tensor(owner)) {
+  if (is_torch_tensor(owner)) {
     extent = storage_of(owner);
     return true;
   }
@@ -236,7 +258,10 @@ void wrote(const std::vector<py::handle>& objects) {
       tensors.append(owner);
     }
   }
-  if (tensors.empty()) return;
+  if (!tensors.empty()) wrote_tensors(tensors);
+}
+
+void wrote_tensors(const py::list& tensors) {
   // The native function behind torch.autograd.graph.increment_version, where there is one: between the write and this
   // call no line of Python runs, in which an interrupt could come.
   static const py::handle increment = [] {

@@ -33,5 +33,6 @@ PYBIND11_MODULE(_core, m) {
   fusedstep::bind::register_batch_norm(m);
   fusedstep::bind::register_layers(m);
   fusedstep::bind::register_roofs(m);
+  fusedstep::bind::register_tensors(m);
   fusedstep::bind::register_vectors(m);
 }

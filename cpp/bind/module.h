@@ -18,6 +18,7 @@ void register_commit(pybind11::module_& m);
 void register_batch_norm(pybind11::module_& m);
 void register_layers(pybind11::module_& m);
 void register_roofs(pybind11::module_& m);
+void register_tensors(pybind11::module_& m);
 void register_vectors(pybind11::module_& m);
 
 }  // namespace fusedstep::bind

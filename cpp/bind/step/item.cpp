@@ -5,6 +5,7 @@ namespace fusedstep::bind {
 Labels::Labels(const runtime::Rule& rule, Naming naming)
     : rule_(rule),
       function_(naming == Naming::function),
+      tensors_(naming == Naming::tensors),
       param_(function_ ? "param" : "params"),
       grad_(function_ ? "grad" : "grads") {
   for (const char* state : rule.states) scales_names_.push_back(std::string(state) + "_scale");
@@ -20,7 +21,7 @@ Label Labels::of(py::ssize_t index, int role) const {
                      : role < states   ? rule_.states[std::size_t(role)]
                                        : rule_.scalars[std::size_t(role - states)];
   if (function_) return {name, index};
-  return {"state", index, name};
+  return {"state", index, name, tensors_ ? groups_.ptr() : nullptr};
 }
 
 }  // namespace fusedstep::bind

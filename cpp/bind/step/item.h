@@ -39,8 +39,9 @@ inline bool keeps_moment(const runtime::Rule& rule, const Item& item) {
   return rule.first_moment >= 0 && keeps(rule, item, rule.first_moment);
 }
 
-// How errors name an argument: params[2] and state[2]['exp_avg'], or param[2] and exp_avg[2].
-enum class Naming { optimizer, function };
+// How errors name an argument: params[2] and state[2]['exp_avg'], or param[2] and exp_avg[2]; where parameters are the
+// keys of the state, state['w']['exp_avg'].
+enum class Naming { optimizer, function, tensors };
 
 // The role of an array beside its parameter. State s is s; a function's scalars follow the states; the scales of state
 // s are kScales + s; the others are these.
@@ -58,7 +59,7 @@ class Labels {
 
  private:
   const runtime::Rule& rule_;
-  const bool function_;
+  const bool function_, tensors_;
   const char* const param_;
   const char* const grad_;
   py::handle groups_;

@@ -1,0 +1,188 @@
+"""What all optimizers share: PyTorch's interface on top of one native call a step."""
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import Signature
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as _torchs
+
+from fusedstep import _core
+from fusedstep.torch.optim import loading
+from fusedstep.torch.optim.tensors import number, refuse_param
+
+#: How PyTorch computes, not what: nothing here computes otherwise.
+WAYS: dict[str, Any] = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
+#: Rules whose optimizers count steps in no tensor, as PyTorch's do: in a Python number, or where an option needs it.
+_COUNTS = {"sparse_adam": "number", "sgd": "where needed", "muon": "where needed"}
+
+_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
+
+
+def observed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """PyTorch's wrapper of `step` (hooks, a label for the profiler), entered only where there is something for it."""
+    wrapped = torch.optim.Optimizer.profile_hook_step(function)
+    before, after = _torchs._global_optimizer_pre_hooks, _torchs._global_optimizer_post_hooks
+
+    @wraps(function)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if before or after or self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _profiled():
+            return wrapped(self, *args, **kwargs)
+        return function(self, *args, **kwargs)
+
+    step.hooked = True  # type: ignore[attr-defined]
+    return step
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """An optimizer of PyTorch's tensors with this library's steps; see `fusedstep.torch.optim`.
+
+    Args:
+        params: Parameters, pairs of `named_parameters()`, or groups, as `torch.optim` takes them.
+        arguments: Hyper-parameters and options in the order of the subclass's signature.
+        named: The same by name.
+
+    Raises:
+        TypeError: An argument, or a tensor, of another kind.
+        ValueError: A hyper-parameter out of range; a parameter that comes twice.
+    """
+
+    rule: ClassVar[str]
+    arguments: ClassVar[Signature]
+    #: What groups hold beside the arguments.
+    constants: ClassVar[dict[str, Any]] = {}
+    _step_supports_amp_scaling = True
+
+    def __init__(self, params: Any, *arguments: Any, **named: Any) -> None:
+        try:
+            bound = self.arguments.bind(params, *arguments, **named)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        bound.apply_defaults()
+        defaults = {name: value for name, value in bound.arguments.items() if name != "params"}
+        self._native = _native_of(self.rule)
+        super().__init__(params, defaults | self.constants)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters with hyper-parameters of their own; see `torch.optim.Optimizer.add_param_group`.
+
+        Raises:
+            TypeError: See the constructor.
+            ValueError: See the constructor. Nothing has changed then.
+        """
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), Tensor | set):
+            param_group["params"] = list(param_group["params"])
+            self._refuse_twice(param_group["params"])
+        super().add_param_group(param_group)
+        try:
+            for name, param in zip(_names(self.param_groups[-1]), self.param_groups[-1]["params"], strict=True):
+                refuse_param(param, f"params[{name!r}]")
+            _refuse_ways(self.param_groups[-1])
+            self._native.check(self.param_groups)
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def _refuse_twice(self, params: list[Any]) -> None:
+        seen: dict[int, Any] = {}
+        for group in self.param_groups:
+            seen |= {id(param): name for name, param in zip(_names(group), group["params"], strict=True)}
+        for place, given in enumerate(params):
+            name, param = given if isinstance(given, tuple) and len(given) == 2 else (place, given)
+            if id(param) in seen:
+                raise ValueError(f"params[{name!r}]: comes twice, and as params[{seen[id(param)]!r}]")
+            seen[id(param)] = name
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates the parameters that have a gradient once.
+
+        Args:
+            closure: Evaluates the model again, and returns the loss.
+
+        Returns:
+            The closure's loss; None without.
+
+        Raises:
+            TypeError: A tensor of another dtype or kind than can be.
+            ValueError: A shape, a number or a hyper-parameter that cannot be; tensors that overlap. Whatever is raised,
+                nothing has been written.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        own = self.__dict__
+        scale = 1.0
+        if "found_inf" in own or "grad_scale" in own:
+            scale = self._scale()
+            if not scale:
+                return loss
+        self._native.step(self.param_groups, self.state, scale)
+        return loss
+
+    step = observed(step)
+
+    def _scale(self) -> float:
+        """What `torch.amp.GradScaler` multiplied the gradients by; 0 where it found an infinity."""
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        for name, value in (("found_inf", found_inf), ("grad_scale", scale)):
+            if value is not None and not (isinstance(value, Tensor) and value.numel() == 1):
+                raise TypeError(f"{name}: expected a tensor of one number, or None, got {value!r}")
+        if found_inf is not None and float(found_inf):
+            return 0.0
+        if scale is None:
+            return 1.0
+        if not float(scale) > 0:
+            raise ValueError(f"grad_scale: expected a number > 0, got {float(scale)}")
+        return float(scale)
+
+    @property
+    def ema(self) -> list[Tensor | None]:
+        """The running averages of the parameters (`ema_decay`), in the order of the groups; None before the first."""
+        return [self.state[p].get("ema") if p in self.state else None for g in self.param_groups for p in g["params"]]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state that `state_dict` gave, here or of `torch.optim`'s optimizer of the same name.
+
+        Tensors are copied. States are stored in the dtypes that this optimizer gives them, whatever the parameter's.
+
+        Raises:
+            ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
+            TypeError: A value of another kind.
+        """
+        loading.load(self, state_dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        usual = {name: p.default for name, p in self.arguments.parameters.items() if name != "params"}
+        for group in self.param_groups:
+            for name, value in (usual | self.constants).items():
+                group.setdefault(name, value)
+            group.update(self.constants)
+        for entry in self.state.values():
+            if self.rule != "sparse_adam" and "step" in entry and not isinstance(entry["step"], Tensor):
+                entry["step"] = number(float(entry["step"]))
+        if "_native" not in self.__dict__:
+            self._native = _native_of(self.rule)
+
+
+def _native_of(rule: str) -> _core.TensorStep:
+    return _core.TensorStep(rule, _COUNTS.get(rule, "tensor"))
+
+
+def _names(group: dict[str, Any]) -> Any:
+    return group.get("param_names") or range(len(group["params"]))
+
+
+def _refuse_ways(group: dict[str, Any]) -> None:
+    """ValueError where a group asks for a way to compute that there is not."""
+    for name, why in (("capturable", "a step here is no CUDA graph's"), ("differentiable", "no step here is recorded")):
+        if group.get(name):
+            raise ValueError(f"{name}: expected False, for {why}, got {group[name]!r}")
+    for name in ("foreach", "fused"):
+        if group.get(name) not in (None, True, False):
+            raise TypeError(f"{name}: expected True, False or None, got {group[name]!r}")
+    if group.get("fused") and group.get("foreach"):
+        raise ValueError("fused: expected no foreach=True beside it")
