@@ -11,6 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import fusedstep as fs
 from fusedstep import _core
@@ -26,6 +27,10 @@ if os.environ.get("FUSEDSTEP_WITHOUT_ML_DTYPES"):
         return imported(name, scope, *arguments, **named)
 
     builtins.__import__ = without_ml_dtypes
+
+# No clock decides, and every run draws the same.
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
 
 NATIVE = [name for name in fs.runtime.available_isas() if name != "numpy"]
 
