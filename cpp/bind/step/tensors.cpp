@@ -71,12 +71,23 @@ class TensorStep {
     Ledger ledger(additions_.size());
     const auto settle = [&](const Outcome&) { enter(ledger); };
     const Outcome& outcome = engine_.run(items_, settings_, shared_, grad_scale, std::ref(settle));
-    if (outcome.skipped) return false;
-    advance();
-    ledger.keep();
-    wrote_tensors(written_);
-    return true;
+    if (!outcome.skipped) {
+      advance();
+      ledger.keep();
+      wrote_tensors(written_);
+      ++taken_;
+    }
+    remember(outcome);
+    return !outcome.skipped;
   }
+
+  // Of the last step that had a gradient; None before.
+  py::object report() const {
+    if (lrs_.empty()) return py::none();
+    return make_report(outcome_, {taken_, lrs_, clips_, shells_.size(), reported_});
+  }
+  std::int64_t taken() const { return taken_; }
+  void set_taken(std::int64_t taken) { taken_ = taken; }
 
  private:
   // One call at a time: the workspace is shared.
@@ -111,6 +122,17 @@ class TensorStep {
   }
   Label label(const Item& item, int s) const {
     return label("state", item.index, engine_.rule().states[std::size_t(s)]);
+  }
+
+  // What a report of this step needs, which is made where somebody asks for it.
+  void remember(const Outcome& outcome) {
+    outcome_ = outcome;
+    reported_.clear();
+    lrs_.clear();
+    for (const Settings& settings : settings_) lrs_.push_back(engine_.lr_of(settings));
+    clips_ = settings_[0].whole.clip;
+    if (!outcome.measured) return;
+    for (const Item& item : items_) reported_.emplace_back().index = item.index;
   }
 
   void read_groups() {
@@ -442,6 +464,12 @@ class TensorStep {
   py::object groups_, state_, written_;
   std::vector<py::object> held_;
   bool busy_ = false;
+  std::int64_t taken_ = 0;
+  // Of the last step.
+  Outcome outcome_;
+  std::vector<double> lrs_;
+  bool clips_ = false;
+  std::vector<Item> reported_;
   std::vector<py::object> state_names_, scales_names_, scalar_names_;
   double shared_[kMaxScalars] = {};
   // Reused from step to step.
@@ -458,6 +486,8 @@ void register_tensors(py::module_& m) {
   py::class_<TensorStep>(m, "TensorStep", py::is_final(), whole_from_birth())
       .def(py::init<const std::string&, const std::string&>())
       .def("step", &TensorStep::step)
+      .def_property_readonly("report", &TensorStep::report)
+      .def_property("taken", &TensorStep::taken, &TensorStep::set_taken)
       .def("check", &TensorStep::check);
 }
 

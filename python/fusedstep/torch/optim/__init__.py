@@ -25,6 +25,7 @@ from torch.optim import Optimizer, lr_scheduler, swa_utils
 
 import fusedstep.torch  # noqa: F401
 from fusedstep.optimizers import REGISTRY as _ARRAYS
+from fusedstep.torch.optim.backward import attach
 from fusedstep.torch.optim.classes import made as _made
 from fusedstep.torch.optim.optimizer import FusedOptimizer
 
@@ -32,7 +33,7 @@ from fusedstep.torch.optim.optimizer import FusedOptimizer
 REGISTRY: dict[str, type[FusedOptimizer]] = {rule: _made(kind, __name__) for rule, kind in _ARRAYS.items()}
 globals().update({kind.__name__: kind for kind in REGISTRY.values()})
 
-__all__ = ["REGISTRY", "FusedOptimizer", "Optimizer", "lr_scheduler", "swa_utils"]
+__all__ = ["REGISTRY", "FusedOptimizer", "Optimizer", "attach", "lr_scheduler", "swa_utils"]
 __all__ += sorted(kind.__name__ for kind in REGISTRY.values())
 
 

@@ -39,6 +39,7 @@ def signature_of(kind: type[Optimizer]) -> Signature:
     present = {p.name for p in taken}
     added = [_named(p.name, p.default) for p in own if p.name not in present]
     added += [_named(name, default) for name, default in kind.options().items() if name not in present]
+    added.append(_named("in_backward", False))
     plain = [p.replace(annotation=Parameter.empty) for p in taken]
     return Signature([Parameter("params", Parameter.POSITIONAL_OR_KEYWORD), *plain, *added])
 

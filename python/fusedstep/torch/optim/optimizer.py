@@ -11,6 +11,7 @@ from torch.optim import optimizer as _torchs
 
 from fusedstep import _core
 from fusedstep.torch.optim import loading
+from fusedstep.torch.optim.backward import BackwardSteps, refuse_of_all
 from fusedstep.torch.optim.tensors import number, refuse_param
 
 #: How PyTorch computes, not what: nothing here computes otherwise.
@@ -62,8 +63,28 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
         defaults = {name: value for name, value in bound.arguments.items() if name != "params"}
-        self._native = _native_of(self.rule)
+        self._native = self._make_native()
         super().__init__(params, defaults | self.constants)
+        self._follow_backward()
+
+    @property
+    def _shared(self) -> bool:
+        return bool(_core.rules()[self.rule]["shared_scalars"])
+
+    def _make_native(self) -> _core.TensorStep:
+        return _core.TensorStep(self.rule, _COUNTS.get(self.rule, "tensor"))
+
+    def _follow_backward(self) -> None:
+        """Steps in the backward pass, where that was asked for."""
+        every = self.defaults.get("in_backward", False)
+        if every is False or every is None:
+            return
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"in_backward: expected True, False or a number of backward passes, got {every!r}")
+        refuse_of_all(self)
+        if "_backward" not in self.__dict__:
+            self._backward = BackwardSteps(self, int(every))
+        self._backward.follow()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters with hyper-parameters of their own; see `torch.optim.Optimizer.add_param_group`.
@@ -84,6 +105,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         except BaseException:
             self.param_groups.pop()
             raise
+        if "_backward" in self.__dict__:
+            self._backward.follow()
 
     def _refuse_twice(self, params: list[Any]) -> None:
         seen: dict[int, Any] = {}
@@ -110,6 +133,8 @@ class FusedOptimizer(torch.optim.Optimizer):
                 nothing has been written.
         """
         loss = None
+        if "_backward" in self.__dict__:
+            return self._refuse_step(closure)
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -124,6 +149,13 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     step = observed(step)
 
+    def _refuse_step(self, closure: Any) -> None:
+        """The steps have been taken, unless somebody wants more than one gradient after the other gives."""
+        if closure is not None:
+            raise ValueError("closure: expected None with in_backward, which steps in the closure's backward pass")
+        if "found_inf" in self.__dict__:
+            raise ValueError("in_backward: expected False with a GradScaler, which looks at all gradients first")
+
     def _scale(self) -> float:
         """What `torch.amp.GradScaler` multiplied the gradients by; 0 where it found an infinity."""
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
@@ -137,6 +169,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not float(scale) > 0:
             raise ValueError(f"grad_scale: expected a number > 0, got {float(scale)}")
         return float(scale)
+
+    @property
+    def report(self) -> _core.StepReport | None:
+        """What the last step did; see `fusedstep.StepReport`. None before the first."""
+        return self._native.report
 
     @property
     def ema(self) -> list[Tensor | None]:
@@ -165,11 +202,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             if self.rule != "sparse_adam" and "step" in entry and not isinstance(entry["step"], Tensor):
                 entry["step"] = number(float(entry["step"]))
         if "_native" not in self.__dict__:
-            self._native = _native_of(self.rule)
-
-
-def _native_of(rule: str) -> _core.TensorStep:
-    return _core.TensorStep(rule, _COUNTS.get(rule, "tensor"))
+            self._native = self._make_native()
+        steps = [float(entry["step"]) for entry in self.state.values() if "step" in entry]
+        self._native.taken = int(max(steps, default=self._native.taken))
+        self._follow_backward()
 
 
 def _names(group: dict[str, Any]) -> Any:
