@@ -209,6 +209,14 @@ def input_written_between(self, x):
     return self.relu(y) + z
 
 
+def view_written_between(self, x):
+    x = self.conv(x)
+    v = x.view(-1)
+    y = self.bn(x)
+    z = v.mul_(2)
+    return self.relu(y) + z.view_as(y)
+
+
 def itself_twice(self, x):
     y = self.bn(self.conv(x))
     return self.relu(y + y)
@@ -299,9 +307,10 @@ class TestPatterns:
         assert "count" not in vars(again)
         assert_same(model, again, side=4)
 
-    def test_input_written_between(self):
+    @pytest.mark.parametrize("forward", [input_written_between, view_written_between])
+    def test_input_written_between(self, forward):
         """Autograd refuses this one, torch's too; without it the order counts."""
-        model = Forward(input_written_between).double().eval()
+        model = Forward(forward).double().eval()
         again, report = converted(model)
         assert not report.fused
         x, _ = batch(side=4, dtype=D)

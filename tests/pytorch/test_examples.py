@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("fusedstep.torch.optim")
-
 ROOT = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.stem for path in ROOT.glob("*.py"))
 STEPS = 12

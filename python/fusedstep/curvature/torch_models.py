@@ -40,7 +40,7 @@ def from_torch(module_or_params: Any, loss_closure: Callable[[], Any]) -> tuple[
         >>> print(fs.curvature.classify(grad, params, hvp=hvp).eigenvalues)
         [-2.  2.]
     """
-    torch = require("torch", "bench")
+    torch = require("torch", "torch")
     function(loss_closure, "loss_closure")
     tensors = _Tensors(torch, module_or_params)
 
@@ -79,7 +79,7 @@ def loss_from_torch(module_or_params: Any, loss_closure: Callable[[], Any]) -> C
         >>> print(loss(np.array([1.0, 0.5])), w.tolist())
         0.25 [0.0, 0.0]
     """
-    torch = require("torch", "bench")
+    torch = require("torch", "torch")
     function(loss_closure, "loss_closure")
     tensors = _Tensors(torch, module_or_params)
 

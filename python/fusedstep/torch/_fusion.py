@@ -179,6 +179,14 @@ def _added(node: Node, to: Node) -> Node | None:
     return left if right is to and left is not to and isinstance(left, Node) and not written else None
 
 
+def _writes(node: Node, module: torch.nn.Module) -> bool:
+    """Whether a step writes into what it is given."""
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    return name in _INPLACE or (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace") is True
+
+
 def _find(graph: Graph, module: torch.nn.Module) -> list[tuple[Node, Node | None, Node | None, Node]]:
     """(batch norm, addition, what it adds, ReLU) wherever they follow each other and nobody else looks between."""
     order = {node: k for k, node in enumerate(graph.nodes)}
@@ -201,6 +209,10 @@ def _find(graph: Graph, module: torch.nn.Module) -> list[tuple[Node, Node | None
         if any(order[node] < order[other] < order[relu] and other is not addition for other in others):
             continue
         if residual is not None and any(order[addition] < order[other] < order[relu] for other in residual.users):
+            continue
+        # Under another name: a view.
+        between = [other for other in graph.nodes if order[node] < order[other] < order[relu] and other is not addition]
+        if any(_writes(other, module) for other in between):
             continue
         found.append((node, addition, residual, relu))
     return found
