@@ -45,7 +45,7 @@ def readme():
     ]
     text = with_table(read("README.md"), "| optimizer | what it is | states (with some hyper-parameters) |", rows)
     sparse = [f"`{optimizer.__name__}`" for rule, optimizer in REGISTRY.items() if _core.rules()[rule]["sparse"]]
-    paragraph = re.search(r"^All of them take `maximize=True` too\..*?\n(?=\n)", text, re.MULTILINE | re.DOTALL)[0]
+    paragraph = re.search(r"^All optimizers take `maximize=True` too\..*?\n(?=\n)", text, re.MULTILINE | re.DOTALL)[0]
     return with_words(text, paragraph, r"shape\)`, for .*?:", f"shape)`, for {listed(sparse)}:")
 
 
