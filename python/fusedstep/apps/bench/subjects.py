@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 import fusedstep as fs
 from fusedstep import _core
-from fusedstep.apps.bench import batch_norm, kit, narrow, shapes, torch_layers
+from fusedstep.apps.bench import batch_norm, kit, narrow, shapes, torch_layers, torch_optim
 from fusedstep.apps.bench.harness import Subject, torch_or_none
 
 Array = NDArray[Any]
@@ -49,6 +49,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
     makers.update(batch_norm.subjects())
     makers.update(kit.subjects())
     makers.update(torch_layers.subjects())
+    makers.update(torch_optim.subjects())
     return makers
 
 
