@@ -176,3 +176,33 @@ def test_shared_step_size_is_refused_in_the_backward_pass():
 def test_report_before_the_first_step():
     assert optim.Adam(c.parameters("adam")).report is None
     assert isinstance(fs.StepReport, type)
+
+
+@pytest.fixture
+def mesh():
+    """One process that calls itself a mesh."""
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed.device_mesh.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_distributed_tensors_are_stepped_in_place(mesh):
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    start = torch.linspace(-1, 1, 12).view(4, 3)
+    param = torch.nn.Parameter(distribute_tensor(start.clone(), mesh, [Shard(0)]))
+    other = torch.nn.Parameter(start.clone())
+    optimizer, plain = optim.AdamW([("w", param)]), optim.AdamW([other])
+    place = param.to_local().data_ptr()
+    for _ in range(3):
+        for p, one in ((param, optimizer), (other, plain)):
+            one.zero_grad()
+            (p**2).sum().backward()
+            one.step()
+    assert isinstance(optimizer.state[param]["exp_avg"], DTensor)
+    assert param.to_local().data_ptr() == place
+    assert torch.equal(param.to_local(), other)

@@ -1,5 +1,6 @@
 // A step of an optimizer that keeps its groups and its state as PyTorch's do: of tensors whose type has DLPack's table
 // of functions, in one call.
+// It is longer than other files, for reading, stepping and writing share the workspace of one class.
 #include <cmath>
 #include <cstdint>
 
@@ -241,8 +242,10 @@ class TensorStep {
       if (array && (!moved || is_plain_tensor(item.grad, tensor, its))) {
         held_.push_back(std::exchange(item.grad, std::move(array)));
       } else {
-        item.grad = tensors().attr("gradient")(item.grad, its.text());
-        again = true;
+        py::object seen = tensors().attr("gradient")(item.grad, its.text());
+        held_.push_back(std::move(item.grad));
+        again = again || !is_torch_tensor(seen);
+        item.grad = is_torch_tensor(seen) ? bind::view(seen, its) : std::move(seen);
       }
     }
     if (again) engine_.view(items_);
