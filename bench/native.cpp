@@ -15,8 +15,8 @@
 
 #include "runtime/batch_norm.h"
 #include "runtime/isa.h"
-#include "runtime/layers.h"
 #include "runtime/registry.h"
+#include "runtime/roofs.h"
 #include "runtime/step.h"
 #include "runtime/threads.h"
 

@@ -7,13 +7,17 @@
 namespace fusedstep::bind {
 namespace {
 
-Backends native_backends(const KernelTable& table) { return {native_step(table)}; }
+Backends native_backends(const KernelTable& table) {
+  return {native_step(table), native_batch_norm(table), native_losses(table), native_dropout(table),
+          native_vectors(table)};
+}
 
 }  // namespace
 
 const Backends& numpy_backends() {
   // Never destroyed: Python may be gone by then.
-  static const auto* made = new Backends{numpy_step()};
+  static const auto* made =
+      new Backends{numpy_step(), numpy_batch_norm(), numpy_losses(), numpy_dropout(), numpy_vectors()};
   return *made;
 }
 

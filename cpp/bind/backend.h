@@ -7,12 +7,20 @@
 
 #include <memory>
 
+#include "bind/batch_norm/backend.h"
+#include "bind/dropout/backend.h"
+#include "bind/losses/backend.h"
 #include "bind/step/backend.h"
+#include "bind/vectors/backend.h"
 
 namespace fusedstep::bind {
 
 struct Backends {
   std::unique_ptr<const StepBackend> step;
+  std::unique_ptr<const BatchNormBackend> batch_norm;
+  std::unique_ptr<const LossBackend> losses;
+  std::unique_ptr<const DropoutBackend> dropout;
+  std::unique_ptr<const VectorBackend> vectors;
 };
 
 // Those of the active set: to be asked once a call, for another thread may choose another set meanwhile.

@@ -23,7 +23,7 @@ pybind11::custom_type_setup whole_from_birth() {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The native half of fusedstep.";
   fusedstep::runtime::watch_forks();
-  fusedstep::bind::register_testing(m);
+  pybind11::module_ testing = fusedstep::bind::register_testing(m);
   fusedstep::bind::register_runtime(m);
   fusedstep::bind::register_memory(m);
   fusedstep::bind::register_exchange(m);
@@ -31,8 +31,11 @@ PYBIND11_MODULE(_core, m) {
   fusedstep::bind::register_functional(m);
   fusedstep::bind::register_commit(m);
   fusedstep::bind::register_batch_norm(m);
-  fusedstep::bind::register_layers(m);
+  fusedstep::bind::register_losses(m);
+  fusedstep::bind::register_dropout(m);
+  fusedstep::bind::register_gather(m);
   fusedstep::bind::register_roofs(m);
   fusedstep::bind::register_tensors(m);
   fusedstep::bind::register_vectors(m);
+  fusedstep::bind::register_kernel_testing(testing);
 }

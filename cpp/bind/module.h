@@ -16,9 +16,12 @@ void register_optimizer(pybind11::module_& m);
 void register_functional(pybind11::module_& m);
 void register_commit(pybind11::module_& m);
 void register_batch_norm(pybind11::module_& m);
-void register_layers(pybind11::module_& m);
+void register_losses(pybind11::module_& m);
+void register_dropout(pybind11::module_& m);
+void register_gather(pybind11::module_& m);
 void register_roofs(pybind11::module_& m);
 void register_tensors(pybind11::module_& m);
 void register_vectors(pybind11::module_& m);
+void register_kernel_testing(pybind11::module_& testing);
 
 }  // namespace fusedstep::bind

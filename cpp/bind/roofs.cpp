@@ -1,18 +1,14 @@
 // The roofs that benches stand beside their figures.
+#include "runtime/roofs.h"
+
 #include <vector>
 
 #include "bind/arrays.h"
+#include "bind/backend.h"
 #include "bind/module.h"
-#include "runtime/isa.h"
-#include "runtime/layers.h"
 
 namespace fusedstep::bind {
 namespace {
-
-const KernelTable& native_table() {
-  if (const KernelTable* table = runtime::active_table()) return *table;
-  throw py::value_error("isa: the roofs are native; 'numpy' has none");
-}
 
 void roof_step(py::handle read, const py::list& read_write) {
   const Array source = inspect_contiguous_float32(read, {"read"}, false);
@@ -28,7 +24,7 @@ void roof_step(py::handle read, const py::list& read_write) {
     require_same_shape(object, {"read_write", k}, read, {"read"});
     args.read_write[k] = reinterpret_cast<float*>(array.data);
   }
-  const KernelTable& table = native_table();
+  const KernelTable& table = native_table("roofs");
   const py::gil_scoped_release released;
   runtime::roof_step(table, args, int(arrays), source.size);
 }
@@ -42,7 +38,7 @@ void roof_map(py::handle a, py::handle b, py::handle out) {
     second = reinterpret_cast<const float*>(inspect_contiguous_float32(b, {"b"}, false).data);
     require_same_shape(b, {"b"}, a, {"a"});
   }
-  const KernelTable& table = native_table();
+  const KernelTable& table = native_table("roofs");
   const py::gil_scoped_release released;
   runtime::roof_map(table, reinterpret_cast<const float*>(first.data), second, reinterpret_cast<float*>(target.data),
                     target.size);

@@ -7,7 +7,7 @@
 namespace fusedstep::runtime {
 namespace {
 
-// Kept between calls, as large as the largest one needed: the pages of a fresh one would cost more than the sums.
+// Kept between calls, and only grows: the pages of a fresh one would cost more than the sums.
 double* workspace(std::int64_t doubles) {
   thread_local std::unique_ptr<double[]> memory;
   thread_local std::int64_t size = 0;
@@ -18,7 +18,7 @@ double* workspace(std::int64_t doubles) {
   return memory.get();
 }
 
-// An output beyond this is read again from memory anyway; streamed, it is not read before it is written.
+// A larger output does not stay in the cache; written past the cache, its memory is not read first.
 constexpr std::int64_t kStreamBytes = 4 << 20;
 
 template <class Args>
@@ -28,7 +28,7 @@ struct Work {
   Layout layout;
   std::int64_t values = args.n * args.c * args.l;
   std::int64_t blocks = layout == kRows ? row_blocks(args.n, args.c) : plane_blocks(args.n, args.l) * args.c;
-  // Of a pass that moves `arrays` arrays.
+  // What a pass over `arrays` arrays moves.
   std::int64_t bytes;
   int threads = threads_for(bytes);
 
@@ -41,7 +41,7 @@ struct Work {
   std::int64_t sums(bool exact) const {
     return layout == kRows ? row_workspace(args.n, args.c, exact) : plane_workspace(args.n, args.c, args.l, exact);
   }
-  // So many channels go around that whole ones can be shared out.
+  // Whether there are enough channels to share out whole ones.
   bool by_channel() const { return layout == kPlanes && (threads == 1 || args.c >= 4 * threads); }
 
   template <class Body>

@@ -5,7 +5,7 @@
 
 namespace fusedstep::runtime {
 
-// The caller's arrays have one entry a channel; what repeats them for rows is made here.
+// Arrays of the caller have one entry a channel. Where kernels need them repeated, for rows, it is done here.
 struct BatchNormPlan {
   const KernelTable& table;
   Dtype dtype;

@@ -47,7 +47,7 @@ def test_rounding_to_the_nearest(dtype):
         for isa in isas:
             actual = np.empty_like(expected)
             with fs.runtime.use_isa(isa):
-                _core.narrow(values, actual)
+                _core.testing.narrow(values, actual)
             right = (actual.view(np.uint16) == expected.view(np.uint16)) | nan
             assert right.all(), (isa, values[~right][:3])
             assert np.isnan(actual.astype(F)[nan]).all(), isa
@@ -58,7 +58,7 @@ def test_the_mark_of_bfloat16(rng):
     """Words that say what they are, without ml_dtypes."""
     values = rng.standard_normal(1000).astype(F)
     marked = np.empty(1000, np.uint16).view(fs.bfloat16)
-    _core.narrow(values, marked)
+    _core.testing.narrow(values, marked)
     np.testing.assert_array_equal(marked.view(np.uint16), values.astype(BF16).view(np.uint16))
     np.testing.assert_array_equal(codec.widened(marked), values.astype(BF16).astype(F))
     assert marked.copy().dtype.metadata == fs.bfloat16.metadata

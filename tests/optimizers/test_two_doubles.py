@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fusedstep.reference.batch_norm import two_product
 from fusedstep.reference.power import real_power
+from fusedstep.reference.two_doubles import two_product
 
 
 @pytest.mark.parametrize(("low", "high"), [(-30, 30), (480, 511), (900, 1023), (-500, -400), (-1000, -900)])

@@ -17,7 +17,7 @@ Activation = Literal["relu"] | None
 
 
 def channels(given: Any, name: str, like: Any) -> Doubles:
-    """An array of a number a channel, without its subclass: that may have arithmetic of its own."""
+    """A (C,) float64 array without its subclass, which may have arithmetic of its own."""
     if isinstance(given, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a float64 array, got {type(given).__name__}")
     array = np.asarray(given) if isinstance(given, np.ndarray) else None

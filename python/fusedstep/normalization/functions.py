@@ -43,11 +43,11 @@ def batch_norm(
         running_mean: (C,) float32, updated in training; None, with `running_var`, to keep none.
         running_var: (C,) float32, likewise. It overflows for deviations beyond 1e19; y does not.
         training: Whether to normalize with the batch's statistics.
-        momentum: What the batch gets in the running statistics, in [0, 1]. (Some texts name the part p that is kept:
-            p = 1 − momentum.)
+        momentum: The weight of the batch in the running statistics, in [0, 1]. (Some texts give the weight p of the
+            old statistics: p = 1 − momentum.)
         eps: Added to the variance, > 0; at least 3.5e-77 where the arithmetic is float32, 9e-308 in float64.
         channel_axis: Which axis of x the channels are; -1 for channels-last arrays.
-        activation: "relu", or None. Of relu one bit a value is kept for the backward pass.
+        activation: "relu", or None. With "relu", one bit a value is kept for the backward pass.
         residual: Added before the activation; like x, in the same memory order.
         unbiased: Whether the running variance gets the unbiased variance, as in PyTorch.
         skip_nonfinite: Whether a batch with NaN or infinity leaves the running statistics as they are.
@@ -136,7 +136,10 @@ def batch_norm_backward(
         Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.
     """
     gradients = _core.batch_norm_backward(
-        viewed(dy, "dy"), require_saved(saved), viewed(out, "out"), viewed(residual_out, "residual_out")
+        viewed(dy, "dy"),
+        require_saved(saved),
+        viewed(out, "out"),
+        viewed(residual_out, "residual_out"),
     )
     wrote(out, residual_out)
     return gradients

@@ -12,6 +12,7 @@ from fusedstep._common.arrays import as_array, viewed, wrote
 from fusedstep._core import BatchNormSaved
 from fusedstep.normalization.arguments import Activation, Array, Channels
 from fusedstep.normalization.functions import batch_norm_backward
+from fusedstep.reference.batch_norm import cumulative_momentum
 
 
 class BatchNorm:
@@ -20,8 +21,8 @@ class BatchNorm:
     Args:
         num_features: Number of channels C.
         eps: Added to the variance, > 0; at least 3.5e-77 where the arithmetic is float32, 9e-308 in float64.
-        momentum: What the batch gets in the running statistics, in [0, 1] (the part that is kept, p in some texts, is
-            1 − momentum); None for the average of all batches so far.
+        momentum: The weight of the batch in the running statistics, in [0, 1]. (Some texts give the weight p of the
+            old statistics: p = 1 − momentum.) None for the average of all batches so far.
         affine: Whether there are a weight and a bias.
         track_running_stats: Whether running statistics are kept. Without them evaluation takes the batch's, as
             PyTorch's.
@@ -120,7 +121,7 @@ class BatchNorm:
             viewed(self.running_mean, "running_mean"),
             viewed(self.running_var, "running_var"),
             training if self.running_mean is not None else True,
-            1.0 / (self.num_batches_tracked + 1) if momentum is None else momentum,
+            cumulative_momentum(self.num_batches_tracked) if momentum is None else momentum,
             self.eps,
             self.channel_axis,
             self.activation,
@@ -138,7 +139,7 @@ class BatchNorm:
     def backward(
         self, dy: Array, *, out: Array | None = None, residual_out: Array | None = None
     ) -> Array | tuple[Array, Array]:
-        """Dx of the last `forward`, and dresidual if it had a residual.
+        """The gradient dx of the last `forward`, and dresidual if it had a residual.
 
         The parameters' gradients are left in `dweight` and `dbias`.
 
@@ -189,7 +190,7 @@ class BatchNorm:
         self.num_batches_tracked = tracked
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has its own arrays, and no forward pass to go back through.
+        # A copy has its own arrays, and no forward pass to differentiate.
         return {**self.__dict__, "_saved": None}
 
     def _arrays(self) -> dict[str, Channels]:
@@ -223,7 +224,7 @@ def _tracked(value: Any) -> int:
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    """Of an array; () for what is none."""
+    """The shape of an array; () for anything else."""
     seen = viewed(x, "x")
     return np.asarray(seen).shape if isinstance(seen, np.ndarray) else ()
 
@@ -237,7 +238,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _dtype_name(dtype: Any) -> str:
-    """NumPy's name of it; what it is where it is none."""
+    """NumPy's name of a dtype; what errors show of anything else."""
     try:
         return str(dtype) if dtype is None else np.dtype(dtype).name
     except (TypeError, ValueError):

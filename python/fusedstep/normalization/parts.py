@@ -8,6 +8,7 @@ from fusedstep._common.arrays import viewed, wrote
 from fusedstep._core import BatchNormSaved
 from fusedstep.normalization.arguments import Activation, Array, Channels, Doubles, channels, listed, require_saved
 from fusedstep.normalization.statistics import BatchStats
+from fusedstep.reference.batch_norm import merge_gradient_sums
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,7 +67,7 @@ def batch_norm_apply(
         y, and what `batch_norm_backward_sums` and `batch_norm_backward_apply` need.
 
     Raises:
-        TypeError: As in `batch_norm`; `stats` is something else.
+        TypeError: As in `batch_norm`; `stats` is not a `BatchStats`.
         ValueError: As in `batch_norm`; `stats` has another number of channels, or less than two values per channel.
 
     Examples:
@@ -134,7 +135,7 @@ def merge_grad_sums(sums: Sequence[BatchGradSums]) -> BatchGradSums:
         Their sums, one after the other.
 
     Raises:
-        TypeError: Something else than a sequence of `BatchGradSums`.
+        TypeError: `sums` is not a sequence of `BatchGradSums`.
         ValueError: An empty sequence; parts with different numbers of channels.
 
     Examples:
@@ -146,11 +147,7 @@ def merge_grad_sums(sums: Sequence[BatchGradSums]) -> BatchGradSums:
             raise TypeError(f"sums[{index}]: expected BatchGradSums, got {type(part).__name__}")
         if part.dy.shape != parts[0].dy.shape:
             raise ValueError(f"sums[{index}]: expected shape {parts[0].dy.shape}, got {part.dy.shape}")
-    dy, dy_d = parts[0].dy.copy(), parts[0].dy_d.copy()
-    for part in parts[1:]:
-        dy += part.dy
-        dy_d += part.dy_d
-    return BatchGradSums(dy, dy_d)
+    return BatchGradSums(*merge_gradient_sums((part.dy, part.dy_d) for part in parts))
 
 
 def batch_norm_backward_apply(
@@ -174,7 +171,7 @@ def batch_norm_backward_apply(
         As `batch_norm_backward`. dweight and dbias are those of `sums`: of all workers, not to be added up again.
 
     Raises:
-        TypeError: As in `batch_norm_backward`; `sums` is something else.
+        TypeError: As in `batch_norm_backward`; `sums` is not a `BatchGradSums`.
         ValueError: As in `batch_norm_backward`; `sums` has another number of channels.
 
     Examples:

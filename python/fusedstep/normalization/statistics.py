@@ -9,7 +9,7 @@ from fusedstep import _core
 from fusedstep._common.arguments import shown
 from fusedstep._common.arrays import viewed, wrote
 from fusedstep.normalization.arguments import Array, Channels, Doubles, channels, listed
-from fusedstep.reference import batch_norm as exact
+from fusedstep.reference.batch_norm import merge_all
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -20,8 +20,8 @@ class BatchStats:
         count: Values per channel, in [0, 2**53).
         mean: (C,) float64.
         m2: (C,) float64, the sum of squared deviations from the mean.
-        mean_low: What is left of the mean below its last bit: with it, merging loses nothing. None for 0.
-        m2_low: Likewise.
+        mean_low: The rounding error of `mean`, so that merging loses nothing. None for 0.
+        m2_low: The rounding error of `m2`, likewise.
 
     Raises:
         TypeError: An array is not float64.
@@ -70,7 +70,7 @@ def batch_norm_stats(x: Array, *, channel_axis: int = 1) -> BatchStats:
 
     Returns:
         The statistics, float64; their low parts too, so that `merge_stats` loses nothing. m2 is right to a bit or two
-        of a double, but where the first 16 values of a channel are its outliers: see the documentation.
+        of a double, unless the first 16 values of a channel are its outliers: see the documentation.
 
     Raises:
         TypeError: As in `batch_norm`.
@@ -104,7 +104,7 @@ def merge_stats(stats: Sequence[BatchStats]) -> BatchStats:
         The statistics of all parts together, of count 0 if all are empty.
 
     Raises:
-        TypeError: Something else than a sequence of `BatchStats`.
+        TypeError: `stats` is not a sequence of `BatchStats`.
         ValueError: An empty sequence; parts with different numbers of channels.
 
     Examples:
@@ -125,14 +125,12 @@ def merge_stats(stats: Sequence[BatchStats]) -> BatchStats:
             raise ValueError(
                 f"stats[{index}]: expected {len(parts[0].mean)} channels as stats[0] has, got {len(part.mean)}"
             )
-    count = 0
     zeros = np.zeros(len(parts[0].mean))
-    mean, m2 = (zeros, zeros), (zeros, zeros)
+    moments = []
     for part in parts:
-        if part.count:
-            given = [zeros if low is None else low for low in (part.mean_low, part.m2_low)]
-            mean, m2 = exact.merge((count, mean, m2), (int(part.count), (part.mean, given[0]), (part.m2, given[1])))
-            count += int(part.count)
+        mean_low, m2_low = (zeros if low is None else low for low in (part.mean_low, part.m2_low))
+        moments.append((int(part.count), (part.mean, mean_low), (part.m2, m2_low)))
+    count, mean, m2 = merge_all(moments, len(zeros))
     return BatchStats(count, mean[0].copy(), m2[0].copy(), mean[1].copy(), m2[1].copy())
 
 
@@ -151,7 +149,7 @@ def update_running_stats(
         running_mean: (C,) float32 or float64.
         running_var: (C,) likewise.
         stats: Statistics of the batch, of at least two values per channel.
-        momentum: What the batch gets, in [0, 1].
+        momentum: The weight of the batch, in [0, 1].
         unbiased: Whether to take the unbiased variance.
         skip_nonfinite: Whether to leave out a batch whose statistics are not finite.
 

@@ -1,29 +1,36 @@
-"""Batch norm: statistics, normalization, and their gradients. Results are written into arrays that the caller gives.
+"""Batch norm: statistics, normalization, and their gradients.
 
-Every dense array is seen as (n, c, l) in the order of its memory. Rows: l is 1 and the channels are contiguous.
-Planes: n · c runs of l values of one channel.
+What is as large as x is written into arrays that the caller gives, seen as (n, c, l): see `channel_sums`.
 
 Statistics are taken in one pass, of d = x − pivot, where the pivot is the mean of the channel's first values: Chan,
 Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedstep.reference.channel_sums import channel_sums, is_rows, view
 from fusedstep.reference.codec import narrowed, widened
-from fusedstep.reference.sums import LANES, lane_tree
+from fusedstep.reference.sums import lane_tree
+from fusedstep.reference.two_doubles import (
+    Doubles,
+    TwoDoubles,
+    add,
+    multiply,
+    negative,
+    quotient,
+    two_product,
+    two_sum,
+)
 
 Array = NDArray[Any]
-Doubles = NDArray[np.float64]
-#: What rounding left of a sum is carried beside it: high and low parts.
-TwoDoubles = tuple[Doubles, Doubles]
+#: Of some values of every channel: how many, their mean, and the sum of squared deviations from it.
+Moments = tuple[int, TwoDoubles, TwoDoubles]
 
 PIVOT_VALUES = 16  # values that the pivot is the mean of
-PLANES_BLOCK = 8192  # values of a channel that are summed together: whole planes, or a part of one
-LEAST_WIDTH = 64  # narrower rows are summed several at a time, as one wide row
 
 
 def batch_statistics(x: Array, channel_axis: int, eps: float, mean: Doubles, inv_std: Doubles, m2: Doubles) -> None:
@@ -31,13 +38,56 @@ def batch_statistics(x: Array, channel_axis: int, eps: float, mean: Doubles, inv
     with np.errstate(all="ignore"):
         v = view(x, channel_axis)
         (mean[:], _), (m2[:], _) = moments(v, exact=False)
-        inv_std[:] = 1.0 / np.sqrt(m2 / count_of(v) + eps)
+        inv_std[:] = inverse_deviation(m2, count_of(v), eps)
+
+
+def inverse_deviation(m2: Array, count: float, eps: float) -> Doubles:
+    """1 / √(var + eps), var = m2 / count, the biased variance. In evaluation m2 is the running variance, count is 1."""
+    with np.errstate(all="ignore"):
+        deviation: Doubles = 1.0 / np.sqrt(m2.astype(np.float64) / count + eps)
+        return deviation
+
+
+def channel_scale(inv_std: Doubles, weight: Array | None) -> Doubles:
+    """What a channel's deviations are multiplied by: inv_std · weight."""
+    with np.errstate(all="ignore"):
+        return inv_std * (np.ones_like(inv_std) if weight is None else weight.astype(np.float64))
+
+
+def running_statistics(
+    running_mean: Array,
+    running_var: Array,
+    mean: Doubles,
+    m2: Doubles,
+    count: float,
+    momentum: float,
+    unbiased: bool,
+) -> tuple[Array, Array]:
+    """running ← (1 − momentum) · running + momentum · batch, rounded to the dtype of the running ones.
+
+    The batch's variance is m2 / (count − 1), or m2 / count where it is not to be unbiased.
+    """
+    with np.errstate(all="ignore"):
+        var = m2 / (count - 1.0 if unbiased else count)
+        moved_mean = (1.0 - momentum) * running_mean.astype(np.float64) + momentum * mean
+        moved_var = (1.0 - momentum) * running_var.astype(np.float64) + momentum * var
+        return moved_mean.astype(running_mean.dtype), moved_var.astype(running_var.dtype)
+
+
+def all_finite(mean: Doubles, m2: Doubles) -> bool:
+    """Whether the statistics of a batch have neither NaN nor infinity."""
+    return bool(np.isfinite(mean).all() and np.isfinite(m2).all())
+
+
+def cumulative_momentum(batches: int) -> float:
+    """The momentum that gives running statistics the average of all batches, after so many of them."""
+    return 1.0 / (batches + 1)
 
 
 def exact_statistics(
     x: Array, channel_axis: int, mean: Doubles, m2: Doubles, mean_low: Doubles, m2_low: Doubles
 ) -> None:
-    """The same with twice the precision of double, in two parts."""
+    """The mean and the sum of squared deviations with twice the precision of double, in two parts."""
     with np.errstate(all="ignore"):
         (mean[:], mean_low[:]), (m2[:], m2_low[:]) = moments(view(x, channel_axis), exact=True)
 
@@ -61,9 +111,8 @@ def normalize(
     with np.errstate(all="ignore"):
         v, out = view(x, channel_axis), view(y, channel_axis)
         values = widened(v)
-        ones, zeros = np.ones(len(mean)), np.zeros(len(mean))
-        scale = inv_std * (ones if weight is None else weight.astype(np.float64))
-        shift = zeros if bias is None else bias.astype(np.float64)
+        scale = channel_scale(inv_std, weight)
+        shift = np.zeros_like(mean) if bias is None else bias.astype(np.float64)
         if folded:
             z = values * per_channel(scale, values) + per_channel(shift - mean * scale, values)
         else:
@@ -129,27 +178,20 @@ def gradient(
             place[...] = result
 
 
-def view(x: Array, channel_axis: int) -> Array:
-    """(n, c, l) in the order of memory, without a copy."""
-    x = np.asarray(x)
-    channels = x.shape[channel_axis]
-    if channels == 1:
-        return x.transpose(memory_order(x)).reshape(min(1, x.size), 1, x.size)
-    order = memory_order(x)
-    place = order.index(channel_axis)
-    sizes = [x.shape[axis] for axis in order]
-    outer, inner = int(np.prod(sizes[:place])), int(np.prod(sizes[place + 1 :]))
-    return x.transpose(order).reshape(outer, channels, inner)
+def parameter_gradients(inv_std: Doubles, sum_dy: Doubles, sum_dy_d: Doubles, dtype: Any) -> tuple[Array, Array]:
+    """dweight = Σ dy · (x − mean) · inv_std and dbias = Σ dy, rounded to a dtype."""
+    with np.errstate(all="ignore"):
+        return (inv_std * sum_dy_d).astype(dtype), sum_dy.astype(dtype)
 
 
-def memory_order(x: Array) -> list[int]:
-    """The axes from the slowest to the fastest; those of one entry lie anywhere, and come first."""
-    return sorted(range(x.ndim), key=lambda axis: -x.strides[axis] if x.shape[axis] > 1 else -np.inf)
-
-
-def is_rows(v: Array) -> bool:
-    """Whether a view is one of rows."""
-    return bool(v.shape[2] == 1 and v.shape[1] > 1)
+def merge_gradient_sums(parts: Iterable[tuple[Doubles, Doubles]]) -> tuple[Doubles, Doubles]:
+    """Σ dy and Σ dy · (x − mean) over all parts, which are added one after the other."""
+    first, *others = parts
+    sum_dy, sum_dy_d = first[0].copy(), first[1].copy()
+    for dy, dy_d in others:
+        sum_dy += dy
+        sum_dy_d += dy_d
+    return sum_dy, sum_dy_d
 
 
 def count_of(v: Array) -> float:
@@ -164,7 +206,7 @@ def per_channel(values: Doubles, v: Array) -> Array:
 
 
 def centred(values: Array, mean: Doubles) -> Array:
-    """x − mean to the last bit of x's dtype, also where the mean dwarfs the deviation: the mean in two parts."""
+    """x − mean to the last bit of x's dtype, even where the mean is far larger: it is taken off in two parts."""
     high = mean.astype(values.dtype)
     rest = mean - high.astype(np.float64)
     result: Array = (values - high[:, None]) - per_channel(rest, values)
@@ -207,9 +249,17 @@ def from_sums(pivot: Doubles, total: TwoDoubles, squares: TwoDoubles, count: flo
     return two_sum(mean, rest + shift[1]), (np.where(below, 0.0, m2[0]), np.where(below, 0.0, m2[1]))
 
 
-def merge(
-    a: tuple[int, TwoDoubles, TwoDoubles], b: tuple[int, TwoDoubles, TwoDoubles]
-) -> tuple[TwoDoubles, TwoDoubles]:
+def merge_all(parts: Iterable[Moments], channels: int) -> Moments:
+    """The moments of all parts together, which are merged one after the other; of none they are 0."""
+    zeros = np.zeros(channels)
+    total: Moments = 0, (zeros, zeros), (zeros, zeros)
+    for part in parts:
+        if part[0]:
+            total = total[0] + part[0], *merge(total, part)
+    return total
+
+
+def merge(a: Moments, b: Moments) -> tuple[TwoDoubles, TwoDoubles]:
     """Mean and m2 of two parts together, the second not empty.
 
     With δ = mean_b − mean_a: mean = mean_a + δ · n_b / n, m2 = m2_a + m2_b + δ² · n_a · n_b / n.
@@ -223,146 +273,6 @@ def merge(
             multiply(delta, delta), multiply(share, (np.full_like(delta[0], a[0]), np.zeros_like(delta[0])))
         )
         return add(a[1], multiply(delta, share)), add(add(a[2], b[2]), between)
-
-
-def quotient(a: int, b: int, shape: tuple[int, ...]) -> TwoDoubles:
-    """a / b of whole numbers below 2^53, for every channel."""
-    near = np.full(shape, a / b)
-    product, error = two_product(near, np.full(shape, float(b)))
-    return near, ((a - product) - error) / b
-
-
-def channel_sums(terms: Doubles, exact: bool, rest: Doubles | None = None) -> TwoDoubles:
-    """Sums the (n, c, l) terms of every channel, and what rounding took from them: block after block."""
-    rest = np.zeros_like(terms) if rest is None else rest
-    if is_rows(terms):
-        return row_sums(terms[:, :, 0], rest[:, :, 0], exact)
-    return plane_sums(terms, rest, exact)
-
-
-def plane_sums(terms: Doubles, rest: Doubles, exact: bool) -> TwoDoubles:
-    """Each run of a channel's values is padded to whole rows of 32 lanes; the lanes of a block are added row by row."""
-    channels = terms.shape[1]
-    total = np.zeros(channels), np.zeros(channels)
-    for block, lows in zip(plane_blocks(terms), plane_blocks(rest), strict=True):
-        high, low = added(lane_rows(block), lane_rows(lows), exact)
-        if exact:
-            width = LANES // 2
-            while width > 0:
-                high, low = gathered((high[:, :width], low[:, :width]), (high[:, width:], low[:, width:]))
-                width //= 2
-            part = high[:, 0], low[:, 0]
-        else:
-            part = lane_tree(high), np.zeros(channels)
-        total = gathered(total, part)
-    return total
-
-
-def lane_rows(block: Doubles) -> list[Doubles]:
-    """The (C, 32) rows of a block of planes, one plane after the other."""
-    planes, channels, length = block.shape
-    padded = np.zeros((planes, channels, -(-length // LANES) * LANES))
-    padded[:, :, :length] = block
-    return [plane[:, at : at + LANES] for plane in padded for at in range(0, padded.shape[2], LANES)]
-
-
-def plane_blocks(terms: Doubles) -> Iterator[Doubles]:
-    """Whole planes up to 8,192 values a channel, or parts of one plane."""
-    n, _, length = terms.shape
-    if length < PLANES_BLOCK:
-        planes = PLANES_BLOCK // length
-        for start in range(0, n, planes):
-            yield terms[start : start + planes]
-        return
-    for k in range(n):
-        for start in range(0, length, PLANES_BLOCK):
-            yield terms[k : k + 1, :, start : start + PLANES_BLOCK]
-
-
-def row_sums(terms: Doubles, rest: Doubles, exact: bool) -> TwoDoubles:
-    """Rows are summed one after the other in blocks; several narrow ones make a wide row, whose places add up last."""
-    channels = terms.shape[1]
-    width = -(-LEAST_WIDTH // channels) * channels
-    values = (128 if width >= 256 else 32768 // width) * width
-    total = np.zeros(width), np.zeros(width)
-    for start in range(0, terms.size, values):
-        block, lows = (wide_rows(part.reshape(-1)[start : start + values], width) for part in (terms, rest))
-        total = gathered(total, added(block, lows, exact))
-    places = np.zeros(channels), np.zeros(channels)
-    for at in range(0, width, channels):
-        places = gathered(places, (total[0][at : at + channels], total[1][at : at + channels]))
-    return places
-
-
-def wide_rows(block: Doubles, width: int) -> list[Doubles]:
-    """The values in rows of a width, the last one padded with zeros."""
-    padded = np.zeros(-(-block.size // width) * width)
-    padded[: block.size] = block
-    return list(padded.reshape(-1, width))
-
-
-def added(rows: list[Doubles], lows: list[Doubles], exact: bool) -> TwoDoubles:
-    """Adds up rows one after the other; exact, with what rounding took and takes away."""
-    total = np.zeros_like(rows[0]), np.zeros_like(rows[0])
-    for row, low in zip(rows, lows, strict=True):
-        total = gathered(total, (row, low)) if exact else (total[0] + row, total[1])
-    return total
-
-
-def gathered(total: TwoDoubles, more: TwoDoubles) -> TwoDoubles:
-    """The sum, whose low part may grow beyond half a unit of the high one."""
-    high, low = two_sum(total[0], more[0])
-    return high, total[1] + (more[1] + low)
-
-
-def two_sum(a: Doubles, b: Doubles) -> TwoDoubles:
-    """a + b without error."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
-
-
-def two_product(a: Doubles, b: Doubles) -> TwoDoubles:
-    """a · b without error, by Dekker's splitting: the C++ has a fused multiply-add for it."""
-    product = a * b
-    # Near the ends of the doubles the parts are of numbers times a power of 2, so that none of them leaves the range.
-    size = np.abs(product)
-    scale = np.where(size > 2.0**900, 2.0**-100, np.where(size < 2.0**-800, 2.0**250, 1.0))
-    larger, smaller = np.where(np.abs(a) >= np.abs(b), (a, b), (b, a))
-    x, y = larger * np.minimum(scale, 1.0), smaller * np.maximum(scale, 1.0)
-    near = x * y
-    x_high, x_low = split(x)
-    y_high, y_low = split(y)
-    error = ((x_high * y_high - near) + x_high * y_low + x_low * y_high) + x_low * y_low
-    return product, ((near - product * scale) + error) / scale
-
-
-def split(a: Doubles) -> TwoDoubles:
-    """Two halves of 26 bits each."""
-    huge = np.where(np.abs(a) > 2.0**990, 2.0**-30, 1.0)  # whose product would overflow
-    small = a * huge
-    scaled = small * 134217729.0
-    high = (scaled - (scaled - small)) / huge
-    return high, a - high
-
-
-def multiply(a: TwoDoubles, b: TwoDoubles) -> TwoDoubles:
-    """a · b."""
-    product, error = two_product(a[0], b[0])
-    return two_sum(product, error + (a[0] * b[1] + a[1] * b[0]))
-
-
-def add(a: TwoDoubles, b: TwoDoubles) -> TwoDoubles:
-    """a + b."""
-    total, error = two_sum(a[0], b[0])
-    rest, below = two_sum(a[1], b[1])
-    near, low = two_sum(total, error + rest)
-    return two_sum(near, low + below)
-
-
-def negative(a: TwoDoubles) -> TwoDoubles:
-    """−a."""
-    return -a[0], -a[1]
 
 
 def words(v: Array) -> int:

@@ -180,3 +180,10 @@ def in_memory_order(array: Array) -> Array:
     vector = array.transpose(axes).reshape(-1)
     assert np.shares_memory(vector, array) or array.size == 0
     return vector
+
+
+def store(out: Array, values: Array) -> None:
+    """Rounds to the dtype of `out`, to the nearest. A function does it last: nothing fails after the first write."""
+    with np.errstate(all="ignore"):
+        rounded = narrowed(values, out.dtype) if out.itemsize < values.itemsize else values
+    out[...] = rounded

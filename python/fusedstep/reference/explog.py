@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class ExpConstants:
-    """Of one dtype: the range, what rounds to an integer, ln 2 in two parts, the polynomial, the exponent's bits."""
+    """For one dtype: the range, what rounds to an integer, ln 2 in two parts, the polynomial, the exponent's bits."""
 
     least: float
     most: float

@@ -1,24 +1,16 @@
-"""Softmax, losses and dropout. Results are written into the arrays that the caller gives."""
+"""Softmax, and losses with their gradients, which are written into the arrays that the caller gives."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedstep.reference.codec import narrowed, widened
+from fusedstep.reference.codec import store, widened
 from fusedstep.reference.explog import exponential, log_1p, log_of, logarithm
-from fusedstep.reference.philox import element_words
 from fusedstep.reference.sums import CHUNK, lane_sum, term_sum
 
 Array = NDArray[Any]
 LABELS, SMOOTH_LABELS, TARGETS = range(3)
-
-
-def store(out: Array, values: Array) -> None:
-    """Rounds to the dtype of `out`, to the nearest. It is the last thing that a function does: nothing fails after."""
-    with np.errstate(all="ignore"):
-        rounded = narrowed(values, out.dtype) if out.itemsize < values.itemsize else values
-    out[...] = rounded
 
 
 def total(losses: NDArray[np.float64]) -> float:
@@ -28,9 +20,9 @@ def total(losses: NDArray[np.float64]) -> float:
 
 
 def row_exponentials(z: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """d = z − max z and e^d of rows; of its sum those that add 1, all others, and the logarithm of the whole.
+    """d = z − max z and e^d of rows; how many terms of Σ e^d are 1, the sum of the others, and log Σ e^d.
 
-    Apart, so that a row that is nearly sure keeps the digits of its doubt.
+    Both parts are kept, so that a row whose largest probability is nearly 1 keeps the digits of the others.
     """
     top = np.fmax.reduce(z, axis=-1, keepdims=True, initial=-np.inf)
     d = z - top
@@ -41,7 +33,7 @@ def row_exponentials(z: Array) -> tuple[Array, Array, Array, Array, Array]:
     total = ties + rest
     sure = (ties == 1.0) & (rest < 0.41)
     log = np.where(sure, log_of(np.where(sure, rest, 0.0), np.zeros_like(rest)), logarithm(total))
-    # The largest logit adds 1; less is NaN.
+    # The largest logit adds 1. A total that is not at least 1 is NaN, and so is its logarithm.
     return d, e, ties, rest, np.where(total >= 1.0, log, total)
 
 
@@ -54,25 +46,61 @@ def softmax(logits: Array, out: Array, log: bool) -> None:
         store(out, d - log_total.astype(real)[..., None] if log else e * (1.0 / (ties + rest)).astype(real)[..., None])
 
 
+def mean_divisor(labels: NDArray[np.int64], ignore: int, weight: Array | None) -> float:
+    """What the mean divides by: the weights of the labels that are not ignored, or their number."""
+    counted = labels[labels != ignore]
+    if weight is None:
+        return float(len(counted))
+    divisor = 0.0
+    for label_weight in weight[counted].astype(np.float64).tolist():
+        divisor += label_weight
+    return divisor
+
+
 def cross_entropy(
     logits: Array,
     labels: NDArray[np.int64] | None,
     ignore: int,
     targets: Array | None,
     weight: Array | None,
-    goal: int,
-    peak: float,
-    rest: float,
+    smoothing: float,
+    scale: float,
+    losses: Array | None,
+    dlogits: Array,
+) -> float:
+    """The sum of the losses of rows, or every one in `losses`; and the gradient, times `scale`, in `dlogits`."""
+    classes = logits.shape[-1]
+    rows = logits.reshape(-1, classes)
+    wanted = None if targets is None else targets.reshape(-1, classes)
+    row_losses, gradient = row_cross_entropies(rows, labels, ignore, wanted, weight, smoothing, scale)
+    whole = total(row_losses)
+    if losses is not None:
+        with np.errstate(all="ignore"):
+            losses[...] = row_losses.astype(losses.dtype).reshape(losses.shape)
+    store(dlogits, gradient.reshape(dlogits.shape))
+    return whole
+
+
+def row_cross_entropies(
+    logits: Array,
+    labels: NDArray[np.int64] | None,
+    ignore: int,
+    targets: Array | None,
+    weight: Array | None,
+    smoothing: float,
     scale: float,
 ) -> tuple[NDArray[np.float64], Array]:
     """The losses Σ q_j (log Σ e^(z_k) − z_j) of rows, and their gradient (softmax(z) Σ q_j − q) · scale.
 
-    q_j is what is wanted of class j: `peak` at the label, or times a target, and `rest` everywhere, times its weight.
+    q_j is what is wanted of class j: 1 − smoothing at the label, or times a target, and smoothing / classes
+    everywhere; all of it times the weight of the class.
     """
     with np.errstate(all="ignore"):
         z = widened(logits)
         real = z.dtype.type
         rows, classes = z.shape
+        peak, rest = 1.0 - smoothing, smoothing / classes
+        goal = goal_of(labels, weight, smoothing)
         every = np.arange(rows)
         counts = np.ones(rows, bool) if labels is None else labels != ignore
         label = np.zeros(rows, np.int64) if labels is None else np.where(counts, labels, 0)
@@ -92,7 +120,7 @@ def cross_entropy(
             wanted += rest * term_sum(d)
         if goal == TARGETS:
             whole += term_sum(q)
-            # A class that is ruled out by −inf does not count where it is not wanted.
+            # A class with the logit −inf adds nothing where its target is 0.
             wanted += term_sum(np.where(q == 0, q, q * d))
         losses = whole * log_total - wanted
 
@@ -100,7 +128,7 @@ def cross_entropy(
         gradient = e * factor[:, None]
         label_gradient = gradient[every, label]
         if goal == LABELS:
-            # p_y − 1 without what cancels where the label is the largest.
+            # p_y − 1, without cancellation where the label has the largest logit.
             share = np.where(label_logit == 0, (1.0 - ties) - others, e[every, label].astype(np.float64) - total)
             label_gradient = share.astype(real) * factor
         elif goal == SMOOTH_LABELS:
@@ -113,6 +141,15 @@ def cross_entropy(
         gradient[every, label] = label_gradient
     gradient[~counts] = 0
     return np.where(counts, losses, 0.0), gradient
+
+
+def goal_of(labels: Array | None, weight: Array | None, smoothing: float) -> int:
+    """Which classes are wanted: one, by labels; one, and a little of all; any."""
+    if labels is None:
+        return TARGETS
+    if smoothing == 0.0:
+        return LABELS
+    return SMOOTH_LABELS if weight is None else TARGETS
 
 
 def binary_cross_entropy(
@@ -128,7 +165,7 @@ def binary_cross_entropy(
         far = e * near
         log = log_1p(e)
         no, yes = real(1.0) - t, t * real(weight)
-        # Of an infinite logit no part is taken that has no weight.
+        # A term without weight is 0, even where the logit is infinite.
         loss = np.where(no == 0, real(0), no * np.where(negative, log, size + log))
         loss = loss + np.where(yes == 0, real(0), yes * np.where(negative, size + log, log))
         gradient = no * np.where(negative, far, near) - yes * np.where(negative, near, far)
@@ -152,15 +189,3 @@ def _sum_and_store(loss: Array, losses: Array | None, gradient: Array, dx: Array
         losses[...] = loss
     store(dx, gradient)
     return whole
-
-
-def dropout(
-    x: Array, residual: Array | None, y: Array, key: int, offset: int, unit: int, threshold: int, scale: float
-) -> None:
-    """y = residual + (x · scale where the word is at least the threshold, else 0): a word for every `unit` elements."""
-    words = np.repeat(element_words(key, offset, x.size // unit), unit)
-    kept = (words >= np.uint32(threshold)).reshape(x.shape)
-    with np.errstate(all="ignore"):
-        z = widened(x)
-        values = np.where(kept, z * z.dtype.type(scale), z.dtype.type(0))
-        store(y, values if residual is None else widened(residual) + values)
