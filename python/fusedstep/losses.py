@@ -13,7 +13,7 @@ from fusedstep.reference.codec import narrowed, widened
 
 __all__ = ["log_softmax", "mean_squared_error", "sigmoid_binary_cross_entropy", "softmax", "softmax_cross_entropy"]
 
-#: An array, of NumPy or another library; where it is only read, of any strides, or a list of numbers.
+#: An array of NumPy or another library. One that is only read may have any strides, or be a list of numbers.
 Array = NDArray[Any]
 
 
@@ -48,11 +48,11 @@ def softmax_cross_entropy(
         weight: (C,) weights of the classes, finite and ≥ 0; float32, float64 for float64 logits.
         ignore_index: Rows of this label do not count: loss 0, gradient 0. Where no row counts, or none has weight, the
             mean is 0 and so is the gradient.
-        label_smoothing: In [0, 1]: so much of each target is spread over all classes.
+        label_smoothing: The part of each target that is spread evenly over all classes, in [0, 1].
         reduction: "mean", "sum", or "none".
         out: Where the gradient goes: a C-contiguous array like logits, or logits itself; by default a new one.
-        check_targets: Whether probabilities must be some: in [0, 1], each row with the sum 1 within the rounding of
-            its dtype. False takes whatever numbers there are.
+        check_targets: Whether to check that probabilities are in [0, 1], and that each row sums to 1 within the
+            rounding of its dtype. False takes any numbers.
 
     Returns:
         The loss in nats, and the gradient with respect to the logits, in their shape and dtype. With "none" the loss is
@@ -61,8 +61,7 @@ def softmax_cross_entropy(
     Raises:
         TypeError: A wrong dtype or kind of argument.
         ValueError: A wrong shape, no rows or no classes; a label, probability, weight or other number out of range;
-            probabilities of a row that do not sum to 1; arrays that overlap. Whatever is raised, nothing has been
-            written.
+            probabilities of a row that do not sum to 1; arrays that overlap. Nothing has been written.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -75,8 +74,8 @@ def softmax_cross_entropy(
 
     Reference:
         Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking the Inception architecture", 2016 (label smoothing).
-        Weights, `ignore_index` and smoothing mean what they mean in `torch.nn.functional.cross_entropy`, but that rows
-        that are ignored count nowhere, and that a mean over nothing is 0, not NaN. The classes are the last axis.
+        Weights, `ignore_index` and smoothing are those of `torch.nn.functional.cross_entropy`, with these differences:
+        ignored rows count nowhere, a mean over nothing is 0 and not NaN, and the classes are the last axis.
     """
     z, given, weights = _read(logits, "logits"), viewed(labels, "labels"), viewed(weight, "weight")
     if isinstance(given, list | tuple):
@@ -115,10 +114,10 @@ def sigmoid_binary_cross_entropy(
         logits: Any shape and strides; float32, float64, float16 or bfloat16. A list of numbers takes the dtype of the
             targets, float64 where they are a list too.
         targets: The same shape and dtype, or a list of numbers; probabilities, usually 0 and 1.
-        pos_weight: What a positive weighs; ≥ 0, finite in the dtype of the arithmetic.
+        pos_weight: The weight of positive targets; ≥ 0, finite in the dtype of the arithmetic.
         reduction: "mean", "sum", or "none".
         out: Where the gradient goes: a C-contiguous array like logits, or logits itself; by default a new one.
-        check_targets: Whether the targets must be in [0, 1]. False takes whatever numbers there are.
+        check_targets: Whether to check that the targets are in [0, 1]. False takes any numbers.
 
     Returns:
         The loss in nats and the gradient, as `softmax_cross_entropy`.
@@ -144,12 +143,12 @@ def sigmoid_binary_cross_entropy(
 
 
 def _check_rows(targets: Array) -> None:
-    """ValueError for a row that is no distribution over the classes."""
+    """Raises ValueError for a row that is not a distribution over the classes."""
     probabilities = _within(targets, "labels", "probabilities")
     with np.errstate(all="ignore"):
         sums = probabilities.sum(axis=-1, dtype=np.float64)
-    # Of each number its rounding, which together are at most half a unit of 1; and as much for each of a few
-    # operations that have made them, and for the errors of their sum, which grow with its root.
+    # The roundings of all numbers add up to at most half a unit in the last place of 1. As much is allowed for each
+    # of the few operations that made them, and for the errors of the sum, which grow with the root of its length.
     unit = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}.get(dtype_name(targets.dtype), 2.0**-52)
     wrong = ~(np.abs(sums - 1.0) <= unit / 2 * (4 + math.sqrt(targets.shape[-1])))
     if wrong.any():
@@ -161,7 +160,7 @@ def _check_rows(targets: Array) -> None:
 
 
 def _check_unit_interval(targets: Array) -> None:
-    """ValueError for a target that is no probability."""
+    """Raises ValueError for a target that is not a probability."""
     _within(targets, "targets", "a probability")
 
 
@@ -261,7 +260,7 @@ def log_softmax(logits: Array, *, out: Array | None = None) -> Array:
 
 
 def _read(value: Any, name: str, dtype: Any = np.float64) -> Any:
-    """What a loss reads: an array, or a list of numbers as one of a dtype."""
+    """An array as it is; a list of numbers as an array of the dtype."""
     if not isinstance(value, list | tuple):
         return viewed(value, name)
     array = _listed(value, name)
@@ -271,7 +270,7 @@ def _read(value: Any, name: str, dtype: Any = np.float64) -> Any:
 
 
 def _read_pair(x: Any, name: str, targets: Any) -> tuple[Any, Any]:
-    """Predictions and what is wanted of them; of a list, in the dtype of the other."""
+    """Predictions and targets. A list of numbers takes the dtype of the other argument."""
     z, t = viewed(x, name), viewed(targets, "targets")
     if isinstance(z, list | tuple):
         z = _read(z, name, _dtype_beside(t))
@@ -279,7 +278,7 @@ def _read_pair(x: Any, name: str, targets: Any) -> tuple[Any, Any]:
 
 
 def _dtype_beside(array: Any) -> Any:
-    """The dtype that numbers beside an array take: its own where it is one of floats."""
+    """The dtype of a list of numbers beside an array: the array's, if that is one of narrow floats; else float64."""
     dtype = np.asarray(array).dtype if isinstance(array, np.ndarray) else np.dtype(np.float64)
     return dtype if dtype_name(dtype) in ("float16", "float32", "bfloat16") else np.float64
 
@@ -296,7 +295,7 @@ def _listed(value: Any, name: str) -> NDArray[Any]:
 
 
 def _rounded(array: NDArray[Any], name: str, dtype: Any) -> NDArray[Any]:
-    """Numbers in a dtype of floats."""
+    """Rounds numbers to a float dtype. Raises ValueError where one leaves its range."""
     with np.errstate(all="ignore"):
         if dtype_name(np.dtype(dtype)) == "bfloat16":
             rounded = narrowed(array.astype(np.float32), bfloat16_dtype())

@@ -1,4 +1,4 @@
-"""Dropout and its kin, by random words of the elements' numbers: no mask is stored."""
+"""Dropout, DropConnect and stochastic depth. Random words decide, one for each element: no mask is stored."""
 
 from typing import Any
 
