@@ -2,11 +2,11 @@
 
 Each takes `(param, grad, *states, step, <hyper-parameters>, maximize=False, grad_scale=1.0)`, and `cautious=False`
 where the optimizer has it: single arrays, or lists of equal length (then `step` may be a list too). `step` counts
-from 1; states start as zeros, where the function does not say otherwise. The names and defaults of the
-hyper-parameters are those of the optimizer class, and so are the errors.
+from 1; states start as zeros unless the function says otherwise. The hyper-parameters have the names, defaults and
+errors of the optimizer class.
 
-The array says how a state is stored: float32, float16 or bfloat16. A state of 8 bits is a pair `(codes, scales)`: uint8
-in the shape of the parameter, and float32 with one number for every 256 elements. What is stored in fewer bits is
+The dtype of the array says how a state is stored: float32, float16 or bfloat16. A state of 8 bits is a pair `(codes,
+scales)`: uint8 in the shape of the parameter, and float32 with one number for every 256 elements. Narrow states are
 rounded at random, by `seed`, `step` and position in the list; so is a narrow parameter with `stochastic_rounding=True`.
 See `Options`.
 

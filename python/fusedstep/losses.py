@@ -41,7 +41,7 @@ def softmax_cross_entropy(
 
     Args:
         logits: (…, C), two axes or more, rows of C classes, of any strides (copied where they are not C-contiguous);
-            float32, float64, float16 or bfloat16 (of 16 bits the arithmetic is float32, rounded once). A list of
+            float32, float64, float16 or bfloat16 (16-bit numbers are computed in float32, and rounded once). A list of
             numbers is float64.
         labels: (…) integers in [0, C) or `ignore_index`; or (…, C) probabilities, in the dtype of the logits. A list of
             numbers takes that dtype.
@@ -108,7 +108,7 @@ def sigmoid_binary_cross_entropy(
         loss of an element = (1 − t) log(1 + exp(z)) + pos_weight · t log(1 + exp(−z))
         dlogits = ((1 − t) σ(z) − pos_weight · t σ(−z)) / D     D = elements for "mean", else 1
 
-    Neither overflows, nor loses digits where the sigmoid is near 0 or 1; an infinite logit that is right costs 0.
+    Neither overflows, nor loses digits where the sigmoid is near 0 or 1; an infinite logit of the right sign costs 0.
 
     Args:
         logits: Any shape and strides; float32, float64, float16 or bfloat16. A list of numbers takes the dtype of the
@@ -191,7 +191,8 @@ def mean_squared_error(
             the targets, float64 where they are a list too.
         targets: The same shape and dtype, or a list of numbers.
         reduction: "mean", "sum", or "none" (which do not divide).
-        out: Where the gradient goes: a C-contiguous array like predictions, or they themselves; by default a new one.
+        out: Where the gradient goes: a C-contiguous array like predictions, or predictions itself; by default a new
+            one.
 
     Returns:
         The loss and the gradient, as `softmax_cross_entropy`.

@@ -22,9 +22,9 @@ def dropout(
         yᵢ = residualᵢ + (xᵢ / (1 − p)  with probability 1 − p, else 0)
 
     Element i of x in C order is kept where word offset + i of Philox 4×32-10 with the key `seed` is at least p · 2³².
-    So the result depends on nothing but the arguments, and the backward pass makes the same choice again: give it the
-    same `p`, `seed` and `offset`, and keep nothing. Two calls are independent where their seeds differ, or their ranges
-    [offset, offset + elements) do not meet.
+    So the result depends on the arguments alone, and the backward pass makes the same choice from the same `p`, `seed`
+    and `offset`; nothing is stored. Two calls are independent if their seeds differ, or their ranges [offset, offset +
+    elements) do not overlap.
 
     Args:
         x: Any shape and strides; float32, float64, float16 or bfloat16.
@@ -58,11 +58,11 @@ def dropout(
 
 
 def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
-    r"""The gradient of `dropout`: dx = dy / (1 − p) where x was kept, else 0; that of the residual is dy.
+    r"""The gradient of `dropout`: dx = dy / (1 − p) where x was kept, else 0; dresidual = dy.
 
     Args:
         dy: The gradient of y, of any strides; float32, float64, float16 or bfloat16.
-        p: As in the forward pass, and so the following.
+        p: As in the forward pass; so are the following.
         seed: See `dropout`.
         offset: See `dropout`.
         out: Where dx goes: a C-contiguous array like dy, or dy itself; by default a new one.
@@ -121,8 +121,8 @@ def stochastic_depth(
 
         y[n] = residual[n] + (x[n] / (1 − p)  with probability 1 − p, else 0)
 
-    Sample n goes by word offset + n, see `dropout`. The gradient of x is the same function of the gradient of y,
-    without the residual; that of the residual is dy.
+    Word offset + n decides about sample n, see `dropout`. The gradient of x is the same function of the gradient of y,
+    without the residual; the gradient of the residual is dy.
 
     Args:
         x: (N, …), what the branch gives, of any strides; float32, float64, float16 or bfloat16.

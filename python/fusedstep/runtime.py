@@ -60,9 +60,9 @@ def num_threads() -> int:
     """The number of threads that large work is shared out over.
 
     At first use it is `FUSEDSTEP_NUM_THREADS`, else `OMP_NUM_THREADS`, else the processors that this process may use:
-    those of its affinity, and no more than the CPU quota of its control groups (a container's limit), rounded up. Where
-    the system does not let so many threads start, a `RuntimeWarning` says so at the first work that needs them, and it
-    is fewer from then on.
+    those of its affinity, and no more than the CPU quota of its control groups (a container's limit), rounded up. If
+    the system refuses to start that many threads, the first work that needs them gives a `RuntimeWarning`, and the
+    number is smaller from then on.
 
     In a process forked from one that had loaded fusedstep it is 1: OpenMP's threads do not survive a fork.
 

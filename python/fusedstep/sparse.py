@@ -20,20 +20,20 @@ def _plain(value: Any, name: str) -> Array:
 
 
 class RowSparse:
-    """The gradient of an array of which few rows were used, an embedding's for example.
+    """The gradient of an array with few rows in use, such as an embedding.
 
-    It stands for the array of shape `shape` that has `values[k]` in row `indices[k]`, summed where an index comes more
-    than once, and zeros elsewhere. An optimizer that takes it (`SGD`, `Adagrad`, `SparseAdam`) reads and writes no
-    other rows of the parameter and its state.
+    It stands for the array of shape `shape` with `values[k]` in row `indices[k]`, summed for repeated indices, and
+    zeros elsewhere. An optimizer that takes it (`SGD`, `Adagrad`, `SparseAdam`) reads and writes no other rows of the
+    parameter and its state.
 
     Args:
         indices: The rows, in any order, repeated or not; integers, shape (k,).
-        values: What they hold; float32, float16, bfloat16 or float64, as for any gradient; shape (k, *shape[1:]).
+        values: Their values; float32, float16, bfloat16 or float64, as for any gradient; shape (k, *shape[1:]).
         shape: The parameter's shape, of at least one axis.
 
     Raises:
         TypeError: Indices that are no integers; anything that is no array.
-        ValueError: Shapes that do not go together; a row index that is out of range.
+        ValueError: Shapes that do not match; a row index that is out of range.
 
     Examples:
         >>> import numpy as np, fusedstep as fs

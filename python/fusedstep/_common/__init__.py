@@ -1,1 +1,1 @@
-"""What every package uses: arguments, arrays, structures of parameters, files, reprs. It imports none of them."""
+"""What every package uses: arguments, arrays, structures of parameters, files, reprs. It imports no other package."""

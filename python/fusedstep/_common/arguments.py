@@ -10,12 +10,12 @@ import numpy as np
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number of Python or NumPy; a bool is none."""
+    """Whether it is a real number of Python or NumPy, and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is an integer of Python or NumPy; a bool is none."""
+    """Whether it is an integer of Python or NumPy, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
 
 
@@ -25,7 +25,7 @@ def kind_of(value: Any) -> str:
 
 
 def real(value: Any, name: str, *, got: Callable[[Any], str] = kind_of) -> float:
-    """A number that may be infinite or NaN; infinite where a double does not reach."""
+    """A number that may be infinite or NaN; infinite beyond the range of doubles."""
     if not is_number(value):
         raise TypeError(f"{name}: expected a number, got {got(value)}")
     try:
@@ -98,7 +98,7 @@ def rising(values: Any, name: str) -> tuple[int, ...]:
 
 
 def shown(value: Any) -> str:
-    """What an error shows of a value: its repr, where it has one, cut to what is read."""
+    """A value as an error shows it: its repr, if it has one, cut to a readable length."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # a nest too deep, a number of too many digits

@@ -17,7 +17,7 @@ def as_array(value: object, name: str) -> NDArray[Any]:
     """A NumPy view of what `value` holds now.
 
     Raises:
-        TypeError: There is none without a copy.
+        TypeError: No view is possible without a copy.
         ValueError: Its memory was moved or freed by the object that it came from.
     """
     if not name.isascii():  # half of a pair of surrogates cannot be encoded
@@ -61,7 +61,7 @@ def _check_storage(tensor: Any, name: str) -> None:
 
 
 def viewed(value: Any, name: str) -> Any:
-    """`as_array` of arrays of other libraries; what is no array comes back, to be refused by name further on."""
+    """`as_array` of arrays of other libraries; anything else is returned, and a later check refuses it by name."""
     if value is None or isinstance(value, np.ndarray):
         return value
     return as_array(value, name) if hasattr(value, "__array__") or hasattr(value, "__dlpack__") else value
@@ -80,7 +80,7 @@ def _words_of(tensor: Any, name: str) -> NDArray[Any]:
 
 
 def bfloat16_dtype() -> np.dtype[Any]:
-    """That of ml_dtypes where it is installed, for it computes and prints; else ours."""
+    """The dtype of ml_dtypes if it is installed, because it computes and prints; else ours."""
     try:
         import ml_dtypes
     except ImportError:
@@ -91,14 +91,14 @@ def bfloat16_dtype() -> np.dtype[Any]:
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether it is ours, to the letter, or that of ml_dtypes; in native byte order."""
+    """Whether it is exactly our dtype, or that of ml_dtypes, in native byte order."""
     if dtype.metadata is not None and dtype.kind == "u":
         return dtype == np.uint16 and dtype.metadata == {"fusedstep": "bfloat16"}
     return dtype.isnative and dtype.type is getattr(sys.modules.get("ml_dtypes"), "bfloat16", None)
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """NumPy's name, but for bfloat16 however it is marked."""
+    """NumPy's name; "bfloat16" for either dtype of that."""
     if is_bfloat16(dtype):
         return "bfloat16"
     return dtype.str if dtype.name == "bfloat16" else dtype.name

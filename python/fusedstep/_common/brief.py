@@ -1,4 +1,4 @@
-"""Results in a line or a few: what is large is named, not printed."""
+"""Results in a line or a few: large values are named, not printed."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-#: Arrays and lists of no more numbers are shown.
+#: The longest array or list that is shown.
 _SHOWN = 8
 
 

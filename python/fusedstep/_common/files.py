@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import io
 import os
@@ -48,9 +48,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file at once, so that whoever is interrupted leaves the old one.
+    """Writes a file at once, so that an interrupt leaves the old one.
 
-    What is no regular file, a pipe or a terminal, and a file in a directory that takes no other, it writes into.
+    It writes directly into a pipe or a terminal, and into a file whose directory takes no other.
 
     Raises:
         OSError: It cannot be written.
@@ -65,7 +65,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str], **options: Any) -> None:
-    """Writes a figure of matplotlib at once; the suffix of the path says as what, without one as matplotlib does."""
+    """Writes a figure of matplotlib at once; the suffix of the path is the format, by default matplotlib's."""
     suffix = os.path.splitext(os.fspath(path))[1][1:]
     kind = suffix or figure.canvas.get_default_filetype()
     memory = io.BytesIO()

@@ -28,7 +28,7 @@ class Given(NamedTuple):
     container: Any
 
     def copied(self) -> "Given":
-        """With a list of its own, for a group's may be changed."""
+        """With a new list, because a group's may be changed."""
         return self._replace(objects=list(self.objects))
 
 
@@ -66,7 +66,7 @@ class Nested:
         return list(_same(given, dict(self.tree) if is_pairs(self.tree) else self.tree, name, self.leaf))
 
     def grads(self, grads: Any, role: str = "grads") -> list[Any]:
-        """The leaves of what has the same structure; None for a branch that has no gradients."""
+        """The leaves of a value of the same structure; None for a branch without gradients."""
         if not is_pairs(self.tree):
             return list(_matched(grads, self.tree, role))
         if isinstance(grads, Mapping):
@@ -91,7 +91,7 @@ def is_pairs(value: Any) -> bool:
 
 
 def listed(params: Any, role: str = "params") -> Any:
-    """What can be gone through once only as a list; everything else as it is."""
+    """An iterator as a list; everything else as it is."""
     if isinstance(params, set | frozenset):
         raise TypeError(f"{role}: expected an order, got a {type(params).__name__}, which has none: give a list")
     if isinstance(params, str | bytes | Mapping | list | tuple) or is_array(params):
@@ -212,7 +212,7 @@ class Parameters:
         return [value for group in self.groups for value in group.objects]
 
     def labels(self, name: str) -> list[str]:
-        """What errors call each of them."""
+        """The name of each in errors."""
         if self.single:
             return [name]
         keys: list[Any] = []
@@ -221,7 +221,7 @@ class Parameters:
         return [f"{name}[{key!r}]" for key in keys]
 
     def refuse_orphans(self) -> None:
-        """ValueError where what holds them has other objects than when it was given."""
+        """ValueError if their container holds other objects than when it was given."""
         for group in self.groups:
             refuse_orphans(group)
 

@@ -29,13 +29,13 @@ class Checkpoint:
 
     Attributes:
         params: The parameters by name (by position, "0", "1", …, where they were a list), in the order and with the
-            order of axes in memory that they were saved with. Those that shared memory share it again. Where a
-            `BatchNorm` was, its state, for `BatchNorm.load_state_dict`.
+            order of axes in memory that they were saved with. Those that shared memory share it again. For a
+            `BatchNorm`: its state, for `BatchNorm.load_state_dict`.
         optimizer: A state dict for `Optimizer.load_state_dict`; None where there was no optimizer. Schedules of
             `fusedstep.schedules` are objects in its groups. Beside its own keys it has `schedules`: per group, the
             names of the hyper-parameters that were other functions, and are not in it.
-        metadata: What was given beside them.
-        rng: The random generator, where it was; None where none was given.
+        metadata: The metadata that were given.
+        rng: The random generator in its saved state; None if none was given.
     """
 
     params: dict[str, Any]
@@ -63,14 +63,14 @@ def save_checkpoint(
 ) -> None:
     """Writes parameters, optimizer state, random state and metadata into one safetensors file.
 
-    The file takes its name when all of it is on the disk: a crash leaves the old one or the new one. (A process killed
+    The file gets its name when all of it is on the disk: a crash leaves the old file or the new one. (A process killed
     in the middle leaves its temporary file too, `.fusedstep-….tmp` in the same directory.) A file that is replaced
     keeps its permissions; a symbolic link stays, and the file it leads to is replaced. The schedules of
-    `fusedstep.schedules` are saved, by name and arguments, a `ReduceOnPlateau` with its state. Any other function as a
-    learning rate, or one of these around it, is not; its position, the number of steps, is.
+    `fusedstep.schedules` are saved, by name and arguments, a `ReduceOnPlateau` with its state. Any other function, or a
+    schedule that contains one, is not saved; its position, the number of steps, is.
 
-    Takes no memory beyond the arrays themselves, in any order of their axes. Another thread may go on with training:
-    what was written is read back before it replaces a file. Its arrays may be of different steps then.
+    Needs no memory beyond the arrays themselves, in any order of their axes. Another thread may go on training: the new
+    file is read back before it replaces the old one. Its arrays may then be of different steps.
 
     Parameters that share memory, such as `{"embed": w, "head": w.T}`, are saved once, and loaded as views of one array.
     The running statistics of batch norm are part of a model: give the layers beside the parameters.
@@ -78,8 +78,8 @@ def save_checkpoint(
     Args:
         path: The file.
         params: The parameters, of any dtype that NumPy and safetensors both have, and layers (`BatchNorm`), in any
-            structure that an optimizer takes. Those in dicts within dicts are named by their path, "net.w"; those
-            without a name by their position. Of groups only the parameters are saved.
+            structure that an optimizer takes. Names in nested dicts are paths, "net.w"; parameters without a name are
+            named by their position. Only the parameters of groups are saved.
         optimizer: Its state is saved too.
         rng: A generator over one of NumPy's own bit generators; its state is saved too.
         **metadata: None, numbers, strings, arrays, and lists, tuples and dicts (by strings) of them. A NumPy scalar
@@ -88,10 +88,9 @@ def save_checkpoint(
     Raises:
         ModuleNotFoundError: The extra `fusedstep[checkpoint]` is not installed.
         TypeError: Something that cannot be saved, by name: a parameter that is no array, or masked, a dtype, a value.
-        ValueError: `path` is there and no regular file; a name that is not Unicode; metadata that hold themselves;
-            parameters that share memory of which none holds all of the other.
-        OSError: The file cannot be written, or is not read as it was written. Whatever is raised, the old file is as it
-            was.
+        ValueError: `path` exists and is not a regular file; a name that is not Unicode; metadata that contain
+            themselves; parameters that share memory, neither of which holds all of the other.
+        OSError: The file cannot be written, or reads back differently. After any error the old file is unchanged.
 
     Examples:
         >>> import tempfile, os, numpy as np, fusedstep as fs
@@ -137,7 +136,7 @@ def save_checkpoint(
     with replacing(path) as file:
         written = write(file, header, tensors)
         file.flush()
-        # What cannot be read, or is not what was written, must not replace a good file.
+        # A file that cannot be read, or reads back differently, must not replace a good one.
         with opened(file.name):
             pass
         verify(file, written)
@@ -158,7 +157,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         ModuleNotFoundError: The extra `fusedstep[checkpoint]` is not installed.
         CheckpointError: The file is damaged, or no checkpoint of this library, or of a newer format; it is no regular
-            file. A ValueError: whatever somebody made of the file, nothing else is raised, and soon.
+            file. It is a ValueError, and the only error for any content of a file.
         OSError: The file cannot be read; FileNotFoundError where there is none.
 
     Examples:

@@ -28,7 +28,7 @@ _PIECE = 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What must be found in a file again: its first bytes, then so many of every array, and the checksums of these."""
+    """What a file must hold when it is read back: its header, and the size and checksum of every array."""
 
     header: bytes
     sizes: dict[str, int]
@@ -38,8 +38,8 @@ class Written:
 def write(file: BinaryIO, header: dict[str, Any], tensors: dict[str, Array]) -> Written:
     """Writes header and arrays into an empty file."""
     # Written by hand, because safetensors copies: up to 0.7 all arrays, from 0.8 on those not in C order, and 0.8 also
-    # makes a file of its own. The checksums are computed from the bytes as they are written, for another thread may be
-    # stepping. So the header goes out last; its length does not depend on the checksums.
+    # makes a file of its own. The checksums are computed from the bytes as they are written, because another thread may
+    # be stepping. So the header is written last; its length does not depend on the checksums.
     checksums = dict.fromkeys(tensors, 0)
     file.seek(len(_header_bytes(header, tensors, checksums)))
     for name in _layout(tensors):

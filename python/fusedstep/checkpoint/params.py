@@ -1,4 +1,4 @@
-"""Parameters and layers: which share memory, and what they are when loaded."""
+"""Parameters and layers: which of them share memory, and how they are loaded."""
 
 from collections import Counter
 from typing import Any
@@ -18,7 +18,7 @@ Params = Any
 
 
 def _named(params: Any) -> list[tuple[str, str, Any]]:
-    """Of each parameter and layer its name in the file, what errors call it, and itself."""
+    """For each parameter and layer: its name in the file, its name in errors, and the object."""
     given = Parameters(params)
     found: list[tuple[str, str, Any]] = []
     for group in given.groups:

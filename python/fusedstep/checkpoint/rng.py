@@ -13,7 +13,7 @@ _BIT_GENERATORS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
 }
-#: Where they keep a position in a buffer, and its length: NumPy takes any number, and then reads past the end.
+#: The field with a position in a buffer, and the buffer's length: NumPy accepts any position, and then reads past it.
 _POSITIONS = {"MT19937": (("state", "pos"), 624), "Philox": (("buffer_pos",), 4)}
 #: NumPy's own is of 4 words.
 _LARGEST_POOL = 256

@@ -15,7 +15,7 @@ _WORK = 100_000
 
 
 class View(NamedTuple):
-    """Where an array lies in the memory of another; in bytes, the strides of single elements as 0."""
+    """Where an array lies in the memory of another, in bytes; an axis of length 1 has the stride 0."""
 
     of: str
     dtype: str
@@ -88,7 +88,7 @@ def _clusters(arrays: Mapping[str, Array]) -> Iterator[list[str]]:
 
 
 def _holder(name: str, roots: list[str], arrays: Mapping[str, Array], labels: Mapping[str, str]) -> View | None:
-    """How it lies in one of the others; None where it shares memory with none of them."""
+    """How it lies in one of the roots; None if it shares memory with none of them."""
     array = arrays[name]
     low, high = _bounds(array)
     for other in roots:

@@ -1,4 +1,4 @@
-"""Values as JSON, with dicts of one key for what JSON has not; their arrays beside it."""
+"""Values as JSON, with dicts of one key for what JSON lacks; arrays are kept apart."""
 
 import math
 import sys
@@ -59,7 +59,7 @@ def encode(value: Any, name: str, tensors: dict[str, Array], depth: int = 0) -> 
 
 
 def _check_digits(value: int, name: str) -> None:
-    """Python reads numbers of so many digits only."""
+    """Refuses a number of more digits than Python reads."""
     most = sys.int_info.default_max_str_digits
     if value.bit_length() > 3 * most and abs(value) >= 10**most:
         raise ValueError(f"{name}: expected a number of at most {most} digits, got one of {value.bit_length()} bits")
@@ -99,7 +99,7 @@ def add(array: Array, name: str, label: str, tensors: dict[str, Array]) -> str:
     # Two paths may read the same: {"a": {"b": …}, "a/b": …}.
     while name in tensors:
         name += "'"
-    # A view of its own: another thread may give the array another shape.
+    # A new view, because another thread may give the array another shape.
     tensors[name] = np.ndarray.view(array, np.ndarray)
     return name
 
@@ -115,7 +115,7 @@ def check_array(array: Array, name: str, label: str) -> None:
 
 
 def take(tensors: dict[str, Array], name: str) -> Array:
-    """The array of that name, which nothing else may name."""
+    """The array of that name; it can be taken once."""
     if name not in tensors:
         raise ValueError(f"damaged: no tensor {name!r}")
     return tensors.pop(name)

@@ -1,11 +1,11 @@
 """The curvature of a loss: what kind of point training is stuck at, and the way out.
 
-Everything here asks for one function, `grad(params) -> grads`, and pays in its calls: a product of the Hessian and a
-vector is two or three gradients, the ends of a spectrum sixty products, whatever the size of the network. The whole
-Hessian is computed for small problems only.
+All functions here need one function, `grad(params) -> grads`, and its calls are their cost: a Hessian-vector product
+takes two or three gradients, the ends of a spectrum sixty products, for a network of any size. The whole Hessian is
+computed for small problems only.
 
-`grad` gets the parameters as its argument, always in new arrays: nothing of yours is written. A network whose weights
-are elsewhere copies them in from there. They come in the structure of `params`: an array, a list, a dict, dicts and
+`grad` gets the parameters as its argument, always in new arrays: yours are never written. If a network holds its
+weights elsewhere, `grad` copies them there. They have the structure of `params`: an array, a list, a dict, dicts and
 lists within a dict; pairs of a name and an array come as a dict, the arrays of groups as one flat list.
 """
 

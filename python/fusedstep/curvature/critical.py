@@ -26,8 +26,8 @@ class CriticalPoint:
         eigenvalues: float64, ascending; all of them where `complete`, else those at the two ends.
         residuals: ‖H·v − λ·v‖ of each.
         grad_norm: ‖g‖.
-        directions: The eigenvector of each eigenvalue, of length 1, in the structure and dtypes of the parameters. The
-            loss falls along those of negative eigenvalues, by ½|λ|t² for a move of t to either side.
+        directions: The eigenvector of each eigenvalue, of length 1, in the structure and dtypes of the parameters.
+            Along the direction of a negative eigenvalue λ, a move of t to either side lowers the loss by ½|λ|t².
         tolerance: An eigenvalue of at most this size counts as zero.
         grad_tolerance: The point is critical where ‖g‖ is at most this.
         zeros: How many of the eigenvalues count as zero.
@@ -57,9 +57,9 @@ class CriticalPoint:
         return {name: plain(getattr(self, name)) for name in self.__slots__ if name != "directions"}
 
 
-#: Of the eigenvectors that count as zero, so many are asked whether the gradient jumps along them.
+#: The most eigenvectors of eigenvalues that count as zero along which a jump of the gradient is sought.
 _JUMPS = 8
-#: How well the outermost eigenvalue must be known, of its own size, to speak for all that were not found.
+#: The residual of the outermost eigenvalue, relative to it, up to which it bounds all that were not found.
 _SETTLED = 1e-2
 
 
@@ -85,21 +85,22 @@ def classify(
 
     `accuracy` is what rounding allows: ten times ε · max(1, ‖θ‖) / h for differences of step h (4e-10 to 4e-7 in
     float64, the latter where the gradient bends or jumps; 2e-4 in float32), 10 · ε · √n for exact products. `noise`
-    is the error measured at two steps, of a random vector and of the eigenvectors at the ends and next to zero. A is
-    the Hessian as it was computed, where all of it was.
+    is the measured difference of products at two steps, with a random vector and with the eigenvectors at the ends and
+    next to zero. A is the Hessian as it was computed, if all of it was.
 
-    Up to `max_dense` parameters the whole Hessian is computed and all its eigenvalues are known. Beyond, k at each end:
-    a saddle is then certain, for the loss was seen to curve both ways; a minimum or a maximum also wants the residual
-    of the nearest eigenvalue to leave no room for zero, and that one to be the last, which a random start makes all but
-    certain. What is not known is called degenerate, and `reason` says why.
+    Up to `max_dense` parameters the whole Hessian is computed and all its eigenvalues are known. Beyond that, k at each
+    end are computed. A saddle is then certain, because the loss was seen to curve both ways. A minimum or a maximum
+    also needs an eigenvalue nearest to zero that is farther from zero than its residual, and that no eigenvalue lies
+    beyond it, which a random start makes almost certain. Otherwise the kind is degenerate, and `reason` says why.
 
     Args:
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
         params: In any structure that an optimizer takes, float32 or float64; only read.
         k: Eigenvalues from each end, where not all are computed.
         hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.
-        grad_tol: The largest ‖g‖ of a critical point, >= 0; None: as above, a gradient that a move by half of the
-            digits explains. A network in training hardly ever comes so near: give what small means to you.
+        grad_tol: The largest ‖g‖ of a critical point, >= 0; None: as above, a gradient that a change in the second half
+            of the digits of θ explains. A network in training rarely comes so close: give the norm that counts as small
+            for you.
         seed: Of the random vectors.
         step: The length of the moves of the differences; None: see `fusedstep.curvature.hvp`.
         max_dense: The most parameters whose whole Hessian is computed.
@@ -112,7 +113,7 @@ def classify(
     Raises:
         GradientError: `grad` is not deterministic, or not the gradient of one function.
         ModuleNotFoundError: More than `max_dense` parameters without the extra `fusedstep[curvature]`.
-        TypeError: A dtype or kind that is not as said.
+        TypeError: A wrong dtype or kind of argument.
         ValueError: k too large; another structure or shape; numbers that are not finite.
 
     Examples:
@@ -179,7 +180,7 @@ def classify(
 
 
 def _measured_tolerance(operator: Operator, values: Array, vectors: Array) -> float:
-    """What counts as zero, by the rounding and by the error measured along eigenvectors."""
+    """The largest |eigenvalue| that counts as zero, from rounding and from the errors measured along eigenvectors."""
     largest = float(np.abs(values).max())
 
     def tolerance() -> float:
@@ -220,7 +221,7 @@ def _decide(values: Array, residuals: Array, tolerance: float, zeros: int, compl
         verb = "is" if zeros == 1 else "are"
         return "degenerate", f"{zeros} {of} {verb} zero within {tolerance:.3g}; {seen}"
     nearest = 0 if positive_ else -1
-    # Found eigenvalues say nothing of those beyond them, unless Lanczos has settled on the outermost.
+    # Found eigenvalues say nothing of those beyond them, unless Lanczos has converged to the outermost.
     settled = complete or residuals[nearest] <= _SETTLED * abs(values[nearest])
     if not settled or abs(values[nearest]) - residuals[nearest] <= tolerance:
         return "degenerate", (

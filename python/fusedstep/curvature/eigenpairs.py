@@ -26,13 +26,13 @@ class Spectrum:
     Attributes:
         eigenvalues: float64, ascending.
         eigenvectors: One for each, of length 1, in the structure and the dtypes of the parameters.
-        residuals: ‖H·v − λ·v‖ of each, from products of their own: so near to λ there is an eigenvalue.
+        residuals: ‖H·v − λ·v‖ of each, from separate products: an eigenvalue lies within this distance of λ.
         converged: Whether the residual is at most `tol` times the largest |eigenvalue| that was found.
         which: Which ends.
         size: The number of parameters.
         noise: The measured error of a product with a random unit vector.
         accuracy: The error of products to expect from rounding, relative to the largest |eigenvalue|.
-        asymmetry: The measured asymmetry of H, of its size.
+        asymmetry: The measured asymmetry of H, relative to its size.
         products: Hessian-vector products, those of the checks and residuals included.
         gradients: Calls of `grad`.
     """
@@ -100,7 +100,7 @@ def spectrum(
     Raises:
         GradientError: `grad` is not deterministic, or not the gradient of one function.
         ModuleNotFoundError: The extra `fusedstep[curvature]` is not installed.
-        TypeError: A dtype or kind that is not as said.
+        TypeError: A wrong dtype or kind of argument.
         ValueError: k too large, for the parameters or for `max_products`; another structure or shape; numbers that are
             not finite.
 
@@ -153,7 +153,7 @@ def spectrum(
 
 
 def product_limit(max_products: int | None, wanted: int) -> int:
-    """How many products are paid for."""
+    """The most products that may be taken."""
     return max(60, 6 * wanted) if max_products is None else whole(max_products, "max_products", least=1, most=None)
 
 
@@ -176,7 +176,7 @@ def all_pairs(operator: Operator) -> tuple[Vector, Vector, Vector]:
 def end_pairs(
     operator: Operator, wanted: int, which: Which, limit: int, rng: np.random.Generator
 ) -> tuple[Vector, Vector, Vector]:
-    """So many eigenvalues from the ends, by one Lanczos run."""
+    """`wanted` eigenvalues from the ends, by one Lanczos run."""
     linalg = require("scipy.sparse.linalg", "curvature")
     n = operator.space.size
     # ARPACK takes one product more than it keeps vectors.
@@ -189,12 +189,12 @@ def end_pairs(
     if operator.vanishes:
         vectors = np.eye(n, wanted)
         return np.zeros(wanted), vectors, np.zeros(wanted)
-    # ARPACK multiplies its start by H, which would take out of it all that belongs to an eigenvalue of 0.
+    # ARPACK multiplies its start vector by H, which would remove the eigenvectors of eigenvalue 0 from it.
     shift = operator.typical
     linear = linalg.LinearOperator(
         (n, n), matvec=lambda v: operator.product(v.ravel()) + shift * v.ravel(), dtype=np.float64
     )
-    # A tolerance that everything passes: the basis is as large as can be paid for, and the residuals tell the rest.
+    # Any result passes this tolerance: the basis is as large as the limit allows, and the residuals tell the accuracy.
     values, vectors = linalg.eigsh(
         linear,
         k=wanted,

@@ -1,4 +1,4 @@
-"""Which learning rates a model bears: a short run with one that rises."""
+"""Which learning rates a model can train with: a short run with a rising rate."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ class LRRangeTest:
 
     Attributes:
         lrs: The rates that were tried, ascending.
-        losses: What `step` gave at each; the last may be infinite or NaN.
+        losses: The loss that `step` returned at each; the last may be infinite or NaN.
         smoothed: Their running average, as long as it is finite.
         steepest: The rate at which the average falls fastest per factor of the rate; None where it never falls.
         lowest: The rate at which it is lowest.
@@ -88,8 +88,8 @@ def lr_range_test(
         stops where  average > lowest + max((divergence − 1) · |lowest|, noise)
         noise = 5 · (1 + 10 / t) · 1.48 · median of |loss − average before it|
 
-    Noise is what the losses have scattered so far: around a loss near 0 any multiple of the lowest average is within
-    it. 1.48 medians of normal deviations are a standard deviation; of a few, little is known.
+    Noise is the scatter of the losses so far: near a loss of 0 it exceeds any multiple of the lowest average. 1.48
+    medians of normal deviations are a standard deviation; a few deviations tell little.
 
     Args:
         step: `step(lr) -> loss`: trains one batch with this rate and gives the loss before the update. Or a
@@ -99,10 +99,10 @@ def lr_range_test(
         divergence: > 1.
         params: What training changes: an array, a layer or module with a state dict (`BatchNorm`, PyTorch's; their
             count of batches comes back with the rest), or these in any structure that an optimizer takes. They are put
-            back as they were, bit for bit, also after an error or Ctrl-C. None: that is yours to do.
+            back as they were, bit for bit, also after an error or Ctrl-C. None: you put them back yourself.
         optimizer: Its state and the hyper-parameters in its groups are put back likewise, through `state_dict` and
-            `load_state_dict`. Of a module it is a `torch.optim.Optimizer`, all of whose groups take the rate.
-        loss: Of a module: `loss() -> tensor`, that of the next batch, called in every step.
+            `load_state_dict`. For a module it is a `torch.optim.Optimizer`, all of whose groups take the rate.
+        loss: For a module: `loss() -> tensor`, the loss of the next batch, called in every step.
 
     Returns:
         The `LRRangeTest`.
@@ -184,10 +184,10 @@ def lr_range_test(
 
 
 def _noise(scatter: list[float]) -> float:
-    """What an average may rise by without meaning anything, from how far losses were from the average before them."""
+    """How far an average may rise by chance, from the distances of the losses to the average before them."""
     if not scatter:
         return 0.0
-    # The lower median: where half of all losses have diverged, it is of the others.
+    # The lower median: if half of all losses have diverged, it is one of the others.
     middle = float(np.partition(scatter, (len(scatter) - 1) // 2)[(len(scatter) - 1) // 2])
     return 5 * (1 + 10 / len(scatter)) * 1.4826 * middle
 
@@ -227,7 +227,7 @@ def _suggestions(rates: Vector, smoothed: Vector) -> tuple[float | None, float |
 
 @contextmanager
 def _restored(params: Any, optimizer: Any) -> Iterator[None]:
-    """Puts everything back at the end; whatever interrupts that, all the rest is put back first."""
+    """Puts everything back at the end; after an interrupt the rest is still put back."""
     back = _Back()
     if params is not None:
         back.keep(params, "params")
@@ -242,7 +242,7 @@ def _restored(params: Any, optimizer: Any) -> Iterator[None]:
 
 
 class _Back:
-    """What was there, as calls that put it back; each may be repeated."""
+    """Calls that put former values back; each may be repeated."""
 
     def __init__(self) -> None:
         self._calls: list[Callable[[], Any]] = []

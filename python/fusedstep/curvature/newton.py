@@ -62,13 +62,13 @@ def newton_step(
 
         (H + μI)·s = −g,    θ' = θ + s,    predicted decrease = −gᵀs − ½ sᵀHs
 
-    Without damping the step leads to the critical point of the quadratic model, whichever kind it is: to a saddle, too.
+    Without damping the step leads to the critical point of the quadratic model, of any kind: to a saddle, too.
 
     Args:
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
         params: In any structure that an optimizer takes, float32 or float64; only read.
         damping: μ >= 0; None: 0 where the smallest eigenvalue of H is above 1e-6 (float32: 1e-3) of the largest
-            |eigenvalue|, else what lifts it there.
+            |eigenvalue|, otherwise the damping that lifts it there.
         hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.
         step: The length of the moves of the differences; None: see `fusedstep.curvature.hvp`.
         max_size: The most parameters: n of them take n² · 8 bytes, 2n gradients and n³/3 multiplications.
@@ -80,7 +80,7 @@ def newton_step(
     Raises:
         GradientError: `grad` is not deterministic, or not the gradient of one function.
         ModuleNotFoundError: The extra `fusedstep[curvature]` is not installed.
-        TypeError: A dtype or kind that is not as said.
+        TypeError: A wrong dtype or kind of argument.
         ValueError: A damping with which H + μI is not positive definite; an H that is zero; more parameters than
             `max_size`; another structure or shape; numbers that are not finite.
 

@@ -29,7 +29,7 @@ class Probe:
         self._slope = float(np.linalg.norm(operator.center))
 
     def run(self, flat: list[Vector], first: float, rng: np.random.Generator) -> tuple[Vector, float] | None:
-        """The nearest lower place that was found, with the loss there; None where there is none.
+        """The nearest lower place that was found, with the loss there; None if none was found.
 
         Args:
             flat: Directions of length 1 along which the curvature is zero.
@@ -51,7 +51,7 @@ class Probe:
         return None
 
     def _lower(self, loss: float, radius: float) -> bool:
-        """Whether it is lower than rounding, and than what is left of the gradient, explain."""
+        """Whether it is lower than rounding and the rest of the gradient explain."""
         noise = 64 * self._operator.space.eps * max(abs(self._before), abs(loss))
         return bool(loss < self._before - noise - self._slope * radius)
 

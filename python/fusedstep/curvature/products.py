@@ -1,4 +1,4 @@
-"""Hessian-vector products by differences of the gradient, and what they can be trusted for."""
+"""Hessian-vector products by differences of the gradient, and their accuracy."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ class Operator:
         gradients: Calls of `grad` so far.
         noise: The largest measured error of a product with a unit vector, a norm.
         vanishes: Whether all products of the check were 0.
-        asymmetry: How far random products are from those of a symmetric matrix, of their length.
+        asymmetry: How far random products are from those of a symmetric matrix, relative to their length.
         step: The length of the moves ±h·v of the next product.
     """
 
@@ -80,7 +80,7 @@ class Operator:
 
     @property
     def accuracy(self) -> float:
-        """The error to expect of a product, relative to the largest |eigenvalue|: ten times what rounding makes."""
+        """The error to expect of a product, relative to the largest |eigenvalue|: ten times the error of rounding."""
         if self._hvp is not None:
             return 10 * self.space.eps * math.sqrt(self.space.size)
         relative = self.step / self.scale
@@ -138,9 +138,9 @@ class Operator:
         return value, bend, 8 * self.space.eps * size / moved
 
     def jump(self, unit: Vector) -> tuple[float, float]:
-        """The change of the gradient across the point that shorter moves do not make smaller, and the shorter move.
+        """The change of the gradient across the point, if shorter moves do not reduce it, and the shorter move.
 
-        Zeros where it falls with the move, as that of a smooth gradient does, or could be rounding.
+        Zeros if the change shrinks with the move, as for a smooth gradient, or may be rounding.
         """
         short = self.step * (2.0**-16 if self.space.eps < 1e-10 else 2.0**-4)
         changes = []
@@ -228,17 +228,17 @@ def hvp(grad: Gradient, params: Any, v: Any, *, step: float | None = None) -> An
 
         H·v ≈ ‖v‖ · (g(θ + h·u) − g(θ − h·u)) / (2h),    u = v / ‖v‖
 
-    Rounding costs about ε/h, the third derivative h², so that h = ∛ε · max(1, ‖θ‖) wants least of both: 6e-6 of the
-    norm in float64, which leaves ten digits, and 5e-3 in float32, which leaves four (θ ± h·u is rounded to float32, and
-    the quotient divides by what was moved in fact; everything else is in double).
+    Rounding causes an error of about ε/h, the third derivative one of h²; h = ∛ε · max(1, ‖θ‖) balances both: 6e-6 of
+    the norm in float64, which leaves ten digits, and 5e-3 in float32, which leaves four (θ ± h·u is rounded to float32,
+    and the quotient divides by the actual move; everything else is in double).
 
     A network with ReLU has a gradient that jumps where a unit switches, and h must not reach there. In float64 a third
-    gradient, g(θ), tells: where it is not in the middle of the other two, h is made 16 times shorter, up to four times.
-    In float32 there are no digits to spare: H is then one of the loss averaged over ±h·u.
+    gradient, g(θ), shows it: if it is not midway between the other two, h is made 16 times shorter, up to four times.
+    In float32 there are not enough digits for that: H is then that of the loss averaged over ±h·u.
 
     Args:
         grad: `grad(params) -> grads`, in the structure, shapes and dtypes of `params`. It is always called with new
-            arrays, never with yours, so it must use those that it is given; and it must be deterministic.
+            arrays, never with yours, so it must use its argument; and it must be deterministic.
         params: In any structure that an optimizer takes, float32 or float64; only read.
         v: The vector, in the same structure, shapes and dtypes.
         step: h, the length of the two moves, > 0; None: as above.

@@ -22,7 +22,7 @@ class Trace:
     Attributes:
         value: The estimate.
         standard_error: Its standard deviation, estimated from the samples.
-        samples: The terms whose mean it is.
+        samples: The terms; `value` is their mean.
         products: Hessian-vector products that it took.
         gradients: Calls of `grad` that it took.
     """
@@ -50,7 +50,7 @@ class SpectralDensity:
         nodes: (probes, steps) The quadrature's nodes, ascending along each row; NaN beyond the end of a run that found
             all that there is.
         weights: (probes, steps) Their weights; each row adds up to 1.
-        width: The standard deviation of the normal curve that each node was drawn as.
+        width: The standard deviation of the normal curve that is drawn for each node.
         size: The number of parameters.
         products: Hessian-vector products that it took.
         gradients: Calls of `grad` that it took.
@@ -111,7 +111,7 @@ def trace(
 
     Raises:
         GradientError: `grad` is not deterministic, or not the gradient of one function.
-        TypeError: A dtype or kind that is not as said.
+        TypeError: A wrong dtype or kind of argument.
         ValueError: Another structure or shape; numbers that are not finite.
 
     Examples:
@@ -175,7 +175,7 @@ def spectral_density(
     Raises:
         GradientError: `grad` is not deterministic, or not the gradient of one function.
         ModuleNotFoundError: The extra `fusedstep[curvature]` is not installed.
-        TypeError: A dtype or kind that is not as said.
+        TypeError: A wrong dtype or kind of argument.
         ValueError: Another structure or shape; numbers that are not finite.
 
     Examples:

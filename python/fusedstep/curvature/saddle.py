@@ -19,7 +19,7 @@ from fusedstep.curvature.space import Gradient, Product, Space, Vector, positive
 
 
 class NoNegativeCurvatureError(ValueError):
-    """The loss curves down in no direction, as far as can be measured, nor falls in one without curvature."""
+    """The loss curves down in no direction, as far as can be measured, and falls in none without curvature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Escape:
     Attributes:
         params: The parameters after the step: new arrays, in the structure that was given.
         loss_before: The loss at the parameters given.
-        loss_after: The loss at these; lower.
-        direction: The direction of length 1 that was gone, with its sign, in the same structure.
+        loss_after: The loss after the step; lower.
+        direction: The direction of the step, of length 1, in the same structure.
         eigenvalue: The curvature along it: negative, or about zero where a term of higher order leads down.
         step_length: How far.
         trials: The lengths tried, negative on the other side, each with the loss there.
@@ -74,20 +74,20 @@ def escape(
 
     .. code-block:: text
 
-        L(θ ± t·u) ≤ L(θ) − ¼|λ|t²      half of what the curvature promises
+        L(θ ± t·u) ≤ L(θ) − ¼|λ|t²      half of the fall that the curvature predicts
 
     On each side a first length is halved until this holds, or else doubled as long as the loss falls.
 
     Where the most negative eigenvalue is zero within the tolerance, second derivatives do not decide. Then the loss is
-    asked on spheres of up to 64 first lengths, along the directions without curvature and mixtures of them, and from
-    the lowest places on down the sphere; a lower place counts if the loss is nowhere higher on the way to it. So it
-    leaves a monkey saddle, −x⁴, or x² − y⁴.
+    evaluated on spheres of up to 64 first lengths: along the directions without curvature and mixtures of them, and
+    from the lowest places down along the sphere. A lower place counts if the loss is nowhere higher on the way to it.
+    So it leaves a monkey saddle, −x⁴, or x² − y⁴.
 
     Args:
         loss: `loss(params) -> number`, of which `grad` is the gradient.
         grad: `grad(params) -> grads`, deterministic; see `hvp`.
         params: In any structure that an optimizer takes, float32 or float64; only read.
-        point: What `classify` said of these parameters, if it has been asked.
+        point: The result of `classify` for these parameters, if you have it.
         hvp: `hvp(params, v) -> H·v`, where you have exact products; None: differences of `grad`.
         length: The first length, > 0; None: a hundredth of max(1, ‖θ‖).
         max_trials: The most losses computed on each side.
@@ -103,7 +103,7 @@ def escape(
     Raises:
         NoNegativeCurvatureError: No eigenvalue was found below −tolerance, and no way down where it is zero within it.
         GradientError: `grad` is not deterministic, or not the gradient of one function.
-        TypeError: A dtype or kind that is not as said.
+        TypeError: A wrong dtype or kind of argument.
         ValueError: The loss at the parameters is not finite, or does not fall where `grad` says that it must; another
             structure or shape; numbers that are not finite.
 
@@ -119,7 +119,8 @@ def escape(
 
     Reference:
         Goldfarb, "Curvilinear path steplength algorithms for minimization which use directions of negative curvature",
-        Mathematical Programming 18, 1980: there along a curve; here straight, for at a critical point nothing bends it.
+        Mathematical Programming 18, 1980: there along a curve; here along a line, because at a critical point the
+        gradient does not bend it.
     """
     function(loss, "loss")
     most = whole(max_trials, "max_trials", least=1, most=None)
@@ -228,7 +229,7 @@ class _Search:
         return best
 
     def on(self, direction: Vector, length: float, loss: float) -> tuple[float, float]:
-        """From a lower place on, twice as far as long as the loss falls."""
+        """From a lower place on, doubles the length as long as the loss falls."""
         best = (length, loss)
         self.trials.append(best)
         for _ in range(self._most - 1):

@@ -1,4 +1,4 @@
-"""How far a gradient can be believed, and how a layer's inputs move as those below it learn."""
+"""How far a gradient predicts the loss, and how a layer's inputs move as the layers below it learn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class Smoothness:
         loss_before: L(θ).
         grad_norm: ‖g(θ)‖.
         gradient_changes: ‖g(θ − η·g) − g(θ)‖: small where the gradient predicts well.
-        betas: That, divided by the length ‖η·g‖ of the move.
-        cosines: Of the angle between the two gradients; NaN where one of them is 0.
+        betas: `gradient_changes` divided by the length ‖η·g‖ of the move.
+        cosines: The cosine of the angle between the two gradients; NaN if one of them is 0.
     """
 
     lrs: Array
@@ -67,7 +67,7 @@ def measure_smoothness(loss: Callable[[Any], float], grad: Gradient, params: Any
         The `Smoothness`, its arrays as long as `lrs`.
 
     Raises:
-        TypeError: A dtype or kind that is not as said.
+        TypeError: A wrong dtype or kind of argument.
         ValueError: A gradient that is 0; another structure or shape; gradients that are not finite.
 
     Examples:

@@ -65,7 +65,7 @@ def hessian(
 
     Raises:
         GradientError: `grad` is not deterministic, or not the gradient of one function.
-        TypeError: A dtype or kind that is not as said.
+        TypeError: A wrong dtype or kind of argument.
         ValueError: More parameters than `max_size`; another structure or shape; numbers that are not finite.
 
     Examples:

@@ -28,7 +28,7 @@ RULES: tuple[rules.Rule, ...] = (
     rules.bad_initialization,
     rules.overfitting,
 )
-#: What of the telemetry each verdict cannot do without.
+#: The telemetry that each verdict needs.
 _STEPS = {
     "grad_norm": "at_critical_point",
     "update_norm": "adagrad_blow_up",
@@ -36,9 +36,9 @@ _STEPS = {
     "update_ratio": "crawling",
     "lr": "decayed_too_early",
 }
-#: And what of the evaluations.
+#: The evaluations that each verdict needs.
 _EVALUATED = {"test_loss": "overfitting", "dead_units": "dead_units"}
-#: Verdicts left out where one of these is there, which explains them.
+#: Verdicts that are left out if one of these, which explains them, is there.
 _EXPLAINED = {
     "bad_initialization": {
         "exploding",
@@ -60,15 +60,15 @@ class Doctor:
     Every rule is an inequality between medians over windows of the run, see `fusedstep.doctor.rules`.
 
     Args:
-        optimizer: The one that trains; its reports then have to be observed. Or a `torch.optim.Optimizer`, whose steps
-            are then measured by hooks around them, and of whose parameters there is a copy meanwhile.
+        optimizer: The one that trains; pass its reports to `observe`. Or a `torch.optim.Optimizer`: hooks around its
+            steps measure them, with a copy of the parameters during each.
         thresholds: What the rules compare with; the defaults of `Thresholds`.
-        curvature: Called without arguments when the run seems to be at a critical point; gives something with a `kind`,
-            as `fusedstep.curvature.classify` does.
+        curvature: Called without arguments when the run seems to be at a critical point; returns an object with a
+            `kind`, as `fusedstep.curvature.classify` does.
         batch_size: Rows of a batch, for the rule on batch norm.
         batch_norm: Whether the network has batch norm, for the same rule.
-        chance_loss: The loss of the best constant prediction (ln C for C classes, equally likely): what "low" is
-            relative to. The first loss where it is not given.
+        chance_loss: The loss of the best constant prediction (ln C for C classes, equally likely): a low loss is low
+            relative to it. By default, the first loss.
 
     Raises:
         TypeError: An argument of another kind.
@@ -143,13 +143,13 @@ class Doctor:
         """Takes note of one step of training, and of an evaluation after it.
 
         Args:
-            train_loss: The loss that the step's gradient is of; it need not be finite.
+            train_loss: The loss whose gradient the step took; it need not be finite.
             val_loss: The loss on held-out data, where it was evaluated after this step.
-            report: What `optimizer.step` gave; with telemetry most rules can judge. Of a torch optimizer nothing: its
-                step is measured.
-            grads: The gradients, as the step took them: the cosine between them and those before is what shows
-                bouncing. They are copied.
-            activations: What each layer gave, (rows, units, …), for many rows, as a list, a dict or one array.
+            report: What `optimizer.step` returned; most rules need its telemetry. None for a torch optimizer: its step
+                is measured.
+            grads: The gradients, as the step took them; they are copied. Their cosine with those of the step before
+                shows bouncing.
+            activations: The outputs of each layer, (rows, units, …), for many rows, as a list, a dict or one array.
             train_accuracy: In [0, 1], for the record.
             val_accuracy: In [0, 1], for the record.
 
@@ -181,9 +181,9 @@ class Doctor:
             self.run.add_evaluation(evaluation)
 
     def diagnose(self) -> list[Verdict]:
-        """What is wrong, the most important first; `healthy` alone where nothing is.
+        """What is wrong, the most important first; `healthy` alone if nothing is.
 
-        Before `thresholds.min_steps` steps only `nonfinite` can be told, and the list is empty otherwise.
+        Before `thresholds.min_steps` steps the only possible verdict is `nonfinite`; without it the list is empty.
 
         Returns:
             The verdicts; those that another one explains are left out.
@@ -200,7 +200,7 @@ class Doctor:
             return first
         found = [verdict for rule in RULES if (verdict := rule(windows)) is not None]
         names = [verdict.name for verdict in found]
-        # What was lost after an explosion is its consequence.
+        # An infinity or a NaN after an explosion is its consequence.
         at = names.index("exploding") + 1 if "exploding" in names else 0
         found[at:at] = first
         found = [verdict for verdict in found if not _EXPLAINED.get(verdict.name, set()).intersection(names)]
@@ -225,7 +225,7 @@ class Doctor:
         )
 
     def unseen(self) -> list[str]:
-        """The verdicts that what was observed cannot show."""
+        """The verdicts that the observations cannot show."""
         steps = {verdict for name, verdict in _STEPS.items() if self.run.steps(name) is None}
         evaluated = {verdict for name, verdict in _EVALUATED.items() if not self.run.evaluated(name).size}
         return [name for name in REMEDIES if name in steps | evaluated]

@@ -18,7 +18,7 @@ Gradients = list[NDArray[np.float64] | None]
 
 
 def measured(report: StepReport | None) -> dict[str, float]:
-    """What a report has of the telemetry in a record; of several learning rates the largest.
+    """The telemetry in a report, as a record has it; the largest of several learning rates.
 
     Raises:
         TypeError: It is no report.

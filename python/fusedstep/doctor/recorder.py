@@ -17,7 +17,7 @@ class RunRecorder:
     """Keeps the telemetry of an optimizer's steps, as equally long lists.
 
     Args:
-        optimizer: Whose steps; with `telemetry=True` there is most to keep.
+        optimizer: The optimizer whose steps are recorded; `telemetry=True` gives most to record.
 
     Raises:
         TypeError: It is no optimizer.
@@ -48,7 +48,7 @@ class RunRecorder:
         return report
 
     def through(self, call: Call) -> Call:
-        """A function that calls as `call(function, …)` does, and writes down where that is this optimizer's step."""
+        """A function that calls as `call(function, …)` does, and records the call if it is this optimizer's step."""
 
         def kept(function: Call, *args: Any, **kwargs: Any) -> Any:
             result = call(function, *args, **kwargs)
@@ -59,7 +59,7 @@ class RunRecorder:
         return kept
 
     def cut(self, steps: int) -> None:
-        """Forgets what came after so many steps: one that was interrupted."""
+        """Forgets all after the first `steps` steps: one may have been interrupted."""
         for values in self.telemetry.values():
             del values[steps:]
 

@@ -73,7 +73,7 @@ class Run:
         return values if np.isfinite(values).any() else None
 
     def evaluated(self, name: str) -> Doubles:
-        """What the evaluations gave of one of `EVALUATION`, where they did."""
+        """The finite values of one of `EVALUATION`."""
         values = np.array([entry[name] for entry in self.evaluations], np.float64)
         return values[np.isfinite(values)]
 
@@ -178,7 +178,7 @@ def _evaluations(epochs: list[Any], steps: int) -> list[dict[str, float]]:
         entry = _object(given, name)
         if "test_loss" not in entry:
             raise ValueError(f"{name}: no 'test_loss'")
-        # Where an epoch does not say after which step it ended, all are of the same length.
+        # If epochs do not say after which step they ended, all are of the same length.
         step = number(entry.get("step", (index + 1) * steps // len(epochs)), f"{name}['step']")
         before = evaluations[-1]["step"] if evaluations else 0
         if not (before <= step <= steps and step == int(step)):
@@ -198,7 +198,7 @@ def _name(value: Any, name: str) -> str | None:
 
 
 def _numbers(values: Any, name: str, least: float) -> MutableSequence[float]:
-    # `stream` has checked those of a file, and keeps them as an array, for a list would take much more memory.
+    # `stream` has checked the numbers of a file. It keeps them as an array: a list would take much more memory.
     if isinstance(values, array) and values.typecode == "d":
         return values
     if not isinstance(values, list):

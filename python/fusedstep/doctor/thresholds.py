@@ -1,4 +1,4 @@
-"""What the rules hold a run against."""
+"""The numbers that the rules compare a run with."""
 
 import math
 from dataclasses import dataclass, fields
@@ -12,29 +12,29 @@ class Thresholds:
 
     Args:
         window: Part of the steps that a window is, in [1e-6, 0.5].
-        min_window: Steps of the shortest window, >= 1; two of them are what a diagnosis takes.
+        min_window: Steps of the shortest window, >= 1; a diagnosis needs two windows.
         max_window: Steps of the longest window, >= min_window.
-        solved: A loss at most so many times the reference is low: nothing is stuck; > 0.
+        solved: A loss of at most this multiple of the reference is low: nothing is stuck; > 0.
         flat: A loss that changes by less than this part of itself is flat; > 0.
         critical: The largest relative change of the loss that the gradient promises at a critical point; > 0.
-        bounce_cosine: Successive gradients that meet at a cosine of at most this turn around, in [-1, 0].
+        bounce_cosine: Successive gradients turn around if their cosine is at most this, in [-1, 0].
         bounce_gradient: A gradient of at least this part of the first ones is large; > 0.
         crawl_ratio: Updates of less than this part of the parameters crawl; > 0.
-        explode_loss: A loss at least so many times the first one, or the lowest, has exploded; > 1.
+        explode_loss: A loss of at least this multiple of the first one, or of the lowest, has exploded; > 1.
         explode_ratio: Updates of at least this part of the parameters have exploded; > 0.
-        blow_up_gradient: A gradient at least so many times the σ that divides it meets a tiny σ; > 1.
-        blow_up_update: An update at least so many times those before it is a jump; > 1.
-        blow_up_loss: A loss at least so many times that before the jump was thrown off; > 1.
+        blow_up_gradient: A gradient of at least this multiple of the σ that divides it meets a tiny σ; > 1.
+        blow_up_update: An update of at least this multiple of those before it is a jump; > 1.
+        blow_up_loss: A loss of at least this multiple of the one before the jump was thrown off; > 1.
         decay: A learning rate below this part of its peak has been decayed, in (0, 1).
-        decay_fall: The loss that still fell by this part of itself before the decay was not done; > 0.
-        decay_slow: It fell so many times slower after the decay; in (0, 1).
+        decay_fall: A loss that fell by this part of itself before the decay was still falling; > 0.
+        decay_slow: The largest ratio of its fall after the decay to that before; in (0, 1).
         dead: The part of a layer's units that gives 0 for every row; in [1e-6, 1].
-        start: A first loss at least so many times that of the best constant comes from bad weights; > 1.
+        start: A first loss of at least this multiple of the best constant's comes from bad weights; > 1.
         small_batch: Batch norm on fewer rows is too noisy; >= 1.
         batch_gap: Losses in training and in evaluation that differ by this part of the smaller; > 0.
         overfit_rise: The validation loss has risen by this part of the reference from its lowest; > 0.
         overfit_gap: The validation loss is above the training loss by this part of the reference; > 0.
-        min_evaluations: Evaluations that overfitting takes; >= 2.
+        min_evaluations: The fewest evaluations for `overfitting`; >= 2.
         poor: A loss that stays above this part of the reference is poor; > 0.
         plateau: A loss that fell by at most this part of itself over half of the run stays; > 0.
 
@@ -90,7 +90,7 @@ class Thresholds:
 
     @property
     def min_steps(self) -> int:
-        """Steps below which nothing but a number that is not finite can be told."""
+        """The fewest steps for any verdict but `nonfinite`."""
         return 2 * self.min_window
 
 

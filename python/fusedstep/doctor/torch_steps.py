@@ -26,7 +26,8 @@ def rule_of(optimizer: Any) -> str | None:
 class TorchSteps:
     """The telemetry of an optimizer's steps, by hooks before and after each.
 
-    Between the two the parameters are there twice. A gradient is looked at as it lies in `grad` when the step begins.
+    Between the two hooks the parameters are in memory twice. A gradient is looked at as it lies in `grad` when the step
+    begins.
 
     Args:
         optimizer: A `torch.optim.Optimizer`.

@@ -54,7 +54,7 @@ class Windows:
     def never_moved(self) -> bool:
         """Whether no window's median is further than flat · first from that of the first one.
 
-        Nor may the start, the median of the first 5 losses, be 4 flat · first above it: that is a fall too.
+        If the start, the median of the first 5 losses, is 4 flat · first above it, that is a fall too.
         """
         start = median(self.losses[:5])
         if start > (1 + 4 * self.thresholds.flat) * self.first:
@@ -84,6 +84,6 @@ class Windows:
 
 
 def median(values: Doubles) -> np.float64:
-    """The median of what is finite; NaN where nothing is."""
+    """The median of the finite values; NaN if there are none."""
     known = values[np.isfinite(values)]
     return np.float64(np.median(known) if known.size else np.nan)

@@ -101,7 +101,7 @@ def batch_norm_backward(
 
     .. code-block:: text
 
-        g = dy where the activation let pass, else 0
+        g = dy where the activation passed its input, else 0
         dbias = Σ g
         dweight = Σ g · x̂,   x̂ = (x − mean) / √(var + eps)
         dx = weight / √(var + eps) · (g − mean(g) − x̂ · mean(g · x̂))      (training)
@@ -110,14 +110,14 @@ def batch_norm_backward(
 
     Args:
         dy: Gradient of y, like x and in the same memory order.
-        saved: What `batch_norm` gave. It holds x itself, which is looked at anew: its shape, strides and some of its
-            values must be what they were.
+        saved: What `batch_norm` returned. It holds x itself, and checks it again: its shape, strides and some of its
+            values must be unchanged.
         out: Where to write dx, like x; a fresh array otherwise.
         residual_out: Where to write dresidual, if there was a residual and an activation.
 
     Returns:
-        dx, dweight and dbias, as `weight` is in dtype; and dresidual if there was a residual: dy itself without an
-        activation.
+        dx; dweight and dbias in the dtype of `weight`; and dresidual if there was a residual (dy itself without an
+        activation).
 
     Raises:
         TypeError: A dtype other than that of x.

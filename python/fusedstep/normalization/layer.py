@@ -24,20 +24,20 @@ class BatchNorm:
         momentum: The weight of the batch in the running statistics, in [0, 1]. (Some texts give the weight p of the
             old statistics: p = 1 − momentum.) None for the average of all batches so far.
         affine: Whether there are a weight and a bias.
-        track_running_stats: Whether running statistics are kept. Without them evaluation takes the batch's, as
-            PyTorch's.
+        track_running_stats: Whether running statistics are kept. Without them evaluation takes the batch's, as in
+            PyTorch.
         channel_axis: Which axis of x the channels are; -1 for channels-last arrays.
         activation: "relu", or None.
         unbiased: Whether the running variance gets the unbiased variance, as in PyTorch.
         skip_nonfinite: Whether a batch with NaN or infinity leaves the running statistics as they are.
-        dtype: Of parameters and running statistics: float32, or float64 for arrays of float64.
+        dtype: The dtype of parameters and running statistics: float32, or float64 for float64 arrays.
 
     Attributes:
         weight: γ, (C,), ones at the start; give it to an optimizer. None without `affine`.
         bias: β, (C,), zeros at the start; likewise.
         running_mean: (C,); None without `track_running_stats`.
         running_var: (C,); likewise.
-        num_batches_tracked: Batches that the running statistics have taken.
+        num_batches_tracked: The number of batches in the running statistics.
         dweight: Gradient of weight, from the last `backward`.
         dbias: Gradient of bias, likewise.
 

@@ -13,7 +13,7 @@ from fusedstep.reference.batch_norm import merge_gradient_sums
 
 @dataclass(frozen=True, eq=False, slots=True)
 class BatchGradSums:
-    """What the backward pass sums over some values of every channel; those of several workers add up.
+    """The sums of the backward pass over some values of every channel; those of several workers are added.
 
     Args:
         dy: (C,) float64, Σ dy; dβ.
@@ -168,7 +168,8 @@ def batch_norm_backward_apply(
         residual_out: As in `batch_norm_backward`.
 
     Returns:
-        As `batch_norm_backward`. dweight and dbias are those of `sums`: of all workers, not to be added up again.
+        As `batch_norm_backward`. dweight and dbias come from `sums`: they are of all workers, and must not be added
+        again.
 
     Raises:
         TypeError: As in `batch_norm_backward`; `sums` is not a `BatchGradSums`.

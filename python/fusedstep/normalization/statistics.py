@@ -89,7 +89,7 @@ def batch_norm_stats(x: Array, *, channel_axis: int = 1) -> BatchStats:
 
 
 def merge_stats(stats: Sequence[BatchStats]) -> BatchStats:
-    r"""The statistics of all from those of parts, whatever the split.
+    r"""The statistics of the whole from those of its parts, for any split.
 
     .. code-block:: text
 
@@ -143,7 +143,7 @@ def update_running_stats(
     unbiased: bool = True,
     skip_nonfinite: bool = False,
 ) -> bool:
-    """Takes the statistics of a batch into the running ones, in place, as `batch_norm` does in training.
+    """Updates running statistics with those of a batch, in place, as `batch_norm` does in training.
 
     Args:
         running_mean: (C,) float32 or float64.

@@ -80,7 +80,7 @@ def narrowed(values: Array, dtype: np.dtype[Any], words: Words | None = None) ->
 def _random_float16(bits: Words, words: Words) -> Words:
     magnitude = bits & 0x7FFFFFFF
     exponent = magnitude >> 23
-    # Below the least normal number the units are even: so many bits are cut off.
+    # Below the least normal number units are constant: this many bits are cut off.
     cut = 126 - np.minimum(exponent, 112)
     shift = np.minimum(cut, 31)
     mantissa = (magnitude & 0x7FFFFF | np.where(exponent == 0, 0, 0x800000).astype(np.uint32)) >> np.minimum(
@@ -95,7 +95,7 @@ def _random_float16(bits: Words, words: Words) -> Words:
 
 
 def scale_count(size: int) -> int:
-    """How many scales so many numbers share."""
+    """The number of scales of `size` numbers."""
     return -(-size // SCALED)
 
 

@@ -75,7 +75,7 @@ def prepare(equations: Any, tensor: dict[str, Any], shared: dict[str, float]) ->
     t.stored_states = list(t.states.values())
     t.param, t.grad = widened(plain(t.stored)).copy(order="K"), widened(plain(t.grad))
     if t.master is not None:
-        # Where the parameter is no longer the rounded master, somebody has changed it since: it holds.
+        # If the parameter is no longer the rounded master, it was changed since: its value counts.
         master, words = plain(t.master), plain(t.stored).view(np.uint16)
         followed = narrowed(master, t.stored.dtype).view(np.uint16) == words
         t.param[...] = np.where(followed, master, t.param)
@@ -140,9 +140,9 @@ def coefficients_of(t: SimpleNamespace) -> SimpleNamespace:
 
 
 def pieces(t: SimpleNamespace) -> tuple[Array, Array, dict[str, Array]]:
-    """What a rule works on: the gradient as it takes it, the parameter and the states.
+    """The arrays that a rule works on: the gradient as it takes it, the parameter and the states.
 
-    Where the gradient is row-sparse, copies of the rows.
+    For a row-sparse gradient, copies of its rows.
     """
     p, states = t.param, t.states
     if t.rows is not None:

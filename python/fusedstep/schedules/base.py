@@ -9,8 +9,8 @@ from fusedstep._common.arguments import whole
 class Schedule:
     """A learning rate as a function of the number of steps taken so far, 0 for the first step.
 
-    Called with a whole number in [0, 2⁵³); the result depends on that number alone, so that it can be asked for any
-    step in any order. What ends stays at its final value.
+    Called with a whole number in [0, 2⁵³); the result depends on that number alone, so steps can be evaluated in any
+    order. A schedule with an end stays at its final value.
 
     Raises:
         TypeError: The step is no whole number.
@@ -20,18 +20,18 @@ class Schedule:
     __slots__ = ()
 
     def __call__(self, step: int) -> float:
-        """The value after so many steps."""
+        """The rate after `step` steps."""
         return self._at(whole(step, "step"))
 
     def _at(self, step: int) -> float:
         raise NotImplementedError
 
     def _length(self) -> int | None:
-        """The step from which on it stays as it is; None where there is no such step."""
+        """The step from which on it is constant; None if there is no such step."""
         return None
 
     def _ends_cycle(self, taken: int) -> bool:
-        """Whether a cycle is complete after so many steps."""
+        """Whether a cycle is complete after `taken` steps."""
         raise TypeError(f"schedule: expected one with cycles, got {self!r}")
 
     def _set(self, **values: Any) -> None:
@@ -40,7 +40,7 @@ class Schedule:
 
 
 def between(start: float, end: float, part: float) -> float:
-    """From start to end, exactly so at 0 and at 1."""
+    """From start to end along a line, exact at both ends."""
     return start * (1.0 - part) + end * part
 
 

@@ -9,13 +9,13 @@ from fusedstep._common.arguments import is_number, number, rising, whole
 from fusedstep.schedules.base import Schedule, between
 from fusedstep.schedules.decay import constant
 
-#: The most schedules within one, which counts itself and counts a shared one each time; and how deep they may nest.
+#: The most schedules within one (with itself; a shared one counts each time), and how deep they may nest.
 MOST_PARTS, DEEPEST = 10_000, 50
 
 
 @dataclass(frozen=True, slots=True)
 class warmup(Schedule):
-    r"""Another schedule, times a factor that rises along a line to 1.
+    r"""A schedule times a factor that rises along a line to 1.
 
     .. code-block:: text
 
@@ -23,16 +23,16 @@ class warmup(Schedule):
 
     The schedule within sees the steps of the whole run: `warmup(cosine(lr, 500), 100)` ends at step 500, and follows
     the cosine from step 100 on as if there had been no warm-up. For a schedule that starts when the warm-up ends, see
-    `join`. With a start_factor of 0 the first step has a rate of 0. A warm-up of no steps is none.
+    `join`. With a start_factor of 0 the first step has a rate of 0. A warm-up of 0 steps changes nothing.
 
     Args:
-        schedule: A schedule, any function of the number of steps taken, or a number for a rate that is constant.
+        schedule: A schedule, any function of the number of steps taken, or a number for a constant rate.
         steps: How long it rises, >= 0, and no longer than the schedule lasts.
         start_factor: At step 0, in [0, 1].
 
     Raises:
         TypeError: Something that is no number, or no schedule.
-        ValueError: A number out of range; a warm-up that is longer than the run; too many schedules in each other.
+        ValueError: A number out of range; a warm-up that is longer than the run; too many nested schedules.
 
     Examples:
         >>> from fusedstep import schedules
@@ -82,12 +82,12 @@ class join(Schedule):
 
     Args:
         schedules: At least one, of this module, functions of the number of steps, or numbers for constant rates.
-        milestones: When the next one begins, rising, >= 0; one less than schedules. With a first one of 0, the first
-            schedule has no steps.
+        milestones: The steps at which the next schedule begins, rising, >= 0; one fewer than schedules. If the first is
+            0, the first schedule has no steps.
 
     Raises:
         TypeError: Something that is no number, or no schedule.
-        ValueError: Milestones that do not rise; another number of them; no schedule; too many in each other.
+        ValueError: Milestones that do not rise; another number of them; no schedule; too many nested schedules.
 
     Examples:
         >>> from fusedstep import schedules
@@ -137,19 +137,19 @@ class join(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class scale(Schedule):
-    r"""Another schedule, times a number: the same course for a group with a rate of its own.
+    r"""A schedule times a number: the same course for a group with another rate.
 
     .. code-block:: text
 
         η(t) = factor · schedule(t)
 
     Args:
-        schedule: A schedule, any function of the number of steps taken, or a number for a rate that is constant.
+        schedule: A schedule, any function of the number of steps taken, or a number for a constant rate.
         factor: Finite, >= 0.
 
     Raises:
         TypeError: Something that is no number, or no schedule.
-        ValueError: The factor is out of range; too many schedules in each other.
+        ValueError: The factor is out of range; too many nested schedules.
 
     Examples:
         >>> from fusedstep import schedules
@@ -182,7 +182,7 @@ def parts_of(schedule: Any) -> Sequence[Any]:
 
 
 def _check_parts(schedule: Any) -> None:
-    """Refuses what could not be followed: a schedule twice in one that is twice in another, and so on."""
+    """Refuses too many parts: a schedule twice in one that is twice in another, and so on."""
     left, count = [(schedule, 1)], 0
     while left:
         part, depth = left.pop()
@@ -195,7 +195,7 @@ def _check_parts(schedule: Any) -> None:
 
 
 def has_cycles(schedule: Any) -> bool:
-    """Whether it can be asked where a cycle ends."""
+    """Whether `ends_cycle` applies to it."""
     if isinstance(schedule, warmup | scale):
         return has_cycles(schedule.schedule)
     if isinstance(schedule, join):
@@ -204,7 +204,7 @@ def has_cycles(schedule: Any) -> bool:
 
 
 def ends_cycle(schedule: Any, taken: int) -> bool:
-    """Whether a cycle of a schedule that has some is complete after so many steps."""
+    """Whether a cycle of a schedule is complete after `taken` steps."""
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected one with cycles, got {type(schedule).__name__}")
     return schedule._ends_cycle(taken)
@@ -215,7 +215,7 @@ def _length(schedule: Any) -> int | None:
 
 
 def _schedule(given: Any, name: str) -> Callable[[int], float]:
-    """What is given, a number as a schedule that is saved with checkpoints like any other."""
+    """The given schedule; a number as a constant one, which checkpoints save like any other."""
     if is_number(given):
         return constant(number(given, name, least=0))
     if not callable(given) or isinstance(given, type):

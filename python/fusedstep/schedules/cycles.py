@@ -19,14 +19,14 @@ class one_cycle(Schedule):
         three phases:  lr → max_lr → lr → final_lr   at steps 0, r, 2 r, total_steps − 1
         r = pct_start · total_steps − 1,  which need not be whole
 
-    The last step of the run, number total_steps − 1, has final_lr, as in PyTorch, and so has what comes after.
-    Momentum is not cycled.
+    The last step of the run, number total_steps − 1, has final_lr, as in PyTorch, and so have all later steps. Momentum
+    is not cycled.
 
     Args:
         max_lr: The largest; finite, >= 0.
         total_steps: >= 2.
-        pct_start: The part of the run that rises, in (0, 1), and so large that it has more than one step; at most a
-            half with three phases.
+        pct_start: The part of the run in which the rate rises, in (0, 1), of more than one step; at most a half with
+            three phases.
         div_factor: Finite, > 0.
         final_div_factor: Finite, > 0.
         anneal: "cos" or "linear".
@@ -104,13 +104,13 @@ class cyclic(Schedule):
         lr: The lowest; finite, >= 0.
         max_lr: The largest; finite, >= lr.
         step_size_up: Steps upwards, >= 1.
-        step_size_down: Steps downwards, >= 1; None for as many.
+        step_size_down: Steps downwards, >= 1; None: as many as upwards.
         mode: "triangular", "triangular2" or "exp_range".
         gamma: In (0, 1]; for exp_range only.
 
     Raises:
         TypeError: Something that is no number.
-        ValueError: A number out of range; another mode; gamma with a mode that has none.
+        ValueError: A number out of range; another mode; gamma with another mode than exp_range.
 
     Examples:
         >>> from fusedstep import schedules
@@ -165,7 +165,7 @@ class cyclic(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class cosine_warm_restarts(Schedule):
-    r"""Half a cosine down, from the top again, and so on without end.
+    r"""Half a cosine down, again and again without end.
 
     .. code-block:: text
 
@@ -176,7 +176,7 @@ class cosine_warm_restarts(Schedule):
         lr: At every restart; finite, >= 0.
         period: Steps of the first cycle, >= 1.
         period_mult: How many times as long the next cycle is; a whole number >= 1.
-        final_lr: What a cycle goes down towards, and never quite reaches; finite, >= 0.
+        final_lr: The limit of a cycle, which it never quite reaches; finite, >= 0.
 
     Raises:
         TypeError: Something that is no number.

@@ -41,7 +41,7 @@ class constant(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class step_decay(Schedule):
-    r"""Multiplied by gamma every so many steps.
+    r"""Multiplied by gamma every `step_size` steps.
 
     .. code-block:: text
 
@@ -91,7 +91,7 @@ class multi_step(Schedule):
 
     Args:
         lr: At the start; finite, >= 0.
-        milestones: Steps, rising, >= 0; at least one. One of 0 holds from the first step on.
+        milestones: Steps, rising, >= 0; at least one. A milestone of 0 holds from the first step on.
         gamma: Finite, > 0.
 
     Raises:
@@ -127,7 +127,7 @@ class multi_step(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class exponential(Schedule):
-    r"""Multiplied by gamma every step. With gamma > 1 it rises, as to find the largest rate that still trains.
+    r"""Multiplied by gamma every step. With gamma > 1 it rises, for example to find the largest rate that still trains.
 
     .. code-block:: text
 
@@ -159,7 +159,7 @@ class exponential(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class polynomial(Schedule):
-    r"""Along a power of what is left of the run.
+    r"""Along a power of the remaining part of the run.
 
     .. code-block:: text
 
@@ -213,7 +213,7 @@ class linear(Schedule):
 
     Args:
         lr: At the start; finite, >= 0.
-        total_steps: When final_lr is reached, >= 0: a rise of no steps is none.
+        total_steps: When final_lr is reached, >= 0; with 0 it is final_lr from the start.
         final_lr: Finite, >= 0.
 
     Raises:
@@ -329,13 +329,13 @@ class inverse_sqrt(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class transformer(Schedule):
-    r"""The Transformer's: up along a line, then down with the root of the step, at a height that its width gives.
+    r"""The Transformer's: up along a line, then down with the root of the step, scaled by its width.
 
     .. code-block:: text
 
         η(t) = factor · model_size^(−½) · min(s^(−½), s · warmup_steps^(−³⁄₂))     s = t + 1
 
-    The paper counts steps from 1: s is the step about to be taken. The largest rate is that of s = warmup_steps.
+    The paper counts steps from 1: s is the step about to be taken. The rate is largest at s = warmup_steps.
 
     Args:
         model_size: The width d of the model, >= 1.

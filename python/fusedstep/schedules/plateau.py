@@ -19,22 +19,22 @@ class ReduceOnPlateau(Schedule):
 
         improved:  metric < best − margin  (min)     metric > best + margin  (max)
         margin = threshold · |best|  (rel)     threshold  (abs)
-        more than `patience` observations in a row without, none of them among the `cooldown` after the last reduction:
+        after more than `patience` observations in a row without improvement, the `cooldown` after a reduction apart:
         lr ← max(factor · lr, min_lr),  unless it would move by no more than eps
 
-    PyTorch's margin is threshold · best, with its sign: a metric that stays at a negative value counts as an
-    improvement there, at every observation. For metrics >= 0 it is the same.
+    PyTorch's margin is threshold · best, with its sign: there, a metric that stays at a negative value improves at
+    every observation. For metrics >= 0 both are the same.
 
-    The one schedule with a state: called with a step it gives the present rate, whatever the step. A NaN is no
-    improvement. `Optimizer.load_state_dict` puts a saved state into the objects that the optimizer already has, one
-    after the other, where it has as many; else it brings objects of its own, in `param_groups`.
+    It is the only schedule with a state: it returns the present rate for any step. A NaN is no improvement.
+    `Optimizer.load_state_dict` puts saved states into the objects that the optimizer already has, in their order, if it
+    has as many; otherwise it puts new objects into `param_groups`.
 
     Args:
         lr: At the start; finite, >= 0.
         mode: "min" or "max": which metric is better.
         factor: In (0, 1).
-        patience: Observations without improvement that are let pass, >= 0.
-        threshold: What does not count as improvement; finite, >= 0.
+        patience: Observations without improvement that do not yet reduce the rate, >= 0.
+        threshold: The margin of an improvement, see above; finite, >= 0.
         threshold_mode: "rel" or "abs".
         cooldown: Observations after a reduction that do not count, >= 0.
         min_lr: In [0, lr].
@@ -43,8 +43,8 @@ class ReduceOnPlateau(Schedule):
     Attributes:
         current_lr: The present rate.
         best: The best metric so far; None before there was one.
-        bad_observations: Observations since, those that count.
-        cooldown_left: Of the cooldown.
+        bad_observations: Observations since the best one, without those of a cooldown.
+        cooldown_left: Observations left of the cooldown.
 
     Raises:
         TypeError: Something that is no number.
@@ -99,7 +99,7 @@ class ReduceOnPlateau(Schedule):
             metric: A number; NaN and infinities too.
 
         Raises:
-            TypeError: It is none.
+            TypeError: It is not a number.
         """
         value = metric_of(metric)
         bad = whole(self.bad_observations + 1, "bad_observations")
@@ -121,20 +121,20 @@ class ReduceOnPlateau(Schedule):
         if self.best is None:
             return sign * value < math.inf
         if self.threshold_mode == "rel" and math.isfinite(self.best):
-            # In PyTorch's words where best >= 0, for the same rounding.
+            # As PyTorch computes it where best >= 0, for the same rounding.
             part = self.threshold if self.best >= 0 else -self.threshold
             return sign * value < sign * (self.best * (1.0 - sign * part))
         return sign * value < sign * (self.best - sign * self.threshold)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `observe` changes."""
+        """The state that `observe` changes."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state that `state_dict` gave.
+        """Loads a state from `state_dict`.
 
         Raises:
-            KeyError: A name that is missing, or not its own.
+            KeyError: A missing or unknown name.
             TypeError: Something that is no number.
             ValueError: A number out of range. Nothing has changed then.
         """

@@ -20,7 +20,7 @@ _LOOKS = [
     ("#56B4E9", (0, (1, 1))),
     ("#000000", (0, (7, 2))),
 ]
-#: So many that a curve of any length stays smooth on paper.
+#: The most points of a curve: enough to look smooth on paper.
 _POINTS = 2001
 
 Function = Callable[[int], float]
@@ -35,7 +35,7 @@ def plot(
 ) -> Any:
     """Draws the learning rate over the steps of a run.
 
-    Of a run of more than some thousand steps it asks for two thousand, spread evenly.
+    Of a longer run it evaluates two thousand steps, evenly spread.
 
     Args:
         schedules: One, a list, or a dict by name; of this module or other functions of the number of steps.

@@ -50,7 +50,7 @@ _MOST = 1_000_000
 
 
 def can_save(value: Any) -> bool:
-    """Whether it is a schedule of this library, and all within it are."""
+    """Whether it and all schedules within it are of this library."""
     return type(value) in REGISTRY.values() and all(can_save(part) for _, parts in _parts(value) for part in parts)
 
 
@@ -128,7 +128,7 @@ def _check_total(count: int) -> int:
 
 
 class ScheduleLoader:
-    """Loads saved schedules into the objects in use, for the training loop may hold a `ReduceOnPlateau` too.
+    """Loads saved schedules into the objects in use, because the training loop may hold a `ReduceOnPlateau` too.
 
     `adopt` gives the schedules to use, and changes nothing. `finish` writes the saved states into them.
     """
@@ -138,7 +138,7 @@ class ScheduleLoader:
         self._copies: dict[int, ReduceOnPlateau] = {}
 
     def adopt(self, current: Any, saved: Any) -> Any:
-        """The saved schedule, on the objects of the current one where they correspond; else on copies."""
+        """The saved schedule, with the objects of the current one if they correspond, else with copies."""
         mine, theirs = list(plateaus(current)), list(plateaus(saved))
         pairs = dict(self._taken)
         agree = [pairs.setdefault(id(a), (a, b))[1] is b for a, b in zip(mine, theirs, strict=False)]
@@ -164,7 +164,7 @@ def _parts(schedule: Any) -> Iterator[tuple[str, Sequence[Any]]]:
 
 
 def plateaus(schedule: Any) -> Iterator[ReduceOnPlateau]:
-    """Those within a schedule."""
+    """The objects of this kind within a schedule."""
     if isinstance(schedule, ReduceOnPlateau):
         yield schedule
     for _, parts in _parts(schedule):

@@ -1,4 +1,4 @@
-"""What goes with a run beside the optimizer: averages of weights, snapshots, and when to stop."""
+"""What a run needs beside the optimizer: averages of weights, snapshots, and when to stop."""
 
 from fusedstep.training.averaging import EMA, SWA, recompute_batch_norm
 from fusedstep.training.early_stopping import EarlyStopping

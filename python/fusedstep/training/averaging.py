@@ -21,10 +21,10 @@ class EMA(Exchangeable):
         ema ← ema + (1 − d) · (p − ema)  =  d · ema + (1 − d) · p
         d = decay,  or with warmup  min(decay, (1 + n) / (10 + n))  in update n = 1, 2, …
 
-    It starts from what the arrays hold when it is made. For float32 and float64 arrays its bits are those of the
+    It starts from the values of the arrays at construction. For float32 and float64 arrays its bits are those of the
     optimizers' option `ema_decay` (and `ema_warmup`), which costs less: it averages while the step has the weights in
-    the cache. Of float16 and bfloat16 the average is float32; it sees the rounded weights, where the option sees them
-    before.
+    the cache. The average of float16 and bfloat16 arrays is float32; it averages the rounded weights, the option
+    averages them before rounding.
 
     Args:
         params: The arrays: float32, float64, float16 or bfloat16.
@@ -32,7 +32,7 @@ class EMA(Exchangeable):
         warmup: Whether the first updates weigh more, so that the start is soon forgotten.
 
     Attributes:
-        updates: How many there were.
+        updates: The number of updates so far.
 
     Raises:
         TypeError: Another dtype; something that is no array.
@@ -87,15 +87,15 @@ class EMA(Exchangeable):
     def swap(self) -> AbstractContextManager[None]:
         """Holds the averages in the weights' arrays during a `with` block, and then restores the weights bit for bit.
 
-        The weights come back after an exception too. What is written into the weights meanwhile is lost.
+        The weights come back after an exception too. Anything written into the weights meanwhile is lost.
         """
         return self._exchanged([_rounded(a, b) for a, b in zip(self._averages, self._weights.arrays, strict=True)])
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+        """A state for `load_state_dict`, and for the metadata of `save_checkpoint`.
 
         Args:
-            copy: False for its own arrays, which the next update changes: for who writes them out at once.
+            copy: False returns its own arrays, which the next update changes: to write them out at once.
         """
         params = self._weights.built(kept(self._averages, copy))
         return {"decay": self.decay, "warmup": self.warmup, "updates": self.updates, "params": params}
@@ -104,7 +104,7 @@ class EMA(Exchangeable):
         """Copies a state.
 
         Raises:
-            KeyError: A name that is missing, or not its own.
+            KeyError: A missing or unknown name.
             TypeError: Another dtype or structure.
             ValueError: Another shape; a number out of range. Nothing has changed then.
         """
@@ -122,15 +122,15 @@ class SWA(Exchangeable):
 
         mean ← mean + (p − mean) / n     in update n = 1, 2, …
 
-    The mean is float64 whatever the weights are, so that its error stays far below half a unit of theirs; it is rounded
-    when it is asked for (of float16 and bfloat16 to float32 first, as PyTorch rounds float64 to them). Batch norm's
+    The mean is float64 for weights of any dtype, so that its error stays far below half a unit of theirs. It is rounded
+    when you read it (for float16 and bfloat16 to float32 first, as PyTorch rounds float64 to them). Batch norm's
     running statistics do not belong to averaged weights: see `recompute_batch_norm`.
 
     Args:
         params: The arrays: float32, float64, float16 or bfloat16.
 
     Attributes:
-        updates: How many there were.
+        updates: The number of updates so far.
 
     Raises:
         TypeError: Another dtype; something that is no array.
@@ -184,7 +184,7 @@ class SWA(Exchangeable):
     def swap(self) -> AbstractContextManager[None]:
         """Holds the means in the weights' arrays during a `with` block, and then restores the weights bit for bit.
 
-        The weights come back after an exception too. What is written into the weights meanwhile is lost.
+        The weights come back after an exception too. Anything written into the weights meanwhile is lost.
 
         Raises:
             RuntimeError: There was no update yet.
@@ -197,10 +197,10 @@ class SWA(Exchangeable):
         return [_rounded(mean, array) for mean, array in zip(self._means, self._weights.arrays, strict=True)]
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+        """A state for `load_state_dict`, and for the metadata of `save_checkpoint`.
 
         Args:
-            copy: False for its own arrays, which the next update changes: for who writes them out at once.
+            copy: False returns its own arrays, which the next update changes: to write them out at once.
         """
         return {"updates": self.updates, "means": self._weights.built(kept(self._means, copy))}
 
@@ -208,7 +208,7 @@ class SWA(Exchangeable):
         """Copies a state.
 
         Raises:
-            KeyError: A name that is missing, or not its own.
+            KeyError: A missing or unknown name.
             TypeError: Another dtype or structure.
             ValueError: Another shape; a number out of range. Nothing has changed then.
         """
@@ -219,7 +219,7 @@ class SWA(Exchangeable):
 
 
 def recompute_batch_norm(norms: Sequence[BatchNorm], batches: Iterable[Any], forward: Callable[[Any], object]) -> int:
-    r"""Recomputes the running statistics of batch norm, for weights that were not trained with.
+    r"""Recomputes the running statistics of batch norm, for weights that they do not belong to.
 
     .. code-block:: text
 
@@ -229,16 +229,16 @@ def recompute_batch_norm(norms: Sequence[BatchNorm], batches: Iterable[Any], for
 
     Args:
         norms: The layers.
-        batches: What `forward` takes, one after the other.
+        batches: The arguments of `forward`, one after the other.
         forward: Runs the model in training mode on a batch. The weights to be used are in place: call within `swap`.
 
     Returns:
-        How many batches there were.
+        The number of batches.
 
     Raises:
         TypeError: Something that is no `BatchNorm`.
         ValueError: A layer without running statistics; no batch; a layer that no batch went through in training mode.
-            Whatever is raised, here or by `forward`, the layers are as they were.
+            After any error, also one in `forward`, the layers are unchanged.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -285,7 +285,7 @@ def recompute_batch_norm(norms: Sequence[BatchNorm], batches: Iterable[Any], for
 
 
 def _rounded(values: Array, like: Array) -> Array:
-    """In the dtype of an array, to the nearest; the array itself where it is of that."""
+    """The values in the dtype of an array, to the nearest; the same array if it has that dtype."""
     if values.dtype == like.dtype:
         return values
     with np.errstate(over="ignore"):

@@ -15,13 +15,13 @@ class EarlyStopping:
     .. code-block:: text
 
         improved:  metric < best − min_delta  (min)     metric > best + min_delta  (max)
-        stop: `patience` observations in a row without
+        stop: `patience` observations in a row without improvement
 
     A NaN is no improvement.
 
     Args:
         patience: >= 1.
-        min_delta: What does not count as improvement; finite, >= 0.
+        min_delta: A change of at most this is no improvement; finite, >= 0.
         mode: "min" or "max": which metric is better.
         restore_best: Whether the best weights are kept, and put back when it says to stop.
         params: The arrays, in any structure that an optimizer takes, running statistics of batch norm included. None to
@@ -30,7 +30,7 @@ class EarlyStopping:
     Attributes:
         best: The best metric so far; None before there was one.
         best_step: Its step.
-        bad_observations: Observations since.
+        bad_observations: Observations since the best one.
 
     Raises:
         TypeError: Something that is no number, or no array.
@@ -75,10 +75,10 @@ class EarlyStopping:
 
         Args:
             metric: A number; NaN and infinities too.
-            step: What `best_step` shall say; None for the number of observations before this one.
+            step: The step of the metric, for `best_step`; None for the number of observations before this one.
 
         Returns:
-            Whether to stop. The best weights are in place then, if they are kept.
+            Whether to stop. The best weights are then restored, if they are kept.
 
         Raises:
             TypeError: Something that is no number.
@@ -105,20 +105,20 @@ class EarlyStopping:
         return value < self.best - self.min_delta if self.mode == "min" else value > self.best + self.min_delta
 
     def restore(self) -> None:
-        """Puts the best weights back in place, as when the run ends before it is stopped.
+        """Restores the best weights, for example when the run ends before it is stopped.
 
         Raises:
-            RuntimeError: None are kept.
+            RuntimeError: No weights are kept.
         """
         if self._weights is None or self._kept is None:
             raise RuntimeError("restore: no weights are kept (params, restore_best), or nothing was observed")
         self._weights.write(self._kept)
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+        """A state for `load_state_dict`, and for the metadata of `save_checkpoint`.
 
         Args:
-            copy: False for its own arrays: for who writes them out at once.
+            copy: False returns its own arrays: to write them out at once.
         """
         best = None if self._weights is None or self._kept is None else self._weights.built(kept(self._kept, copy))
         return {
@@ -130,13 +130,13 @@ class EarlyStopping:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copies a state; of another run's weights where it has some.
+        """Copies a state, with the best weights of its run if it has some.
 
         Raises:
-            KeyError: A name that is missing, or not its own.
+            KeyError: A missing or unknown name.
             TypeError: Another dtype or structure; something that is no number.
-            ValueError: Another shape; a number out of range; weights where none are kept, or none where there is a best
-                metric and weights are kept. Nothing has changed then.
+            ValueError: Another shape; a number out of range; weights although none are kept; no weights although they
+                are kept and there is a best metric. Nothing has changed then.
         """
         check_keys(state, ("best", "best_step", "bad_observations", "observations", "best_params"))
         best = best_of(state["best"])

@@ -1,4 +1,4 @@
-"""Snapshots of a run, and what they predict together."""
+"""Snapshots of a run, and the mean of their predictions."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -20,8 +20,8 @@ class SnapshotEnsemble(Exchangeable):
     Args:
         params: The arrays, of any dtype; running statistics of batch norm belong in here too.
         schedule: One with cycles (`schedules.cosine_warm_restarts`, `schedules.cyclic`, or `warmup`, `scale` or `join`
-            of these), which says when to take one; None to say so by `take`.
-        max_snapshots: The latest so many are kept, >= 1; older ones are dropped.
+            of these), which says when to take one; None if you call `take`.
+        max_snapshots: How many snapshots are kept, the latest ones; >= 1.
 
     Raises:
         TypeError: Something that is no array; a schedule without cycles.
@@ -59,7 +59,8 @@ class SnapshotEnsemble(Exchangeable):
             step: Steps taken so far, this one included: `StepReport.step`.
 
         Returns:
-            Whether it took one: not again for the same step, which a step that was left out reports (`skip_nonfinite`).
+            Whether it took one. It takes one only once for the same step: a step that was left out (`skip_nonfinite`)
+            reports the step before it.
 
         Raises:
             RuntimeError: There is no schedule; within `use`.
@@ -91,7 +92,7 @@ class SnapshotEnsemble(Exchangeable):
     def use(self, k: int) -> AbstractContextManager[None]:
         """Holds snapshot k in the weights' arrays during a `with` block, and then restores the weights bit for bit.
 
-        The weights come back after an exception too. What is written into the weights meanwhile is lost.
+        The weights come back after an exception too. Anything written into the weights meanwhile is lost.
 
         Raises:
             TypeError: k is no whole number.
@@ -105,10 +106,10 @@ class SnapshotEnsemble(Exchangeable):
         return len(self._members)
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """What `load_state_dict` takes, and `save_checkpoint` as metadata.
+        """A state for `load_state_dict`, and for the metadata of `save_checkpoint`.
 
         Args:
-            copy: False for its own arrays: for who writes them out at once.
+            copy: False returns its own arrays: to write them out at once.
         """
         members = [self._weights.built(kept(member, copy)) for member in self._members]
         return {"members": members, "last_end": self._last_end}
@@ -117,7 +118,7 @@ class SnapshotEnsemble(Exchangeable):
         """Copies a state.
 
         Raises:
-            KeyError: A name that is missing, or not its own.
+            KeyError: A missing or unknown name.
             TypeError: Another dtype or structure.
             ValueError: Another shape; more than `max_snapshots`. Nothing has changed then.
         """
@@ -134,7 +135,7 @@ class SnapshotEnsemble(Exchangeable):
 
 
 def ensemble_predict(predict: Callable[[], Array], ensemble: SnapshotEnsemble) -> Array:
-    r"""The mean of what all snapshots predict.
+    r"""The mean of the predictions of all snapshots.
 
     .. code-block:: text
 
@@ -149,8 +150,9 @@ def ensemble_predict(predict: Callable[[], Array], ensemble: SnapshotEnsemble) -
         Their mean, summed in float64, in the dtype that `predict` gives.
 
     Raises:
-        TypeError: `predict` gives something else than an array of floats.
-        ValueError: Something that is no probability; another shape the next time; an ensemble without snapshots.
+        TypeError: `predict` returns something other than an array of floats.
+        ValueError: Something that is no probability; a shape that changes between snapshots; an ensemble without
+            snapshots.
 
     Examples:
         >>> import numpy as np, fusedstep as fs

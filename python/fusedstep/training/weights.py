@@ -25,8 +25,8 @@ class Weights:
     It holds the objects that were given, and asks them for their memory whenever it reads or writes.
 
     Args:
-        params: The arrays, of whatever shows its memory as one.
-        kinds: The dtypes that will do; None for any of numbers.
+        params: The arrays, or objects that expose their memory as one.
+        kinds: The allowed dtypes; None for any dtype of numbers.
 
     Raises:
         TypeError: Something that is no array, or of another dtype.
@@ -57,8 +57,8 @@ class Weights:
         """The arrays as they are now.
 
         Raises:
-            ValueError: One has another shape or dtype than it was given with, or its memory is gone; what was given as
-                params holds others.
+            ValueError: An array has another shape or dtype than at first, or its memory is gone; the container of the
+                arrays holds others.
         """
         self._params.refuse_orphans()
         arrays = self._look()
@@ -77,7 +77,7 @@ class Weights:
         return self._params.built(values)
 
     def copies(self) -> list[Array]:
-        """What they hold now."""
+        """Copies of the arrays."""
         return [array.copy(order="K") for array in self.arrays]
 
     def read(self, given: Structure, name: str, like: Sequence[Array]) -> list[Array]:
@@ -101,7 +101,7 @@ class Weights:
         _core.wrote(self._params.objects)
 
     def exchange(self, values: Sequence[Array], presence: _core.Presence) -> AbstractContextManager[None]:
-        """A context that holds other values; the bits come back, whatever happens."""
+        """A context in which the arrays hold other values; then their bits come back, whatever happens."""
         return _core.Exchange(self.arrays, list(values), self._params.objects, presence)
 
 
@@ -130,12 +130,12 @@ class Exchangeable:
 
 
 def kept(arrays: Sequence[Array], copy: bool) -> list[Array]:
-    """The arrays of a state: copies, unless somebody wants them as they are."""
+    """The arrays of a state: copies, or the arrays themselves."""
     return [array.copy(order="K") for array in arrays] if flag(copy, "copy") else list(arrays)
 
 
 def check_keys(state: Any, keys: Sequence[str]) -> None:
-    """Refuses a state dict of something else."""
+    """Refuses a state dict with other keys."""
     if not isinstance(state, Mapping):
         raise TypeError(f"state: expected a dict, got {type(state).__name__}")
     if set(state) != set(keys):

@@ -16,7 +16,7 @@ PARAM_KEYS = ("params", "param_names")
 
 
 def structure_of(params: Any) -> Structure:
-    """What parameters are given in."""
+    """The structure of given parameters."""
     if isinstance(params, Mapping):
         return Structure.dict
     if is_array(params) or not isinstance(params, list | tuple):

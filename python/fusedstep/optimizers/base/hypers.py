@@ -1,4 +1,4 @@
-"""Hyper-parameters in groups: whether two are the same, and names that are none."""
+"""Hyper-parameters in groups: whether two are the same, and unknown names."""
 
 import difflib
 import warnings
@@ -12,7 +12,7 @@ from fusedstep.schedules.base import Schedule
 def same_hyper(a: Any, b: Any) -> bool:
     """Whether two hyper-parameters are the same; a list is the tuple of its entries.
 
-    Two schedules are the same where they were made with the same arguments, whatever a `ReduceOnPlateau` has seen.
+    Two schedules are the same if they have the same arguments, whatever a `ReduceOnPlateau` has observed.
     """
     if isinstance(a, Schedule) and type(a) is type(b):
         made = [field.name for field in fields(a) if field.init]  # type: ignore[arg-type]

@@ -27,16 +27,15 @@ class Optimizer(Arguments):
     """An optimizer of NumPy arrays in place; see its subclasses.
 
     Args:
-        params: A float32, float64, float16 or bfloat16 array, a list of them or anything that gives them one after the
-            other (`net.parameters()`, pairs of `net.named_parameters()`), a dict `{name: array}`, dicts and lists
-            within a dict, or a list of groups `{"params": …, "lr": …, …}` that set their own hyper-parameters. The
-            arrays are updated in place; they must be writable, one dense block of memory each (in any order of the
-            axes), and must not overlap. What is given is held, and its memory looked at anew in every step: it may
-            move. A list or dict must go on holding the same arrays, see `rebind`.
-            bfloat16 is ml_dtypes', PyTorch's, or words of 16 bits that say so: `words.view(fusedstep.bfloat16)`. The
-            arithmetic on 16 bits is of float32, rounded once, at the end.
+        params: A float32, float64, float16 or bfloat16 array, a list or an iterator of them (`net.parameters()`, pairs
+            of `net.named_parameters()`), a dict `{name: array}`, dicts and lists within a dict, or a list of groups
+            `{"params": …, "lr": …, …}` that set their own hyper-parameters. The arrays are updated in place; they must
+            be writable, one dense block of memory each (in any order of the axes), and must not overlap. The optimizer
+            holds the given objects, and looks up their memory in every step: it may move. A list or dict must keep the
+            same arrays, see `rebind`. bfloat16 is ml_dtypes', PyTorch's, or 16-bit words marked as such:
+            `words.view(fusedstep.bfloat16)`. 16-bit numbers are computed in float32, and rounded once, at the end.
         hypers: Hyper-parameters of the groups that do not set their own.
-        options: See `Options`; likewise.
+        options: Likewise, see `Options`.
     """
 
     rule: ClassVar[str]
@@ -87,10 +86,10 @@ class Optimizer(Arguments):
 
         Args:
             grads: The gradients, in the same structure as `params` (with groups: one flat list, or one entry per
-                group); None for a parameter that has none this time. Same shape as the parameter; its dtype, or any
-                of float32, float16 and bfloat16 for a parameter of one of these; any strides (other than the
-                parameter's they cost a copy), read-only allowed.
-            grad_scale: What the gradients are divided by first.
+                group); None for a parameter without a gradient in this step. Same shape as the parameter; its dtype, or
+                any of float32, float16 and bfloat16 for a parameter of one of these; any strides (strides other than
+                the parameter's cost a copy); read-only arrays too.
+            grad_scale: The gradients are divided by it first.
 
         Returns:
             The `StepReport` of this step.
@@ -98,7 +97,7 @@ class Optimizer(Arguments):
         Raises:
             TypeError: A wrong dtype or kind of argument.
             ValueError: A wrong shape, number of arrays, or hyper-parameter; arrays that overlap.
-                Whatever is raised, nothing has been written; `KeyboardInterrupt` may also come after a whole step.
+                After any error nothing has been written; `KeyboardInterrupt` may also come after a whole step.
         """
         return self._native.step(self._param_groups, self._state, self._given, grads, grad_scale)
 
@@ -129,12 +128,12 @@ class Optimizer(Arguments):
     def rebind(self, params: Any) -> None:
         """Replaces the parameters by other arrays; the states stay.
 
-        Where entries of the dict or list were replaced, or where parameters have another dtype or another order of axes
-        in memory now.
+        Call it after you replaced entries of the dict or list, or changed the dtype of parameters or the order of their
+        axes in memory.
 
         Args:
             params: As many arrays as before, in the same structure, with the same names and shapes. With groups, a list
-                of groups whose hyper-parameters, where given, are as they are.
+                of groups whose hyper-parameters, if given, are unchanged.
 
         Raises:
             TypeError: See the constructor.
@@ -197,7 +196,7 @@ class Optimizer(Arguments):
         return averages
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Adds parameters with hyper-parameters of their own; from then on, gradients come as for groups.
+        """Adds a group of parameters; from then on, gradients come as for groups.
 
         Raises:
             TypeError: See the constructor.
@@ -213,9 +212,9 @@ class Optimizer(Arguments):
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """The state, laid out as PyTorch lays out its own: `state` by position and `param_groups` with positions.
 
-        Where parameters were given as PyTorch's tensors, the arrays are tensors, and `torch.optim`'s optimizer of the
-        same name can load the result (but for a learning rate that is a schedule, which it cannot call). `rule` and
-        `step` (steps taken) stand beside PyTorch's keys.
+        If the parameters are PyTorch's tensors, so are the arrays, and the optimizer of the same name in `torch.optim`
+        can load the result (except a schedule, which it cannot call). Beside PyTorch's keys there are `rule` and `step`
+        (steps taken).
 
         Args:
             copy: False gives the optimizer's own arrays, as PyTorch does. The next step changes them.
@@ -224,17 +223,17 @@ class Optimizer(Arguments):
         return {**made, "rule": self.rule, "step": self._native.taken}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, hypers: bool = True) -> None:
-        """Takes over a state that `state_dict` gave, here or of `torch.optim`'s optimizer of the same name.
+        """Loads a state dict of this optimizer, or of the one of the same name in `torch.optim`.
 
-        Arrays are copied, and stored as this optimizer's `state_dtype` says: those of another dtype are rounded to the
-        nearest, or widened. How states and parameters are stored (`state_dtype`, `min_8bit_size`, `master_weights`,
-        `stochastic_rounding`) stays as it is here. A learning rate that is a schedule stays where the state has none;
-        `ReduceOnPlateau` says what becomes of one in the state.
+        Arrays are copied, and stored in this optimizer's `state_dtype`: other dtypes are rounded to the nearest, or
+        widened. How states and parameters are stored (`state_dtype`, `min_8bit_size`, `master_weights`,
+        `stochastic_rounding`) stays as it is here. A schedule stays if the state has no learning rate. For a
+        `ReduceOnPlateau` in the state, see its documentation.
 
         Args:
             state_dict: The state.
-            hypers: Whether the other hyper-parameters become those of the state; a warning says which have changed.
-                False keeps one's own.
+            hypers: Whether to load the other hyper-parameters too; a warning names those that change. False keeps the
+                optimizer's own.
 
         Warns:
             UserWarning: Hyper-parameters were replaced by others.
@@ -262,15 +261,15 @@ class Optimizer(Arguments):
         return sum(v.nbytes for entry in self.state.values() for v in entry.values() if isinstance(v, np.ndarray))
 
     def convert_states(self, state_dtype: str) -> None:
-        """Changes how all groups store their states, and converts the states that there are.
+        """Changes how all groups store their states, and converts the present states.
 
-        Fewer bits round to the nearest; more bits hold the same numbers.
+        Fewer bits round to the nearest; more bits keep the numbers as they are.
 
         Args:
             state_dtype: See `Options`, which also names the states that stay float32.
 
         Raises:
-            ValueError: There is no such way to store states, or not for this optimizer. Nothing has changed then.
+            ValueError: An unknown `state_dtype`, or one that this optimizer does not have. Nothing has changed then.
 
         Examples:
             >>> import numpy as np, fusedstep as fs

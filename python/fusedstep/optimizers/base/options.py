@@ -19,8 +19,8 @@ class Options(TypedDict, total=False):
         max_grad_norm: Multiplies all gradients by `min(1, max_grad_norm / (norm + 1e-6))`, with the norm of all of them
             together; > 0, infinity to have the norm reported only. None, for no clipping, by default. For the whole
             step: the same in all groups.
-        skip_nonfinite: Leaves out a step whose gradients hold an infinity or a NaN: nothing changes, no state, no count
-            of steps. False by default. For the whole step.
+        skip_nonfinite: Leaves out a step whose gradients hold an infinity or a NaN: no parameter, state or step count
+            changes. False by default. For the whole step.
         telemetry: Measures gradients, parameters and their change while they are in the cache, see `StepReport`. False
             by default. For the whole step.
         cautious: Leaves out the components of a step that go against the gradient, and scales the others of the tensor
@@ -28,21 +28,21 @@ class Options(TypedDict, total=False):
             for `Adam`, `AdamW`, `Adamax`, `NAdam`, `RAdam`, `Lion`, `AdEMAMix` and `ADOPT`.
         state_dtype: How the states of float32, float16 and bfloat16 parameters are stored from their first step on:
             "float32"; "bfloat16", in 2 bytes; or "8bit", in 1 byte and a float32 scale, `<state>_scale`, for every 256.
-            What is stored in fewer bits is rounded at random, so that its mean is what was computed: rounded to the
-            nearest, a moving average would stand still. `ema`, `master`, `step_size` of `Rprop`, `z` of
+            Narrow states are rounded at random, so that the expected stored value is the computed one: rounded to the
+            nearest, a moving average would not change. `ema`, `master`, `step_size` of `Rprop`, `z` of
             `ScheduleFreeAdamW` and `s` and `p0` of `Prodigy` stay float32. "float32" by default; see `convert_states`.
             A float64 parameter has float64 states.
-        min_8bit_size: Parameters of fewer elements, as norms and biases are, keep float32 states with "8bit". 4096 by
-            default.
-        master_weights: Keeps a float32 copy, `master`, of every float16 and bfloat16 parameter, takes the steps there,
-            and rounds it into the parameter in the same pass. Where a parameter was changed since the last step, the
-            new value is taken. False by default: a step of less than half a unit in the last place of the parameter is
-            then lost, unless it has `stochastic_rounding`.
-        stochastic_rounding: Rounds float16 and bfloat16 parameters up or down at random. The part of a unit that is cut
-            off is the probability of up, so that small steps add up. Not with `master_weights`. False, to the nearest,
+        min_8bit_size: Parameters with fewer elements, such as norms and biases, keep float32 states with "8bit". 4096
             by default.
-        seed: What the rounding at random depends on, beside a parameter's position, its step and the place of the
-            element: the same numbers on every processor and for any number of threads. 0 by default.
+        master_weights: Keeps a float32 copy, `master`, of every float16 and bfloat16 parameter, takes the steps there,
+            and rounds it into the parameter in the same pass. If a parameter was changed since the last step, the new
+            value is taken. False by default: a step of less than half a unit in the last place of the parameter is then
+            lost, unless it has `stochastic_rounding`.
+        stochastic_rounding: Rounds float16 and bfloat16 parameters up or down at random. The part of a unit that is cut
+            off is the probability of rounding up, so small steps add up. Not with `master_weights`. False, to the
+            nearest, by default.
+        seed: Seed of the random rounding, which also depends on a parameter's position, its step and the place of the
+            element: it is the same on every processor and for any number of threads. 0 by default.
     """
 
     maximize: bool

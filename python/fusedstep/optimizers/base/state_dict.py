@@ -19,7 +19,7 @@ Groups = list[dict[str, Any]]
 
 #: How states and parameters are stored: it belongs to an optimizer, not to the state that it loads.
 STORAGE = ("state_dtype", "min_8bit_size", "master_weights", "stochastic_rounding")
-# Of PyTorch's groups: how it computes, not what.
+# Keys of PyTorch's groups that say how it computes, not what.
 _TORCH_KEYS = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "decoupled_weight_decay"}
 # Hyper-parameters that PyTorch's optimizer of the same name does not have, or has not always had.
 _NOT_TORCHS = {"accumulator", "decoupled_weight_decay", "nesterov"}
@@ -40,7 +40,7 @@ def made_of(state: State, groups: Groups, copy: bool) -> dict[str, Any]:
 
 
 def checked(rule: str, state_dict: Any, groups: Groups) -> tuple[list[Mapping[str, Any]], dict[int, Mapping[str, Any]]]:
-    """Its groups and its entries by position; ValueError where it is another rule's, or of other parameters."""
+    """Its groups and its entries by position; ValueError if it is for another rule or other parameters."""
     saved_groups, entries = parts_of(state_dict, rule)
     counts = [len(group["params"]) for group in groups]
     saved_counts = [len(group["params"]) for group in saved_groups]

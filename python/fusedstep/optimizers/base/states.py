@@ -12,7 +12,7 @@ from fusedstep.reference.codec import SCALED, decode_8bit, encode_8bit, in_memor
 
 Array = NDArray[Any]
 
-# So many elements are converted at a time, whole blocks of 8 bits: temporary arrays stay small.
+# Elements that are converted at a time, in whole blocks of 8 bits: temporary arrays stay small.
 _PART = SCALED << 12
 
 
@@ -37,7 +37,7 @@ def load_state(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> dict[str, Array]:
-    """A copy of a state in the layout of the parameter and in a dtype; with its scales, where that is of 8 bits."""
+    """A copy of a state in the layout of the parameter and in a dtype; with its scales, if that is of 8 bits."""
     source = unmasked(entry[name], label)
     if source.shape != shape:
         raise ValueError(f"{label}: expected shape {shape}, got {source.shape}")
