@@ -41,7 +41,7 @@ class MovedFinder(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """For the names in the table, and those within them."""
+        """Finds the names in the table, and those within them."""
         return None if new_name(fullname) is None else ModuleSpec(fullname, self)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -56,7 +56,7 @@ class MovedFinder(MetaPathFinder, Loader):
 
 
 def new_name(old: str) -> str | None:
-    """Where a module is now; None where its name is no old one."""
+    """The new name of a module; None if its name is not an old one."""
     package, _, name = old.partition(".")
     if package != __package__:
         return None
@@ -69,6 +69,6 @@ def new_name(old: str) -> str | None:
 
 def install() -> None:
     """Makes the old names known to `import`."""
-    # First, for a package that stands under its old name leads to its files, which would be loaded anew.
+    # First, because a package under its old name leads to its files, which would be loaded a second time.
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, MovedFinder())

@@ -1,8 +1,8 @@
 """Averages of the weights of a run, and ensembles of its snapshots.
 
 All of them hold the arrays that are trained, in any structure that an optimizer takes, and update their averages from
-what these hold. The averages come in the same structure; pairs of a name and an array as a dict, those of groups as one
-flat list. Buffers, such as batch norm's running statistics, are arrays like others.
+them. The averages have the same structure; pairs of a name and an array become a dict, groups one flat list. Buffers,
+such as batch norm's running statistics, may be among the arrays.
 """
 
 from fusedstep.training.averaging import EMA, SWA, recompute_batch_norm

@@ -14,7 +14,7 @@ def require(module: str, extra: str, needs: str | None = None) -> Any:
     Args:
         module: Which.
         extra: The extra that installs it.
-        needs: What the error begins with: who needs what. None: the package is not installed.
+        needs: The beginning of the error: what needs which package. None: the package is not installed.
 
     Raises:
         MissingExtraError: It is not installed; the message says how to.

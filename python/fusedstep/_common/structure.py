@@ -137,7 +137,7 @@ def parse(params: Any, role: str = "params", leaf: Leaf = no_leaf) -> Given:
 
 
 def held(container: Any) -> list[tuple[Any, Any]]:
-    """What a container holds now: pairs of a name, or a place, and an object."""
+    """The present content of a container: pairs of a name, or a place, and an object."""
     if isinstance(container, Nested):
         return container.leaves()
     return list(container.items() if isinstance(container, Mapping) else enumerate(container))
@@ -170,14 +170,14 @@ def flat_grads(grads: Any, container: Any) -> list[Any]:
 
 
 class Parameters:
-    """Parameters in any structure that an optimizer takes, with the same labels and errors for all who take them.
+    """Parameters in any structure that an optimizer takes, with the same labels and errors everywhere.
 
     That is an array; a list, a tuple or an iterator of arrays; a dict of them, also with dicts and lists within; pairs
     of a name and an array; or a list of groups, whose entry "params" is one of these.
 
     Args:
         params: What was given.
-        role: What errors call it.
+        role: Its name in errors.
         leaf: Lists that are one array.
 
     Raises:

@@ -1,7 +1,7 @@
 """Batches in an order that a seed and an epoch give, and augmentation of batches of images.
 
-A batch is about how to update; cross-validation is about how to evaluate, and scikit-learn has it. An augmentation
-takes its random numbers from a generator that is given to it, and from nowhere else.
+Batches are for updating; cross-validation is for evaluating, and scikit-learn has it. An augmentation takes its random
+numbers only from the generator that it is given.
 """
 
 from fusedstep.data.color import color_jitter

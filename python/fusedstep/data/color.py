@@ -21,7 +21,7 @@ def color_jitter(
     layout: Layout,
     out: Array | None = None,
 ) -> Array:
-    r"""Changes brightness, contrast, saturation and hue of each image, by factors and in an order of its own.
+    r"""Changes brightness, contrast, saturation and hue of each image, by random factors and in random order.
 
     .. code-block:: text
 
@@ -33,14 +33,14 @@ def color_jitter(
 
     Args:
         x: Images (N, H, W, 3) or (N, 3, H, W): float32 or float64 in [0, 1] (normalize afterwards), or uint8; not
-            modified. One channel will do where saturation and hue stay 0; it is its own gray.
+            modified. With saturation and hue 0, one channel is enough; it is its own gray.
         brightness: f is uniform in [max(0, 1 − brightness), 1 + brightness], or in the interval (low, high), ≥ 0.
         contrast: Likewise.
         saturation: Likewise.
         hue: f is uniform in [−hue, hue], hue ≤ 0.5, or in the interval (low, high) within [−0.5, 0.5].
         rng: Gives the factors, four times `rng.uniform(low, high, N)` in the order of the arguments; then the orders,
-            `rng.permuted(numpy.tile(numpy.arange(4), (N, 1)), axis=1)`: the numbers of the changes, first to last. What
-            is 0 is drawn too, and does nothing.
+            `rng.permuted(numpy.tile(numpy.arange(4), (N, 1)), axis=1)`: the numbers of the changes, first to last.
+            Changes of 0 are drawn too, and do nothing.
         layout: "NHWC" or "NCHW".
         out: Where y goes: an array like x, or x itself; by default a new one.
 
@@ -100,7 +100,7 @@ def _gray(x: Array) -> Array:
     if x.shape[-1] == 1:
         return x
     weights = np.array([0.2989, 0.587, 0.114], x.dtype)
-    # Products and sums of their own: a matrix product has the order of its library.
+    # Written as products and sums, because the order of a matrix product depends on its library.
     r, g, b = (x[..., k : k + 1] * weights[k] for k in range(3))
     gray: Array = r + g + b
     return gray

@@ -18,19 +18,19 @@ def random_crop(
     layout: Layout,
     out: Array | None = None,
 ) -> Array:
-    r"""Cuts a window of one size out of each image, padded on all sides, at a place of its own.
+    r"""Cuts a window of one size out of each image, padded on all sides, at a random place.
 
     .. code-block:: text
 
         y[h, w] = padded(x)[h + topₙ, w + leftₙ]
-        topₙ in {0, …, H + 2 pad − height},  leftₙ in {0, …, W + 2 pad − width},  all alike probable
+        topₙ in {0, …, H + 2 pad − height},  leftₙ in {0, …, W + 2 pad − width},  all equally probable
 
     Args:
         x: Images (N, H, W, C) or (N, C, H, W) of any dtype but objects; not modified.
         size: (height, width) in pixels, or one number for both; at most those of the padded images.
         padding: Pixels added above and below, and left and right: (vertical, horizontal), or one number for both.
-        mode: What they hold: "zeros", or "reflect" for the image mirrored in its outermost pixels, which are not
-            repeated (padding < H and W then).
+        mode: The content of the padding: "zeros", or "reflect" for the image mirrored in its outermost pixels, which
+            are not repeated (padding < H and W then).
         rng: Gives top = `rng.integers(0, H + 2 pad − height + 1, N)`, then left likewise.
         layout: "NHWC" or "NCHW".
         out: Where y goes: an array of its shape, or x itself where that is the same; by default a new one.
@@ -77,7 +77,7 @@ def random_crop(
 
 
 def _reflected(places: Array, length: int) -> Array:
-    """Places outside of [0, length), mirrored into it; those too far for that go to its first or last."""
+    """Places outside of [0, length), mirrored into it; places too far outside become the first or the last."""
     places = np.abs(places)
     mirrored = np.minimum(places, 2 * (length - 1) - places)
     inside: Array = np.clip(mirrored, 0, length - 1)

@@ -20,7 +20,7 @@ def mixup(
     per_sample: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, Array]:
-    r"""Mixes each example of a batch, and its target, with another one of the batch.
+    r"""Mixes each example of a batch and its target with another example of the batch.
 
     .. code-block:: text
 
@@ -29,11 +29,11 @@ def mixup(
     Args:
         x: The batch, (N, …), of any shape; float32 or float64; not modified.
         targets: (N, …): probabilities (`one_hot` makes them of labels), in the dtype of the logits if
-            `softmax_cross_entropy` is to take them, or whatever is regressed; float32 or float64.
-        alpha: > 0. Small values hardly mix, 1 mixes in all proportions alike; the paper takes 0.1 to 0.4 for ImageNet,
-            1 for CIFAR.
+            `softmax_cross_entropy` is to take them, or targets of a regression; float32 or float64.
+        alpha: > 0. Small values hardly mix, 1 makes all proportions equally likely; the paper takes 0.1 to 0.4 for
+            ImageNet, 1 for CIFAR.
         rng: Gives λ = `rng.beta(α, α)`, or `rng.beta(α, α, N)` per sample; then order = `rng.permutation(N)`.
-        per_sample: Whether every example has a λ of its own; otherwise the batch has one, as in the paper's code.
+        per_sample: Whether every example has its own λ; otherwise the batch has one, as in the paper's code.
         out: Where x̃ goes: an array like x, or x itself; by default a new one.
 
     Returns:

@@ -12,7 +12,7 @@ from fusedstep.data.images import Array, plain_array
 
 
 class Batches:
-    """The batches of one epoch, which `batches` makes: `len` says how many are left, and every `iter` begins anew.
+    """The batches of one epoch, which `batches` makes: `len` says how many are left, and every `iter` begins again.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -104,24 +104,24 @@ def batches(
         order = numpy.random.default_rng((seed, epoch)).permutation(rows)      0, 1, 2, … without shuffle
         batch k = arrays[order[k · batch_size : (k + 1) · batch_size]]
 
-    The rows are gathered by all threads. A batch is always a copy, also without shuffling: to write to it changes
-    nothing in `arrays`. With `reuse=True` every batch of an iteration is in the same buffers, which are in the caches:
-    faster, and **a batch is then valid until the next one is asked for**.
+    The rows are gathered by all threads. A batch is always a copy, also without shuffling: writing to it does not
+    change `arrays`. With `reuse=True` all batches of an iteration share buffers, which stay in the caches. That is
+    faster, and **a batch is then valid until the next one is drawn**.
 
     Args:
         arrays: An array, a tuple or list of arrays, or a dict of them, with rows along their first axes, as many in
             each. Of any dtype but objects, in C order; memory-mapped ones are read row by row.
         batch_size: Rows in a batch, ≥ 1.
         seed: In [0, 2³²).
-        epoch: In [0, 2³²); every epoch has an order of its own.
+        epoch: In [0, 2³²); every epoch has another order.
         shuffle: Whether the rows come in a random order.
         drop_last: Whether the last batch is left out where it would be shorter than the others.
         start: How many batches of this epoch have been taken already: the iteration goes on at batch `start`, as if
-            it had never stopped. Up to the number of batches in the epoch, where nothing is left.
+            it had never stopped. At most the number of batches in the epoch; then no batch is left.
         reuse: Whether the batches of an iteration share buffers; otherwise each is new, and can be kept.
 
     Returns:
-        What gives the batches when iterated, each structured as `arrays`; `len` is how many it gives.
+        An iterable of the batches, each structured as `arrays`; `len` is their number.
 
     Raises:
         TypeError: Something that is no array, or of objects, or masked; a bool or a float where a whole number is

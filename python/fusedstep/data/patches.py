@@ -27,8 +27,8 @@ def cutout(
     Args:
         x: Images (N, H, W, C) or (N, C, H, W); float32, float64 or uint8; not modified.
         size: The side of the square in pixels, ≥ 1.
-        fill: What the square holds: a number, or one for each channel. Where images are not centred on 0, their mean
-            leaves the statistics alone. A whole number in [0, 255] for uint8.
+        fill: What the square holds: a number, or one for each channel. For images that are not centred on 0, their mean
+            keeps the statistics. A whole number in [0, 255] for uint8.
         rng: Gives row = `rng.integers(0, H, N)`, then column = `rng.integers(0, W, N)`.
         layout: "NHWC" or "NCHW".
         out: Where y goes: an array like x, or x itself; by default a new one.

@@ -129,7 +129,7 @@ def adagrad_blow_up(s: Windows) -> Verdict | None:
 
 
 def _rolling(values: Doubles, k: int) -> Doubles:
-    """Of every place the median of the k values from it on, as long as there are so many."""
+    """For every place, the median of the k values from it on, as long as there are k."""
     if len(values) < k:
         return np.empty(0)
     windows = np.lib.stride_tricks.sliding_window_view(values, k)
@@ -139,7 +139,7 @@ def _rolling(values: Doubles, k: int) -> Doubles:
 
 
 def dead_units(s: Windows) -> Verdict | None:
-    """Units that give 0 whatever comes in.
+    """Units that give 0 for every input.
 
     .. code-block:: text
 
@@ -159,7 +159,7 @@ def dead_units(s: Windows) -> Verdict | None:
 
 
 def batch_too_small_for_batch_norm(s: Windows) -> Verdict | None:
-    """Statistics of a few rows say little of the data.
+    """Statistics of a few rows say little about the data.
 
     .. code-block:: text
 
@@ -206,7 +206,7 @@ def at_critical_point(s: Windows) -> Verdict | None:
 
 
 def bouncing(s: Windows) -> Verdict | None:
-    """From wall to wall of a ravine: gradients stay large and turn around, the loss stays.
+    """The run jumps from wall to wall of a ravine: gradients stay large and turn around, the loss does not fall.
 
     .. code-block:: text
 

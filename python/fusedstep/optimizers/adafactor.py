@@ -35,8 +35,8 @@ class Adafactor(Optimizer):
 
     Reference:
         Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", ICML 2018, algorithms 4 and
-        5, in PyTorch's form. Its means are NumPy's, in double and rounded once, on every instruction set. An eps[0]
-        whose square vanishes in the dtype divides by 0 where a gradient always was, as PyTorch's.
+        5, in PyTorch's form. Its means are NumPy's, in double and rounded once, on every instruction set. If the square
+        of eps[0] vanishes in the dtype, the step divides by 0 where the gradient always was 0, as in PyTorch.
     """
 
     rule = "adafactor"

@@ -30,8 +30,7 @@ class Adamax(Optimizer):
         [ 0.9 -1.9] 0.1
 
     Reference:
-        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 2, which has no eps; PyTorch
-        has.
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 2; the eps is PyTorch's.
     """
 
     rule = "adamax"

@@ -32,7 +32,8 @@ class Adan(Optimizer):
 
     Reference:
         Xie, Zhou, Li, Lin and Yan, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models",
-        TPAMI 2024, algorithm 1; β is what is kept, and the bias corrections are those of the authors' code.
+        TPAMI 2024, algorithm 1; here β is the part that is kept, and the bias corrections are those of the authors'
+        code.
     """
 
     rule = "adan"

@@ -17,7 +17,7 @@ class ASGD(Optimizer):
         params: What to update, see `Optimizer`.
         lr: Learning rate, or a schedule `steps taken -> lr`; finite, >= 0.
         lambd: Decay of the parameter and of η; finite, >= 0.
-        alpha: Power by which η falls; finite, >= 0.
+        alpha: Exponent of the decay of η; finite, >= 0.
         t0: When averaging starts; finite, >= 0.
         weight_decay: Coupled L2: added to the gradient; finite, >= 0.
         **options: What every optimizer takes, see `Options`.

@@ -39,8 +39,9 @@ class Prodigy(Optimizer):
 
     Reference:
         Mishchenko and Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", ICML 2024, algorithm 4, as
-        in the authors' code, but that a step without any gradient moves averages and counters too. d, the largest d̂
-        and N are the same for all parameters and stand in the groups; the first estimate beyond d0 is taken at once.
+        in the authors' code, except that a step without any gradient moves averages and counters too. d, the largest d̂
+        and N are the same for all parameters, and are kept in the groups; the first estimate beyond d0 is taken at
+        once.
     """
 
     rule = "prodigy"

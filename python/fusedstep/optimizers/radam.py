@@ -34,7 +34,7 @@ class RAdam(Optimizer):
 
     Reference:
         Liu, Jiang, He, Chen, Liu, Gao and Han, "On the Variance of the Adaptive Learning Rate and Beyond", ICLR 2020,
-        algorithm 2, which rectifies from ρ > 4; PyTorch, and so this, from ρ > 5.
+        algorithm 2, which rectifies for ρ > 4; here, as in PyTorch, for ρ > 5.
     """
 
     rule = "radam"

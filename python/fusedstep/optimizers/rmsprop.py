@@ -34,8 +34,8 @@ class RMSprop(Optimizer):
 
     Reference:
         Tieleman and Hinton, "Lecture 6.5: RMSProp", Coursera 2012; centred after Graves, "Generating Sequences With
-        Recurrent Neural Networks", 2013. PyTorch's centred variance may be negative by rounding, and NaN its root; here
-        it is at least 0.
+        Recurrent Neural Networks", 2013. In PyTorch, rounding may make the centred variance negative and its root NaN;
+        here it is at least 0.
     """
 
     rule = "rmsprop"

@@ -15,10 +15,10 @@ class Rprop(Optimizer):
 
     Args:
         params: What to update, see `Optimizer`.
-        lr: First value of the steps s; finite, >= 0. A later lr changes only new states. Under a schedule the
-            states begin anew in every step at which its rate has risen: through a warm-up s is the rate, and adapts
-            from its end on. Where the rate stays or falls, the schedule changes nothing. (PyTorch's steps begin with
-            the rate of the first step, whatever follows.)
+        lr: First value of the steps s; finite, >= 0. A later lr changes only new states. A schedule resets the states
+            in every step at which its rate has risen: s is the rate during a warm-up, and adapts after it. While the
+            rate stays or falls, the schedule changes nothing. (PyTorch's steps begin with the rate of the first step,
+            whatever follows.)
         etas: How s shrinks and grows; less than 1, more than 1.
         step_sizes: Smallest and largest s; finite, >= 0.
         **options: What every optimizer takes, see `Options`.

@@ -94,7 +94,7 @@ class ScheduleFreeAdamW(Optimizer):
         return super().step(grads, grad_scale)
 
     def eval(self) -> None:
-        """Makes the parameters the average x, in place: to evaluate, and to keep in the end."""
+        """Makes the parameters the average x, in place: for evaluation, and at the end of training."""
         self._move(training=False)
 
     def train(self) -> None:
@@ -102,7 +102,7 @@ class ScheduleFreeAdamW(Optimizer):
         self._move(training=True)
 
     def _move(self, *, training: bool) -> None:
-        """All parameters and the mode, or none whatever is raised."""
+        """Moves all parameters and sets the mode; after any error neither."""
         if training is self._training:
             return
         writes, owners = [], []
@@ -117,11 +117,11 @@ class ScheduleFreeAdamW(Optimizer):
         _core.wrote(owners)
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """See `Optimizer.state_dict`; `train_mode` tells which of the two the parameters are."""
+        """See `Optimizer.state_dict`; `train_mode` says whether the parameters are y."""
         return {**super().state_dict(copy=copy), "train_mode": self._training}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, hypers: bool = True) -> None:
-        """See `Optimizer.load_state_dict`. The parameters must be those of the mode that the state was saved in."""
+        """See `Optimizer.load_state_dict`. The parameters must be in the mode (y or x) in which the state was saved."""
         parts_of(state_dict, self.rule)
         training = flag(state_dict.get("train_mode", True), "state_dict['train_mode']")
         super().load_state_dict(state_dict, hypers=hypers)

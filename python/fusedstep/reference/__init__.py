@@ -1,5 +1,5 @@
 """The specification: every kernel in NumPy, written to be read.
 
-It is the instruction set `"numpy"`: whatever the library computes, it computes the same bits as this package. It knows
-arrays and numbers alone: beside NumPy it imports nothing of the library but `fusedstep._common`.
+It is the instruction set `"numpy"`: every result of the library has the bits of this package. It knows arrays and
+numbers alone: it imports only NumPy and `fusedstep._common`.
 """

@@ -1,6 +1,6 @@
 """Batch norm: statistics, normalization, and their gradients.
 
-What is as large as x is written into arrays that the caller gives, seen as (n, c, l): see `channel_sums`.
+Results as large as x are written into arrays that the caller gives, seen as (n, c, l): see `channel_sums`.
 
 Statistics are taken in one pass, of d = x − pivot, where the pivot is the mean of the channel's first values: Chan,
 Golub and LeVeque, "Algorithms for computing the sample variance", The American Statistician 37, 1983.
@@ -27,7 +27,7 @@ from fusedstep.reference.two_doubles import (
 )
 
 Array = NDArray[Any]
-#: Of some values of every channel: how many, their mean, and the sum of squared deviations from it.
+#: For some values of every channel: their number, their mean, and the sum of squared deviations from it.
 Moments = tuple[int, TwoDoubles, TwoDoubles]
 
 PIVOT_VALUES = 16  # values that the pivot is the mean of
@@ -49,7 +49,7 @@ def inverse_deviation(m2: Array, count: float, eps: float) -> Doubles:
 
 
 def channel_scale(inv_std: Doubles, weight: Array | None) -> Doubles:
-    """What a channel's deviations are multiplied by: inv_std · weight."""
+    """The factor of a channel's deviations: inv_std · weight."""
     with np.errstate(all="ignore"):
         return inv_std * (np.ones_like(inv_std) if weight is None else weight.astype(np.float64))
 
@@ -80,7 +80,7 @@ def all_finite(mean: Doubles, m2: Doubles) -> bool:
 
 
 def cumulative_momentum(batches: int) -> float:
-    """The momentum that gives running statistics the average of all batches, after so many of them."""
+    """The momentum with which running statistics are the average of all batches so far."""
     return 1.0 / (batches + 1)
 
 

@@ -148,10 +148,10 @@ def _mix(x: int) -> int:
 def random_words(key: int, stream: int, size: int) -> Words:
     """The random words of an array, one an element in the order of the memory: pattern(e mod 256) ^ place(e div 256).
 
-    As good as one hash for each where, as here, it is sums of pairs that count, for any two of them are independent.
+    Any two of them are independent. That is as good as one hash for each, because only sums of pairs count here.
 
     Args:
-        key: Of the seed, the parameter and the step.
+        key: Made of the seed, the parameter and the step.
         stream: k for the k-th state that the rule keeps, 4 for the parameter.
         size: How many.
     """

@@ -47,7 +47,7 @@ def softmax(logits: Array, out: Array, log: bool) -> None:
 
 
 def mean_divisor(labels: NDArray[np.int64], ignore: int, weight: Array | None) -> float:
-    """What the mean divides by: the weights of the labels that are not ignored, or their number."""
+    """The divisor of the mean: the weights of the labels that are not ignored, or their number."""
     counted = labels[labels != ignore]
     if weight is None:
         return float(len(counted))

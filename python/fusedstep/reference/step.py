@@ -44,8 +44,8 @@ def compute(
 ) -> tuple[Writes, list[Any]]:
     """One step of `rule` for every tensor; scalars move on in the dicts that hold them.
 
-    Writes to no array. Gives what each is to hold, for whatever is raised here must leave them all as they are; and,
-    per tensor, the sums that telemetry is made of, None without it.
+    Writes to no array, because an error here must leave them all unchanged. Returns what each is to hold and, per
+    tensor, the sums of telemetry, None without it.
     """
     equations: Any = RULES[rule]
     with np.errstate(all="ignore"):
@@ -217,7 +217,7 @@ def update(equations: Any, t: SimpleNamespace, telemetry: bool) -> list[Ranged] 
 def ranged_telemetry(
     sums: list[float], grad: Array, before: Array, moved: Array, moment: Array | None, rows: bool
 ) -> list[Ranged]:
-    """The sums of a tensor's telemetry, those that went out of range taken anew."""
+    """The sums of a tensor's telemetry; those that went out of range are taken again."""
     pairs: list[tuple[Array, Array] | None] = [(grad, grad), None, (moved, moved), (before, before), None, None]
     if moment is not None:
         pairs[4:] = [(grad, moment), (moment, moment)]

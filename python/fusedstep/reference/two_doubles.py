@@ -21,7 +21,7 @@ def two_sum(a: Doubles, b: Doubles) -> TwoDoubles:
 def two_product(a: Doubles, b: Doubles) -> TwoDoubles:
     """a · b without error, by Dekker's splitting: the C++ has a fused multiply-add for it."""
     product = a * b
-    # Near the ends of the doubles the parts are of numbers times a power of 2, so that none of them leaves the range.
+    # Near the ends of the range of doubles, numbers are scaled by a power of 2, so that no part leaves the range.
     size = np.abs(product)
     scale = np.where(size > 2.0**900, 2.0**-100, np.where(size < 2.0**-800, 2.0**250, 1.0))
     larger, smaller = np.where(np.abs(a) >= np.abs(b), (a, b), (b, a))

@@ -9,7 +9,7 @@ from fusedstep.reference.ranged import Ranged, root_of, total_of
 
 
 class GradientNorm(NamedTuple):
-    """Of all gradients: their squares, √squares / grad_scale, and how many elements are infinite or NaN."""
+    """The squares of all gradients, √squares / grad_scale, and the number of elements that are infinite or NaN."""
 
     squares: Ranged
     norm: float
@@ -17,7 +17,7 @@ class GradientNorm(NamedTuple):
 
 
 class TensorSums(NamedTuple):
-    """What a tensor brings to telemetry: Σ g², count of not finite g, Σ Δ², Σ p², Σ g m, Σ m².
+    """The sums of a tensor for telemetry: Σ g², count of not finite g, Σ Δ², Σ p², Σ g m, Σ m².
 
     `moment_sign` is −1 where the first moment points against the gradient; `averages`, whether the tensor keeps one.
     """
@@ -28,7 +28,7 @@ class TensorSums(NamedTuple):
 
 
 class Telemetry(NamedTuple):
-    """What telemetry says of a tensor, or of all."""
+    """The telemetry of a tensor, or of all."""
 
     grad_norm: float
     update_norm: float
@@ -56,7 +56,7 @@ def clip_coefficient(max_norm: float, gradient: GradientNorm, grad_scale: float)
 
 
 def gradient_factor(maximize: bool, grad_scale: float, clip: float) -> float:
-    """What the gradient is multiplied by: the sign of `maximize`, unscaling and clipping in one."""
+    """The factor of the gradient: the sign of `maximize`, unscaling and clipping in one."""
     with np.errstate(all="ignore"):
         return float(np.float64(-1.0 if maximize else 1.0) / grad_scale * clip)
 
@@ -67,7 +67,7 @@ def ema_decay(decay: float, warmup: bool, step: int) -> float:
 
 
 def telemetry_of(tensors: Sequence[TensorSums], grad_scale: float) -> tuple[Telemetry, list[Telemetry]]:
-    """Of all tensors together, and of each."""
+    """The telemetry of all tensors together, and of each."""
     signed = [[*t.sums[:4], (t.moment_sign * t.sums[4][0], t.sums[4][1]), t.sums[5]] for t in tensors]
     whole = [total_of([sums[k] for sums in signed]) for k in range(6)]
     averaged = total_of([t.sums[0] for t in tensors if t.averages])

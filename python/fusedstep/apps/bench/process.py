@@ -1,7 +1,7 @@
-"""A measurement in a process of its own, where the peers are held to the instruction set that we run.
+"""A measurement in a separate process, where the peers are held to our instruction set.
 
-Torch reads what it may use when it is imported, so the set must stand in the environment before. Our side and the peers
-are still timed in turn, in that one process.
+Torch reads the allowed set when it is imported, so the environment must have it before. Our side and the peers are
+still timed in turn, in that one process.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ class Measurer:
         return self._ask(subject)
 
     def close(self) -> None:
-        """Ends the child, whatever it is at."""
+        """Ends the child, whatever it is doing."""
         self._child.kill()
         with contextlib.suppress(BrokenPipeError), self._child:
             pass

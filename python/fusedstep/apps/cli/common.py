@@ -112,7 +112,7 @@ share = parsed(float, lambda value: 0 <= value < 1, "a number in [0, 1)")
 def check_writable(option: str, path: str, *, replaced: bool = False) -> None:
     """Refuses a path that cannot be written, before the work that would be lost.
 
-    It tries: rights alone do not tell of a file system that is full or read-only. What is there stays as it is.
+    It tries to write: permissions alone do not show a full or read-only file system. An existing file is not changed.
 
     Args:
         option: What asks for it.

@@ -190,7 +190,7 @@ def _epochs_of_steps(record: dict[str, Any], scale: int) -> Any:
 
 
 def _curve(axes: Any, x: Any, values: Any, **look: Any) -> None:
-    """What is finite; nothing, and no legend for it, where nothing is."""
+    """Draws the finite values; without any, neither a line nor a legend."""
     shown = np.array(values, dtype=float)
     shown[~np.isfinite(shown)] = np.nan
     known = np.isfinite(shown)

@@ -1,4 +1,4 @@
-"""What a saved run must look like: every field that `Training.resume` reads, before anything is made of it."""
+"""The fields of a saved run: `Training.resume` checks all that it reads before it uses any."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +72,7 @@ def read_progress(saved: Any, epochs: int, per_epoch: int) -> tuple[int, int, bo
 def read_record(
     saved: Any, epoch: int, batch: int, per_epoch: int, telemetry: Sequence[str], parts: Sequence[str]
 ) -> dict[str, Any]:
-    """What was measured so far, in the numbers that progress says."""
+    """The measurements so far, in the numbers that progress says."""
     record = _mapping(saved, "record")
     count = epoch * per_epoch + batch
 

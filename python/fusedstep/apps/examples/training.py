@@ -59,7 +59,7 @@ def _restarts(lr: float, total: int, cycles: int) -> schedules.Schedule:
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is made of: two runs with the same options give the same weights.
+    """The options of a run: two runs with the same options give the same weights.
 
     Attributes:
         optimizer: A name in `fusedstep.optimizers.REGISTRY`.
@@ -113,7 +113,7 @@ class Options:
 
 
 class Training:
-    """The model, its optimizer and what stands around them, at some step of a run.
+    """The model, its optimizer and all that belongs to them, at some step of a run.
 
     Args:
         options: What the run is made of.
@@ -336,7 +336,7 @@ class Training:
 
         Args:
             path: What `save` wrote.
-            given: Options that somebody named; they must be those of the run, but that there may be more epochs.
+            given: Options that were named. They must be those of the run; only the epochs may be more.
 
         Raises:
             ValueError: The file is damaged or holds no run, or an option differs.
@@ -366,7 +366,7 @@ class Training:
         return run
 
     def _extend(self, epochs: int, path: str | Path) -> None:
-        """More epochs than it was started with; the rate is from here on that of a run of so many."""
+        """More epochs than at the start; from here on the rate is that of a run of this length."""
         if self.snapshots is not None:
             raise ValueError(
                 f"--epochs: the run in {path} has {self.options.epochs}, over which its snapshots are spread"

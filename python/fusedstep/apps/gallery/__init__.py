@@ -3,8 +3,8 @@
 A figure is a module with
 
 - `TITLE`, a few words;
-- `compute(seed=0, quick=False)`, a dict of numbers and arrays. What the picture claims is in
-  `data["claims"]`, as numbers; `quick` computes less of the same;
+- `compute(seed=0, quick=False)`, a dict of numbers and arrays. The claims of the picture are in `data["claims"]`, as
+  numbers; `quick` takes smaller computations;
 - `draw(data)`, a matplotlib figure;
 - `caption(data)`, one to three sentences that say what to see, with the numbers that were measured;
 - perhaps `animate(data, path)`, which writes a GIF.

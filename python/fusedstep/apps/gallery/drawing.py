@@ -15,7 +15,7 @@ Data = dict[str, Any]
 
 
 class Drawable(Protocol):
-    """What a module must have to be a figure."""
+    """The interface of a figure's module."""
 
     TITLE: str
 

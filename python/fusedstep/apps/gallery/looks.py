@@ -51,7 +51,7 @@ def look(k: int) -> dict[str, Any]:
 
 
 def contours(axes: Any, x: Any, y: Any, z: Any, levels: Sequence[float] | Any) -> None:
-    """Level lines in grey, under whatever is drawn on them."""
+    """Level lines in grey, below everything else that is drawn."""
     axes.contour(x, y, z, levels=levels, colors="0.75", linewidths=0.6, linestyles="-", zorder=0)
 
 

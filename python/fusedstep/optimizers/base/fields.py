@@ -55,7 +55,8 @@ def constructor(cls: type, fields: dict[str, Field], start: Callable[..., None])
         "_fields": fields,
         "_start": start,
     }
-    # As dataclasses make theirs: so that the signature, and the errors of a wrong call, are a function's own.
+    # Made as dataclasses make theirs, so that the signature and the errors of a wrong call are those of a plain
+    # function.
     exec(compile(source, f"<constructor of {cls.__qualname__}>", "exec"), scope)
     made: Callable[..., None] = scope["__init__"]
     made.__qualname__ = f"{cls.__qualname__}.__init__"

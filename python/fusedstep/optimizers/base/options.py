@@ -14,7 +14,7 @@ class Options(TypedDict, total=False):
         ema_decay: Keeps `ema ← ema_decay · ema + (1 − ema_decay) · p` of every parameter, starting from the parameter
             before its first step; in [0, 1). The average moves in the steps in which the parameter has a gradient.
             None, for no average, by default. Not for row-sparse gradients.
-        ema_warmup: Lets the first steps weigh more in the average, so that the start is soon forgotten: with
+        ema_warmup: Gives the first steps more weight in the average, so that the start is soon forgotten: with
             `min(ema_decay, (1 + t) / (10 + t))` in a parameter's t-th step, as `averaging.EMA`. False by default.
         max_grad_norm: Multiplies all gradients by `min(1, max_grad_norm / (norm + 1e-6))`, with the norm of all of them
             together; > 0, infinity to have the norm reported only. None, for no clipping, by default. For the whole
@@ -66,7 +66,7 @@ def option(*, default: Any, kw_only: bool) -> Any:
 
 @dataclass_transform(eq_default=False, field_specifiers=(option,))
 class Fields:
-    """What is declared in a class below is an argument of its constructor, as a dataclass's fields are."""
+    """Declarations in a subclass are arguments of its constructor, like the fields of a dataclass."""
 
 
 class Arguments(Fields):

@@ -16,7 +16,7 @@ def next_move(progress: Progress, point: Point, settings: Settings) -> Move:
         t = t if progress.first is None else min(t, progress.first)
         return Move(-point.grad, t, [], [], [], 1.0, point.grad, point.loss)
     old_dirs, old_stps, ro, diagonal = last.old_dirs, last.old_stps, last.ro, last.H_diag
-    # Where something overflows, the slope is not finite, and `Moves` says so.
+    # After an overflow the slope is not finite, and `Moves` says so.
     with np.errstate(over="ignore", invalid="ignore"):
         y, s = point.grad - last.prev_flat_grad, last.d * last.t
         ys, yy = _core.dot(y, s), _core.dot(y, y)

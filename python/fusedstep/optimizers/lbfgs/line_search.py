@@ -74,7 +74,7 @@ class Line:
                 )
             if found is not None and float(alpha) * first == self.last[0]:
                 self.best = self.last
-            # Where none was lower: ever shorter moves, down to `tolerance_change`.
+            # If none was lower: ever shorter moves, down to `tolerance_change`.
             t, size = min(filter(None, self.known), default=0.0), largest(self.move.d)
             while self.best[1] is self.start and t * size > tolerance_change:
                 t /= 2

@@ -53,5 +53,5 @@ def count(value: Any, name: str) -> int:
 
 
 def kind(value: object) -> str:
-    """What an error calls the type of a value."""
+    """The name of a value's type in errors."""
     return type(value).__qualname__

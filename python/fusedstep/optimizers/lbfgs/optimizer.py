@@ -39,18 +39,18 @@ class LBFGS:
 
         loss(p + t · d) ≤ loss(p) + 1e-4 · t · gᵀd,    |g(p + t · d)ᵀd| ≤ 0.9 · |gᵀd|
 
-    Where the search ends without such a t (`max_eval`, or a loss that falls without end), the lowest loss that it saw
-    is taken. Where none is lower, down to moves of `tolerance_change`, nothing moves, the pairs are forgotten, and d is
-    −g again.
+    If the search ends without such a t (`max_eval`, or a loss that falls without end), it takes the place with the
+    lowest loss that it saw. If no loss is lower, down to moves of `tolerance_change`, nothing moves, the pairs are
+    forgotten, and d is −g again.
 
     Args:
         params: An array, a list of them, a dict `{name: array}`, or a list of one group, see `Optimizer`; all float32,
             or all float64.
         lr: Length of a move in units of d, or a schedule `steps taken -> lr`; finite, >= 0.
         max_iter: Moves per step; a whole number >= 1.
-        max_eval: The most evaluations of a step; a whole number >= 1. Where a line search has seen no lower loss by
-            then, nothing moves, and the next step starts with shorter moves; where no evaluation is left for a move, as
-            with 1, the move is made and not evaluated. None: `max_iter * 5 // 4`.
+        max_eval: The most evaluations of a step; a whole number >= 1. If a line search has seen no lower loss by then,
+            nothing moves, and the next step starts with shorter moves. If no evaluation is left for a move, as with 1,
+            the move is made without one. None: `max_iter * 5 // 4`.
         tolerance_grad: The step ends where max |g| is at most this; finite, >= 0.
         tolerance_change: The step ends where a move's max |t · d| is at most this, or it changes the loss by less, or
             the slope gᵀd is above its negative; finite, >= 0.
@@ -220,8 +220,8 @@ class LBFGS:
 
         Args:
             state_dict: The state.
-            hypers: Whether the hyper-parameters become those of the state; a warning says which have changed. False
-                keeps one's own.
+            hypers: Whether to load the hyper-parameters too; a warning names those that change. False keeps the
+                optimizer's own.
 
         Warns:
             UserWarning: Hyper-parameters were replaced by others.
@@ -258,7 +258,7 @@ class LBFGS:
             self._param_groups, self._state, self._taken = [group], state, taken
 
     def _group(self) -> dict[str, Any]:
-        """A copy of the group, checked anew: it is a plain dict, which users may change."""
+        """A checked copy of the group, which is a plain dict that users may change."""
         if len(self._param_groups) != 1:
             raise ValueError(f"param_groups: expected one group, got {len(self._param_groups)}")
         group = self._param_groups[0]

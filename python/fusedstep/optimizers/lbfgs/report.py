@@ -9,7 +9,7 @@ Reason = Literal["tolerance_grad", "tolerance_change", "max_iter", "max_eval", "
 
 @dataclass(frozen=True, slots=True)
 class LBFGSReport:
-    """What a step of `LBFGS` did.
+    """The report of a step of `LBFGS`.
 
     Attributes:
         step: Steps taken, this one included.

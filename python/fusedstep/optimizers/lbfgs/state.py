@@ -35,7 +35,7 @@ class Move(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """All that a step leaves for the next."""
+    """What a step leaves for the next one."""
 
     func_evals: int
     n_iter: int

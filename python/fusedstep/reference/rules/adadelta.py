@@ -13,7 +13,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, square_avg: Array, acc_delta: Array) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     square_avg[...] = c.rho * square_avg + c.one_minus_rho * (g * g)
     delta = np.sqrt((acc_delta + c.eps) / (square_avg + c.eps)) * g
     acc_delta[...] = c.rho * acc_delta + c.one_minus_rho * (delta * delta)

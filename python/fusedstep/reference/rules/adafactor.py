@@ -27,7 +27,7 @@ def direction(
     col_var: Array | None = None,
     variance: Array | None = None,
 ) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     dtype = p.dtype.type
     if not p.size:
         return p  # it has no means

@@ -16,7 +16,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, sum: Array) -> Array:  # noqa: A002
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     sum[...] = sum + g * g
     if h.accumulator == "mean":
         return c.lr * (g / (np.sqrt(sum * c.inv_step) + c.eps))

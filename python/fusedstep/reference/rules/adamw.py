@@ -15,5 +15,5 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 def direction(
     h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None
 ) -> Array:
-    """What the step takes off the parameter after its decay; updates the states."""
+    """What the step subtracts from the parameter after its decay; updates the states."""
     return adam.direction(h, c, g, p, exp_avg, exp_avg_sq, max_exp_avg_sq)

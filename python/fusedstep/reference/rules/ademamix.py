@@ -34,7 +34,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg_fast: Array, exp_avg_sq: Array, exp_avg_slow: Array) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     exp_avg_fast[...] = c.beta1 * exp_avg_fast + c.one_minus_beta1 * g
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g)
     exp_avg_slow[...] = blend(exp_avg_slow, g, c.one_minus_beta3)

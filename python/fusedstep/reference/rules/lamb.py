@@ -48,5 +48,5 @@ def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, fl
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     return c.step_size * adapted(c, g, p, exp_avg, exp_avg_sq)

@@ -33,7 +33,7 @@ def settle(h: Any, norms: list[float], shared: dict[str, float]) -> dict[str, fl
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     scaled = c.ratio * (g + c.weight_decay * p)
     if momentum_buffer is None:
         return c.lr * scaled

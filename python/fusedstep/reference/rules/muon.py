@@ -14,7 +14,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     momentum_buffer[...] = blend(momentum_buffer, g, c.rest)
     x = blend(g, momentum_buffer, c.momentum) if h.nesterov else momentum_buffer
     rows, columns = p.shape

@@ -31,7 +31,7 @@ def coefficients(h: Any, step: int, first: bool, scalars: Any) -> dict[str, floa
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     exp_avg[...] = c.beta1 * exp_avg + c.one_minus_beta1 * g
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.one_minus_beta2 * (g * g)
 

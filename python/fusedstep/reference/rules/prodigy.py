@@ -70,7 +70,7 @@ def settle(h: Any, sums: list[float], shared: dict[str, float]) -> dict[str, flo
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, exp_avg: Array, exp_avg_sq: Array, s: Array, p0: Array) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     exp_avg[...] = c.beta1 * exp_avg + c.grad_weight * g
     exp_avg_sq[...] = c.beta2 * exp_avg_sq + c.square_weight * (g * g)
     s[...] = c.beta3 * s + c.s_weight * g

@@ -21,7 +21,7 @@ def direction(
     momentum_buffer: Array | None = None,
     grad_avg: Array | None = None,
 ) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     square_avg[...] = c.alpha * square_avg + c.one_minus_alpha * (g * g)
     variance = square_avg
     if grad_avg is not None:

@@ -21,7 +21,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, prev: Array, step_size: Array) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     agreement = g * prev
     factor = np.where(agreement > 0, c.eta_plus, np.where(agreement < 0, c.eta_minus, p.dtype.type(1)))
     step_size[...] = np.minimum(np.maximum(step_size * factor, c.step_min), c.step_max)

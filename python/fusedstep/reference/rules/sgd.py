@@ -15,7 +15,7 @@ def coefficients(h: Any, step: int, first: bool) -> dict[str, float]:
 
 
 def direction(h: Any, c: Any, g: Array, p: Array, momentum_buffer: Array | None = None) -> Array:
-    """What the step takes off the parameter; updates the states."""
+    """What the step subtracts from the parameter; updates the states."""
     if momentum_buffer is None:
         return c.lr * g
     momentum_buffer[...] = c.momentum * momentum_buffer + c.gain * g
