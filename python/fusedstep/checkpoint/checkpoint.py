@@ -158,7 +158,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ModuleNotFoundError: The extra `fusedstep[checkpoint]` is not installed.
         CheckpointError: The file is damaged, or no checkpoint of this library, or of a newer format; it is no regular
             file. It is a ValueError, and the only error for any content of a file.
-        OSError: The file cannot be read; FileNotFoundError where there is none.
+        OSError: The file cannot be read; FileNotFoundError if it does not exist.
 
     Examples:
         >>> import tempfile, os, numpy as np, fusedstep as fs

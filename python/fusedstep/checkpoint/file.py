@@ -98,7 +98,7 @@ def _layout(tensors: dict[str, Array]) -> list[str]:
 
 
 def _pieces(array: Array) -> Iterator[memoryview]:
-    """Copies of the bytes, in C order: what is checked and written is the same, whoever writes into the array."""
+    """Copies of the bytes, in C order: checksum and file agree, even if another thread writes into the array."""
     flags = ["external_loop", "buffered", "zerosize_ok"]
     items = max(1, _PIECE // array.itemsize)
     for piece in np.nditer(array, flags, [["readonly", "contig"]], order="C", buffersize=items):  # type: ignore[call-overload]

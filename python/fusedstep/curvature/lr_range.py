@@ -275,7 +275,7 @@ class _Back:
         self._keep_entries(given)
 
     def _keep_entries(self, holder: Any) -> None:
-        """Those of dicts and lists, for somebody may put other arrays in their place."""
+        """The entries of dicts and lists, because `step` may put other arrays in their place."""
         if isinstance(holder, Mapping):
             entries: list[tuple[Any, Any]] = list(holder.items())
         elif isinstance(holder, list | tuple):

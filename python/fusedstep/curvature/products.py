@@ -15,7 +15,7 @@ from fusedstep.curvature.space import Gradient, Product, Space, Vector, positive
 _BEND = 3e-6
 #: How many random products are compared with each other at the start.
 CHECKS = 3
-#: How much two calls at the same place may differ, for a parallel sum may change its order.
+#: How much two calls at the same place may differ, because a parallel sum may change its order.
 _REPEAT = 100.0
 
 

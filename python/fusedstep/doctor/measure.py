@@ -67,7 +67,7 @@ def grad_cosine(before: Gradients, now: Gradients) -> float:
     if [None if g is None else g.size for g in before] != [None if g is None else g.size for g in now]:
         return math.nan
     pairs = [(a, b) for a, b in zip(before, now, strict=True) if a is not None and b is not None]
-    # Scaled, for the squares of numbers beyond 10^±154 leave the range of doubles.
+    # Scaled, because the squares of numbers beyond 10^±154 leave the range of doubles.
     pairs = list(zip(*(_scaled([pair[k] for pair in pairs]) for k in (0, 1)), strict=True))
     with np.errstate(all="ignore"):
         dot, aa, bb = (sum(float(x[i] @ x[j]) for x in pairs) for i, j in ((0, 1), (0, 0), (1, 1)))

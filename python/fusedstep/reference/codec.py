@@ -115,7 +115,7 @@ def encode_8bit(
     """Codes and scales of a vector: rounded by random words of 32 bits, or to the nearest.
 
     An infinity or a NaN, or a sign where there should be none, makes NaN of its whole block. The code 0 is not used
-    where there is no sign, for a root of what is so small would divide; zeros alone have the scale 0.
+    where there is no sign, because the root of so small a number would divide; zeros alone have the scale 0.
     """
     c = SIGNED if signed else UNSIGNED
     padded = np.zeros((scale_count(values.size), SCALED), np.float32)

@@ -1,8 +1,8 @@
 """Schedules: the learning rate as a function of the number of steps taken, for the `lr` of any optimizer or group.
 
 A schedule is a small object that compares by its arguments, is saved with checkpoints, and is called with a step:
-`cosine(1e-3, total_steps=500)(0)`. Whatever has an end stays at its final value from there on. A function of one's own
-does as well; it is not saved.
+`cosine(1e-3, total_steps=500)(0)`. A schedule with an end stays at its final value. Your own function works too, but is
+not saved.
 """
 
 from fusedstep.schedules.base import Schedule

@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
         "that shows them with their captions: index.html. Figures already in the folder stay on the page.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which figures (default: all)")
-    parser.add_argument("--out", metavar="DIR", help="the folder to write to; made where there is none")
+    parser.add_argument("--out", metavar="DIR", help="the folder to write to; created if it does not exist")
     parser.add_argument("--list", action="store_true", help="list the figures")
     parser.add_argument("--animate", action="store_true", help="a GIF too, of those that move: optimizers, ravine")
     parser.add_argument("--quick", action="store_true", help="compute less: fewer steps, seeds and sizes")
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _folder(text: str) -> Path:
-    """The folder, made where there is none; an error where it cannot be written."""
+    """The folder, created if it does not exist; an error if it cannot be written."""
     folder = Path(text)
     try:
         if not text:

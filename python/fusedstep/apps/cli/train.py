@@ -77,7 +77,7 @@ def add_parser(commands: Any) -> None:
     add("label-smoothing", "spread so much of each target over all classes", type=share, metavar="S")
     add("ema", "keep a running average of the weights, with this decay", type=share, metavar="DECAY")
     add("snapshots", "restart the rate so often, and average what the cycles end with", type=whole, metavar="N")
-    add("early-stop", "stop after so many epochs without a better loss on held-out rows", type=whole, metavar="N")
+    add("early-stop", "stop after N epochs without a better loss on held-out rows", type=whole, metavar="N")
     add("seed", "of the split, the weights, the batches and dropout", type=int)
     add_runtime_options(parser)
     parser.add_argument("--plot", metavar="FILE", help="draw loss and accuracy (.png, .svg or .pdf)")

@@ -70,7 +70,7 @@ def draw(data: Data) -> Any:
             middle = float(np.sqrt(np.nanmax(losses) * np.nanmin(losses)))
             ax.set_ylim(middle / 10, middle * 10)
         wrong = "" if said == run["expected"] else f" (it is {run['expected'].replace('_', ' ')})"
-        # Room for two lines, which begin over the numbers of the axis, for some are long.
+        # Room for two lines, which begin above the numbers of the axis, because some are long.
         ax.set_title(" \n ", fontsize=8, pad=5)
         for height, text, colour in (
             (16, run["name"], looks.BLACK),

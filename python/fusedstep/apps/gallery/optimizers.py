@@ -23,7 +23,7 @@ OPTIMIZERS: dict[str, Make] = {
     "Adam": lambda p, lr: fs.Adam(p, lr=lr),
 }
 
-#: Across the ravine the loss curves so many times more than along it.
+#: How many times more the loss curves across the ravine than along it.
 _CONDITION = 100.0
 _TURN = np.deg2rad(20)
 _AXES = np.array([[np.cos(_TURN), -np.sin(_TURN)], [np.sin(_TURN), np.cos(_TURN)]])
