@@ -1,6 +1,7 @@
 """A model of torch's on these kernels, and back."""
 
 import copy
+import gc
 import pickle
 import re
 
@@ -349,6 +350,27 @@ class TestPatterns:
         for network in (model, again):
             network.append(nn.ReLU6().double())
         assert_same(model, again)
+
+    def test_what_the_garbage_collector_calls_is_not_the_forwards(self):
+        seen = []
+
+        class Watcher:
+            def __call__(self, phase, info):
+                self.phase = phase
+                seen.append(phase)
+
+        model = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).double()
+        threshold, watcher = gc.get_threshold(), Watcher()
+        gc.callbacks.append(watcher)
+        gc.set_threshold(1)
+        try:
+            _, report = converted(model)
+        finally:
+            gc.set_threshold(*threshold)
+            gc.callbacks.remove(watcher)
+        assert seen
+        assert gc.isenabled()
+        assert report.fused == {"0": "relu"}
 
     def test_lists_of_modules(self):
         class Lists(nn.Module):

@@ -6,6 +6,7 @@ no longer holds.
 """
 
 import dis
+import gc
 import inspect
 import operator
 import sys
@@ -89,18 +90,24 @@ class _OwnTensors(TorchFunctionMode):
 
 @contextmanager
 def _watching(codes: set[types.CodeType]) -> Iterator[None]:
-    """Collects the code of others than torch and Python that runs."""
+    """Collects the code of others than torch and Python that runs.
+
+    The garbage collector stays out: what it calls (`gc.callbacks`, `__del__`) is not the forward's.
+    """
 
     def profile(frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call" and not frame.f_code.co_filename.startswith(_TORCH):
             codes.add(frame.f_code)
 
-    before = sys.getprofile()
+    before, collects = sys.getprofile(), gc.isenabled()
+    gc.disable()
     sys.setprofile(profile)
     try:
         yield
     finally:
         sys.setprofile(before)
+        if collects:
+            gc.enable()
 
 
 def _check_code(codes: set[types.CodeType]) -> None:
