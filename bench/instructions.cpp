@@ -96,6 +96,12 @@ void batch_norm(const KernelTable& table, const std::string& name, Dtype dtype, 
   backward.count = double(n * l);
   backward.training = true;
   if (l > 1) {
+    run(table, "batch_norm_evaluation/" + name, size, [&] {
+      BatchNormArgs evaluation = forward;
+      evaluation.folded = true;
+      kernels.coefficients(evaluation, coefficients.doubles());
+      kernels.apply(evaluation, coefficients.doubles(), 0, n * c * plane_parts(l));
+    });
     run(table, "batch_norm_forward/" + name, size, [&] { kernels.forward(forward, 0, c); });
     run(table, "batch_norm_backward/" + name, size, [&] { kernels.backward(backward, 0, c); });
     return;

@@ -24,12 +24,8 @@ FUSEDSTEP_INLINE void each_half(std::int64_t l, F f) {
     f(i, kLanes, 0);
     f(i + kLanes, kLanes, 1);
   }
-  if (i + kLanes <= l) {
-    f(i, kLanes, 0);
-    if (i + kLanes < l) f(i + kLanes, lanes_left(l), 1);
-  } else if (i < l) {
-    f(i, lanes_left(l), 0);
-  }
+  if (i < l) f(i, l - i < kLanes ? l - i : kLanes, 0);
+  if (i + kLanes < l) f(i + kLanes, lanes_left(l), 1);
 }
 
 // out[i] = f(i, lanes) for l elements, in order. Streamed, the first few are stored as usual, up to a cache line.
