@@ -27,10 +27,13 @@ import fusedstep.torch  # noqa: F401
 from fusedstep.optimizers import REGISTRY as _ARRAYS
 from fusedstep.torch.optim.backward import attach
 from fusedstep.torch.optim.classes import made as _made
+from fusedstep.torch.optim.network import Muon as _Muon
 from fusedstep.torch.optim.optimizer import FusedOptimizer
 
 #: Every optimizer that is a rule of one step, by the name of the rule.
-REGISTRY: dict[str, type[FusedOptimizer]] = {rule: _made(kind, __name__) for rule, kind in _ARRAYS.items()}
+REGISTRY: dict[str, type[FusedOptimizer]] = {rule: _made(kind, __name__) for rule, kind in _ARRAYS.items()} | {
+    "muon": _Muon
+}
 globals().update({kind.__name__: kind for kind in REGISTRY.values()})
 
 __all__ = ["REGISTRY", "FusedOptimizer", "Optimizer", "attach", "lr_scheduler", "swa_utils"]

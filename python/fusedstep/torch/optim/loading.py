@@ -38,7 +38,7 @@ def load(optimizer: Any, state_dict: dict[str, Any]) -> None:
         if place not in placed:
             raise ValueError(f"state_dict['state']: expected positions of parameters, got {place}")
         param, group = placed[place]
-        state[param] = _entry(optimizer.rule, entry, param, group, f"state_dict['state'][{place}]")
+        state[param] = _entry(group.get("rule", optimizer.rule), entry, param, group, f"state_dict['state'][{place}]")
     optimizer._native.check(groups)
     optimizer.__setstate__({"state": state, "param_groups": groups})
     for after in optimizer._optimizer_load_state_dict_post_hooks.values():
@@ -54,11 +54,14 @@ def _paired(groups: list[dict[str, Any]], saved: list[Mapping[str, Any]]) -> lis
 
 def _group(optimizer: Any, own: dict[str, Any], saved: dict[str, Any], label: str) -> dict[str, Any]:
     """A group as it is afterwards: what the state says, and where it says nothing, what was before."""
-    for name in _core.rules()[optimizer.rule]["hypers"]:
+    rule = own.get("rule", optimizer.rule)
+    if saved.get("rule", optimizer.rule) != rule or ("rule" in saved) != ("rule" in own):
+        raise ValueError(f"{label}: expected a group with 'rule' {own.get('rule')!r}, got {saved.get('rule')!r}")
+    for name in _core.rules()[rule]["hypers"]:
         if name not in saved and name not in _SINCE:
             got = sorted(saved.keys() - {"params"})
-            raise ValueError(f"{label}: expected a state of {optimizer.rule!r}, got hyper-parameters {got}")
-    if optimizer.rule == "adamw" and not saved.get("decoupled_weight_decay", True):
+            raise ValueError(f"{label}: expected a state of {rule!r}, got hyper-parameters {got}")
+    if rule == "adamw" and not saved.get("decoupled_weight_decay", True):
         raise ValueError(f"{label}: expected a state of 'adamw', got one of Adam with a coupled decay")
     missing = {name: value for name, value in own.items() if name not in saved}
     return {**saved, **missing, "params": own["params"]}

@@ -57,15 +57,23 @@ class FusedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, params: Any, *arguments: Any, **named: Any) -> None:
+        defaults = self._bound(params, arguments, named)
+        self._native = self._make_native()
+        super().__init__(params, defaults)
+        self._follow_backward()
+
+    def _bound(self, params: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        """What a group holds that says nothing itself."""
         try:
             bound = self.arguments.bind(params, *arguments, **named)
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
-        defaults = {name: value for name, value in bound.arguments.items() if name != "params"}
-        self._native = self._make_native()
-        super().__init__(params, defaults | self.constants)
-        self._follow_backward()
+        return {name: value for name, value in bound.arguments.items() if name != "params"} | self.constants
+
+    def _usual(self, group: dict[str, Any]) -> dict[str, Any]:
+        """What a group of an older version lacks."""
+        return {name: p.default for name, p in self.arguments.parameters.items() if name != "params"} | self.constants
 
     @property
     def _shared(self) -> bool:
@@ -193,9 +201,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        usual = {name: p.default for name, p in self.arguments.parameters.items() if name != "params"}
         for group in self.param_groups:
-            for name, value in (usual | self.constants).items():
+            for name, value in self._usual(group).items():
                 group.setdefault(name, value)
             group.update(self.constants)
         for entry in self.state.values():

@@ -1,0 +1,147 @@
+"""A step of Muon and one of AdamW, with the interface of a native step of one rule."""
+
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedstep import _core
+from fusedstep.torch.optim.tensors import refuse
+
+MUON, ADAMW = "muon", "adamw"
+#: What needs one pass over the gradients of both, with the value that asks for nothing.
+_OF_ALL = {"max_grad_norm": None, "skip_nonfinite": False, "telemetry": False}
+
+
+class TwoRules:
+    """The native steps of both rules; a group's key "rule" says whose it is."""
+
+    def __init__(self) -> None:
+        self._muon, self._adamw = _core.TensorStep(MUON, "where needed"), _core.TensorStep(ADAMW, "tensor")
+        self._rehearsal = _core.TensorStep(ADAMW, "tensor")
+
+    def check(self, groups: list[dict[str, Any]]) -> None:
+        """Hyper-parameters and options, as a step would find them."""
+        for group in groups:
+            for name, nothing in _OF_ALL.items():
+                if group.get(name) not in (None, nothing):
+                    raise ValueError(
+                        f"{name}: expected {nothing} in Muon for a whole network, whose two rules step one by one"
+                    )
+        self._muon.check(_of(MUON, groups))
+        self._adamw.check(_of(ADAMW, groups))
+
+    def step(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> bool:
+        """Both steps, after all checks of both; False where no parameter has a gradient."""
+        self.check(groups)
+        groups = _numbered(groups)
+        others = _of(ADAMW, groups)
+        self._rehearse(others, state, grad_scale)
+        matrices = [_Matrix(param, name) for group in _of(MUON, groups) for name, param in _members(group)]
+        places = iter(matrices)
+        flat = [{**group, "params": [next(places).flat for _ in group["params"]]} for group in _of(MUON, groups)]
+        entries = {matrix.flat: matrix.entry(state[matrix.param]) for matrix in matrices if matrix.param in state}
+        stepped = self._muon.step(flat, entries, grad_scale)
+        for matrix in matrices:
+            if matrix.flat in entries:
+                matrix.keep(entries[matrix.flat], state)
+        return self._adamw.step(others, state, grad_scale) or stepped
+
+    def _rehearse(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> None:
+        """All checks of AdamW's step before Muon writes: a step that a gradient of NaN has skipped."""
+        if not groups:
+            return
+        extra = torch.zeros(1)
+        extra.grad = torch.full((1,), torch.nan)
+        tried = [{**group, "skip_nonfinite": True} for group in groups]
+        tried[-1]["params"] = [*tried[-1]["params"], extra]
+        tried[-1]["param_names"] = [*tried[-1]["param_names"], None]
+        self._rehearsal.step(tried, dict(state), grad_scale)
+
+    @property
+    def report(self) -> dict[str, _core.StepReport | None] | None:
+        """Of the last step of each; None before the first."""
+        reports = {MUON: self._muon.report, ADAMW: self._adamw.report}
+        return reports if any(report is not None for report in reports.values()) else None
+
+    @property
+    def taken(self) -> int:
+        """How many steps there were."""
+        return max(self._muon.taken, self._adamw.taken)
+
+    @taken.setter
+    def taken(self, taken: int) -> None:
+        self._muon.taken = self._adamw.taken = taken
+
+
+def _of(rule: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [group for group in groups if group["rule"] == rule]
+
+
+def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups, with positions among all parameters for the names of those that have none."""
+    numbers = count()
+    return [{"param_names": [next(numbers) for _ in group["params"]]} | group for group in groups]
+
+
+def _members(group: dict[str, Any]) -> Any:
+    return zip(group["param_names"], group["params"], strict=True)
+
+
+class _Matrix:
+    """A parameter as a matrix of the same memory: of more than 2 axes, those behind the first in the order of memory.
+
+    Gradients in another order than their parameter's are copied into it.
+    """
+
+    def __init__(self, param: Tensor, name: Any) -> None:
+        self.param, self.flat, self._name = param, param, name
+        if param.ndim == 2 or param.grad is None:
+            return
+        strides = param.stride()
+        behind = sorted(range(1, param.ndim), key=lambda axis: -strides[axis])
+        self._order = (0, *behind)
+        self._lengths = [param.shape[axis] for axis in self._order]
+        self._shape = (param.shape[0], param[:1].numel() if len(param) else 0)
+        grad = param.grad
+        refuse(grad, f"grads[{name!r}]")
+        if grad.dtype != param.dtype:
+            raise TypeError(f"grads[{name!r}]: expected dtype {param.dtype}, got {grad.dtype}")
+        if grad.shape != param.shape:
+            raise ValueError(f"grads[{name!r}]: expected shape {tuple(param.shape)}, got {tuple(grad.shape)}")
+        self.flat = self._flattened(param, f"params[{name!r}]")
+        self.flat.grad = grad.detach().permute(self._order).reshape(self._shape)
+
+    def _flattened(self, tensor: Tensor, label: str) -> Tensor:
+        try:
+            return tensor.detach().permute(self._order).view(self._shape)
+        except RuntimeError:
+            raise ValueError(f"{label}: expected memory that is one matrix, got strides {tensor.stride()}") from None
+
+    def entry(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Its state, of the shape of the matrix."""
+        if self.flat is self.param:
+            return entry
+        return {
+            name: self._flattened(value, f"state[{self._name!r}][{name!r}]")
+            if isinstance(value, Tensor) and value.shape == self.param.shape
+            else value
+            for name, value in entry.items()
+        }
+
+    def keep(self, entry: dict[str, Any], state: dict[Any, Any]) -> None:
+        """Enters what the step has added, and tells autograd of what it has written."""
+        if self.flat is self.param:
+            state[self.param] = entry
+            return
+        own = state.setdefault(self.param, {})
+        for name, value in entry.items():
+            if not isinstance(value, Tensor):
+                own[name] = value
+            elif own.get(name) is None:
+                shaped = value.shape == self._shape and not name.endswith("_scale")
+                inverse = sorted(range(self.param.ndim), key=self._order.__getitem__)
+                own[name] = value.view(self._lengths).permute(inverse) if shaped else value
+            elif value.shape == self._shape:
+                torch.autograd.graph.increment_version(own[name])
