@@ -272,6 +272,28 @@ class TestErrors:
         with pytest.raises(ValueError, match="use_muon: expected a predicate for parameters without names"):
             optim.Muon(network().parameters(), adamw_lr=0.1)
 
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ({"use_muon": True}, "use_muon: expected an argument of the optimizer"),
+            ({"rule": "adamw", "adamw_lr": 0.1}, "adamw_lr: expected none in a group with a rule, got 0.1"),
+        ],
+    )
+    def test_keys_of_groups(self, keys, message):
+        given = [{"params": [torch.zeros(2, 2, requires_grad=True)], **keys}]
+        with pytest.raises(ValueError, match=message):
+            optim.Muon(given)
+        optimizer = optim.Muon(network().named_parameters())
+        with pytest.raises(ValueError, match=message):
+            optimizer.add_param_group({"params": [("w", torch.zeros(2, 2, requires_grad=True))], **keys})
+
+    def test_groups_with_rules_are_a_network(self):
+        params = [torch.zeros(2, 2, requires_grad=True) for _ in range(3)]
+        groups = [{"params": params[:1], "rule": "muon"}, {"params": params[1:2], "rule": "adamw", "lr": 0.5}]
+        assert [(g["rule"], g["lr"]) for g in optim.Muon(groups).param_groups] == [("muon", 1e-3), ("adamw", 0.5)]
+        with pytest.raises(ValueError, match="rule: expected none in a group of Muon for matrices alone"):
+            optim.Muon(params[:2]).add_param_group({"params": params[2:], "rule": "adamw"})
+
     def test_groups_stay_as_they_were(self):
         model = network()
         optimizer = optim.Muon(model.named_parameters())

@@ -94,6 +94,8 @@ class Muon(_Matrices):  # type: ignore[misc]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, or of a whole network's the part of each rule; see `FusedOptimizer.add_param_group`."""
+        if isinstance(param_group, dict):
+            _refuse_keys(param_group, self._network)
         if not self._network or not isinstance(param_group, dict):
             super().add_param_group(param_group)
             return
@@ -170,14 +172,28 @@ def _groups(params: Any) -> list[dict[str, Any]] | None:
     return groups if every and all(isinstance(param, Tensor) for param in every) else None
 
 
+def _refuse_keys(group: dict[str, Any], network: bool) -> None:
+    """ValueError where a group says what nobody would read."""
+    if "use_muon" in group:
+        raise ValueError("use_muon: expected an argument of the optimizer; a group has a key 'rule' for it")
+    unread = [name for name in ("rule", *_NETWORK[1:]) if name in group and (not network or name != "rule")]
+    if unread and not network:
+        raise ValueError(f"{unread[0]}: expected none in a group of Muon for matrices alone")
+    if unread and "rule" in group:
+        raise ValueError(f"{unread[0]}: expected none in a group with a rule, got {group[unread[0]]!r}")
+
+
 def _is_network(groups: list[dict[str, Any]]) -> bool:
-    """Whether names are known, and something that is no matrix."""
+    """Whether a group speaks of AdamW; or names are known, and something that is no matrix."""
+    if any(name in group for group in groups for name in ("rule", *_NETWORK)):
+        return True
     pairs = [_named(given) for group in groups for given in group["params"]]
     return all(name is not None for name, _ in pairs) and any(param.ndim != 2 for _, param in pairs)
 
 
 def _split(group: dict[str, Any], defaults: dict[str, Any], choose: Predicate) -> list[dict[str, Any]]:
     """The part of a group that goes to Muon, and that of AdamW."""
+    _refuse_keys(group, True)
     if "rule" in group:
         return [group]
     chosen: dict[str, list[Any]] = {MUON: [], ADAMW: []}
