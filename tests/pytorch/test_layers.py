@@ -391,3 +391,36 @@ class TestImport:
         code = "import sys; sys.modules['torch'] = None\nimport fusedstep.torch"
         done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
         assert "pip install 'fusedstep[torch]'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "residual"])
+def test_a_tensor_on_another_device_than_the_input(name):
+    """A fake kernel would have answered with memory that nobody wrote."""
+    x = torch.randn(4, 3, 5, 5)
+    given = {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    given[name] = torch.ones(x.shape if name == "residual" else 3, device="meta")
+    with pytest.raises(TypeError, match=f"{name}: expected a tensor on the CPU, got one on meta"):
+        F.batch_norm(x, training=True, **given)
+
+
+@pytest.mark.parametrize(
+    ("residual", "kind", "message"),
+    [
+        (torch.ones(2, 2), ValueError, r"residual: expected a shape like \(4, 3, 5, 5\), got \(2, 2\)"),
+        (torch.ones(3, 1, 1, device="meta"), TypeError, "residual: expected a tensor on the CPU, got one on meta"),
+        ("one", TypeError, "residual: expected a tensor, got str"),
+    ],
+    ids=["shape", "device", "kind"],
+)
+def test_a_residual_that_cannot_be_added_changes_nothing(residual, kind, message):
+    layer = nn.BatchNorm2d(3)
+    with pytest.raises(kind, match=message):
+        layer(torch.randn(4, 3, 5, 5), residual)
+    assert torch.equal(layer.running_mean, torch.zeros(3))
+    assert layer.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_an_input_without_channels(shape):
+    with pytest.raises(ValueError, match="input: expected two axes or more"):
+        F.batch_norm(torch.ones(shape), None, None, training=True)

@@ -255,3 +255,28 @@ class TestDropout:
         first = layer(x)
         torch.manual_seed(0)
         assert torch.equal(again(x), first)
+
+
+@pytest.mark.parametrize("name", ["target", "weight"])
+def test_a_tensor_on_another_device_than_the_input(name):
+    """A fake kernel would have answered with memory that nobody wrote."""
+    given = {"target": torch.tensor([0, 1, 2]), "weight": torch.ones(4)}
+    given[name] = given[name].to("meta")
+    with pytest.raises(TypeError, match=f"{name}: expected a tensor on the CPU, got one on meta"):
+        F.cross_entropy(torch.randn(3, 4), **given)
+
+
+def test_class_weights_that_want_a_gradient():
+    """PyTorch refuses them in the backward pass."""
+    with pytest.raises(ValueError, match="weight: expected numbers that require no gradient"):
+        F.cross_entropy(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.ones(4, requires_grad=True))
+
+
+def test_targets_beside_no_rows():
+    with pytest.raises(ValueError, match=r"target: expected shape \(0,\) as input has rows, got \(5,\)"):
+        F.cross_entropy(torch.randn(0, 4), torch.zeros(5, dtype=torch.long))
+
+
+def test_class_weights_that_are_no_tensor():
+    with pytest.raises(TypeError, match="weight: expected a tensor, got list"):
+        F.cross_entropy(torch.randn(3, 4), torch.tensor([0, 1, 2]), [1.0, 1.0, 1.0, 1.0])

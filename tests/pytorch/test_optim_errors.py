@@ -192,3 +192,97 @@ def test_inference_mode_makes_no_states_that_autograd_does_not_know():
         c.take("adam", optimizer, params, 1)
     c.take("adam", optimizer, params, 1)
     assert not any(v.is_inference() for entry in optimizer.state.values() for v in entry.values())
+
+
+def _saved(change):
+    """PyTorch's state dict of AdamW after a step, changed."""
+    params = [torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2)]
+    optimizer = torch.optim.AdamW(params, lr=0.1)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    change(saved["state"][1], saved["param_groups"][0])
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (
+            lambda entry, group: entry.update(exp_avg=torch.ones(4, 3)),
+            ValueError,
+            r"\[1\]\['exp_avg'\]: expected shape",
+        ),
+        (
+            lambda entry, group: entry.update(exp_avg=torch.ones(1, 1)),
+            ValueError,
+            r"\[1\]\['exp_avg'\]: expected shape",
+        ),
+        (
+            lambda entry, group: entry.update(exp_avg=torch.ones(3, 4, device="meta")),
+            TypeError,
+            r"\[1\]\['exp_avg'\]: expected numbers",
+        ),
+        (
+            lambda entry, group: entry.update(exp_avg=torch.ones(3, 4).to_sparse()),
+            TypeError,
+            r"\[1\]\['exp_avg'\]: expected a dense tensor",
+        ),
+        (lambda entry, group: entry.pop("step"), ValueError, r"\[1\]: no 'step'"),
+        (lambda entry, group: group.update(capturable=True), ValueError, "capturable: expected False"),
+    ],
+    ids=["shape", "broadcast", "meta", "sparse", "no step", "capturable"],
+)
+def test_a_state_dict_that_cannot_be_is_refused_when_it_is_loaded(change, kind, message):
+    params = [torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2)]
+    optimizer = optim.AdamW(params, lr=0.2)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(kind, match=message):
+        optimizer.load_state_dict(_saved(change))
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for place, entry in before["state"].items():
+        for name, value in entry.items():
+            assert torch.equal(after["state"][place][name], value)
+
+
+@pytest.mark.parametrize("given", [None, 5, []])
+def test_a_state_dict_that_is_none(given):
+    with pytest.raises(TypeError, match="state_dict: expected a dict, got"):
+        optim.AdamW([torch.nn.Parameter(torch.ones(2))]).load_state_dict(given)
+
+
+def test_a_factored_state_of_another_shape():
+    params = [torch.nn.Parameter(torch.ones(3, 4))]
+    optimizer, theirs = optim.Adafactor(params), torch.optim.Adafactor(params)
+    params[0].grad = torch.ones(3, 4)
+    theirs.step()
+    saved = copy.deepcopy(theirs.state_dict())
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[params[0]]["col_var"].shape == (1, 4)
+    saved["state"][0]["col_var"] = torch.ones(3, 1)
+    with pytest.raises(ValueError, match=r"\['col_var'\]: expected shape \(1, 4\), got \(3, 1\)"):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_closure_that_is_no_function():
+    with pytest.raises(TypeError, match="closure: expected a function, got int"):
+        optim.AdamW([torch.nn.Parameter(torch.ones(2))]).step(5)
+
+
+def test_steps_in_the_backward_pass_are_the_whole_optimizers():
+    """A group cannot ask for them alone, and a state dict does not: the hooks are there or they are not."""
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+    optimizer = optim.SGD(params[:1], lr=0.1)
+    with pytest.raises(ValueError, match="in_backward: holds for all groups: expected False, got True"):
+        optimizer.add_param_group({"params": params[1:2], "in_backward": True})
+    assert len(optimizer.param_groups) == 1
+    optimizer.load_state_dict(optim.SGD(params[2:], lr=0.1, in_backward=True).state_dict())
+    assert optimizer.param_groups[0]["in_backward"] is False
+    params[0].sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(params[0].detach(), torch.full((2,), 0.9))

@@ -85,6 +85,15 @@ def check_input(tensor: Any, name: str) -> None:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
 
 
+def check_beside(input: torch.Tensor, **others: Any) -> None:
+    """TypeError for what lies elsewhere than the input: a fake kernel would answer with numbers nobody computed."""
+    for name, tensor in others.items():
+        if tensor is not None and not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__qualname__}")
+        if tensor is not None and input.is_cpu and not tensor.is_cpu:
+            raise TypeError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
+
+
 def renamed(error: Exception, names: dict[str, str]) -> Exception:
     """The error of a kernel, with the name that the argument has here."""
     text = str(error)

@@ -1,12 +1,13 @@
 """Batch norm, cross-entropy and dropout as functions of torch tensors, as in `torch.nn.functional`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedstep.torch import _batch_norm, _cross_entropy, _dropout
-from fusedstep.torch._calls import check_input, ordered_as, watched, without_gaps
+from fusedstep.torch._calls import check_beside, check_input, ordered_as, watched, without_gaps
 
 __all__ = ["batch_norm", "cross_entropy", "dropout"]
 
@@ -65,8 +66,11 @@ def batch_norm(
     check_input(input, "input")
     if activation is not None and activation != "relu":
         raise ValueError(f"activation: expected 'relu' or None, got {activation!r}")
+    if input.ndim < 2:
+        raise ValueError(f"input: expected two axes or more, (N, C, …), got shape {tuple(input.shape)}")
     relu = activation is not None
     if residual is not None and not _fits(residual, input):
+        _check_added(residual, input)
         y = batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps,
             num_batches_tracked=num_batches_tracked,
@@ -86,6 +90,9 @@ def batch_norm(
     if not watched(*tensors):
         apply: Callable[..., Tensor] = _batch_norm.AtOnce.apply
         return apply(x, weight, bias, added, (running_mean, running_var), rest)
+    check_beside(
+        x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var, residual=residual
+    )  # fmt: skip
     y, running = _batch_norm.seen_normalize(*tensors, *rest)
     if training and running_mean is not None and running_var is not None:
         with torch.no_grad():
@@ -96,6 +103,16 @@ def batch_norm(
 
 def _fits(residual: Tensor, input: Tensor) -> bool:
     return isinstance(residual, Tensor) and residual.shape == input.shape and residual.dtype == input.dtype
+
+
+def _check_added(residual: Any, input: Tensor) -> None:
+    """TypeError or ValueError for what cannot be added to the output."""
+    if isinstance(residual, int | float):
+        return
+    check_beside(input, residual=residual)
+    lengths = zip(reversed(input.shape), reversed(residual.shape), strict=False)
+    if any(length not in (1, added) and added != 1 for length, added in lengths):
+        raise ValueError(f"residual: expected a shape like {tuple(input.shape)}, got {tuple(residual.shape)}")
 
 
 def cross_entropy(
@@ -144,6 +161,8 @@ def cross_entropy(
         raise ValueError(
             "target: expected probabilities that require no gradient; take torch's cross_entropy for those"
         )
+    if weight is not None and getattr(weight, "requires_grad", False):
+        raise ValueError("weight: expected numbers that require no gradient, for there is none of them")
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
     if input.ndim == 0:
@@ -153,11 +172,16 @@ def cross_entropy(
     if logits.ndim > 2:
         logits = logits.movedim(1, -1)
         wanted = wanted.movedim(1, -1) if wanted.ndim == logits.ndim else wanted
+    if input.numel() == 0 and wanted.shape not in (logits.shape, logits.shape[:-1]):
+        raise ValueError(
+            f"target: expected shape {tuple(logits.shape[:-1])} as input has rows, got {tuple(target.shape)}"
+        )
     if input.numel() == 0 and input.shape[1] > 0 and reduction in ("mean", "sum", "none"):
         loss = logits.sum(-1)  # of no rows
         return loss if reduction == "none" else loss.sum()
     arguments = (logits.resolve_neg(), wanted.resolve_neg(), weight, ignore_index, label_smoothing, reduction)
     if watched(logits, wanted, weight):
+        check_beside(input, target=target, weight=weight)
         loss = _cross_entropy.seen_loss(*arguments)
     else:
         apply: Callable[..., Tensor] = _cross_entropy.AtOnce.apply

@@ -11,7 +11,7 @@ from torch import Tensor
 from fusedstep import _core
 from fusedstep.optimizers import OPTIONS
 from fusedstep.optimizers.base.reading import parts_of, real_number, whole_number
-from fusedstep.torch.optim.tensors import FLOATS, number
+from fusedstep.torch.optim.tensors import COUNTS, FLOATS, number, state_shape
 
 # Hyper-parameters that groups of older versions lack, and those that only this library has.
 _SINCE = {"amsgrad", "decoupled_weight_decay", "nesterov", "accumulator", *OPTIONS}
@@ -19,6 +19,8 @@ _SINCE = {"amsgrad", "decoupled_weight_decay", "nesterov", "accumulator", *OPTIO
 
 def load(optimizer: Any, state_dict: dict[str, Any]) -> None:
     """`load_state_dict` of an optimizer."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict: expected a dict, got {type(state_dict).__qualname__}")
     state_dict = dict(state_dict)
     for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
         result = before(optimizer, state_dict)
@@ -38,8 +40,8 @@ def load(optimizer: Any, state_dict: dict[str, Any]) -> None:
         if place not in placed:
             raise ValueError(f"state_dict['state']: expected positions of parameters, got {place}")
         param, group = placed[place]
-        state[param] = _entry(group.get("rule", optimizer.rule), entry, param, group, f"state_dict['state'][{place}]")
-    optimizer._native.check(groups)
+        state[param] = _entry(group.get("rule", optimizer.rule), entry, param, f"state_dict['state'][{place}]")
+    optimizer._check(groups)
     optimizer.__setstate__({"state": state, "param_groups": groups})
     for after in optimizer._optimizer_load_state_dict_post_hooks.values():
         after(optimizer)
@@ -63,11 +65,12 @@ def _group(optimizer: Any, own: dict[str, Any], saved: dict[str, Any], label: st
             raise ValueError(f"{label}: expected a state of {rule!r}, got hyper-parameters {got}")
     if rule == "adamw" and not saved.get("decoupled_weight_decay", True):
         raise ValueError(f"{label}: expected a state of 'adamw', got one of Adam with a coupled decay")
-    missing = {name: value for name, value in own.items() if name not in saved}
-    return {**saved, **missing, "params": own["params"]}
+    # Who steps is this optimizer's: its hooks are there, or they are not.
+    kept = {name: value for name, value in own.items() if name not in saved or name in ("params", "in_backward")}
+    return {**saved, **kept}
 
 
-def _entry(rule: str, entry: Mapping[str, Any], param: Tensor, group: dict[str, Any], label: str) -> dict[str, Any]:
+def _entry(rule: str, entry: Mapping[str, Any], param: Tensor, label: str) -> dict[str, Any]:
     """The state of a parameter, copied."""
     known = _core.rules()[rule]
     numbers = [] if known["shared_scalars"] else known["scalars"]
@@ -82,12 +85,14 @@ def _entry(rule: str, entry: Mapping[str, Any], param: Tensor, group: dict[str, 
             loaded[name] = _number(value, real_number(value, its))
         elif name in names or (name.endswith("_scale") and name.removesuffix("_scale") in names):
             if value is not None:
-                loaded[name] = _copied(value, entry, name, param, group, its)
+                loaded[name] = _copied(rule, value, entry, name, param, its)
         else:
             raise ValueError(f"{its}: not a state of {rule!r}, which has {[*names, *numbers]}")
     kept = [name for name in known["states"] if name in loaded]
     if kept and kept not in known["variants"]:
         raise ValueError(f"{label}: has {kept}, expected one of {known['variants']}")
+    if kept and "step" not in loaded and rule not in COUNTS:
+        raise ValueError(f"{label}: no 'step'")
     return loaded
 
 
@@ -95,22 +100,34 @@ def _number(given: Any, value: float) -> Tensor:
     return given.detach().clone() if isinstance(given, Tensor) and given.dtype in FLOATS[:2] else number(value)
 
 
-def _copied(
-    value: Any, entry: Mapping[str, Any], name: str, param: Tensor, group: dict[str, Any], label: str
-) -> Tensor:
-    """A state in the layout of its parameter, stored as the group says."""
+def _copied(rule: str, value: Any, entry: Mapping[str, Any], name: str, param: Tensor, label: str) -> Tensor:
+    """A state in the layout of its parameter."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{label}: expected a tensor, got {type(value).__qualname__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{label}: expected a dense tensor, got one with layout {value.layout}")
+    if value.is_meta:
+        raise TypeError(f"{label}: expected numbers, got a tensor on meta")
     if name.endswith("_scale"):
-        return value.detach().clone()
+        return value.detach().to(param.device, copy=True)
+    _check_shape(rule, name, value, param, label)
     if value.dtype == torch.uint8:
         if entry.get(f"{name}_scale") is None:
             raise ValueError(f"{label}: of 8 bits, which need {name}_scale")
-        return value.detach().clone()
+        return value.detach().to(param.device, copy=True)
     if value.dtype not in FLOATS:
         raise TypeError(f"{label}: expected a tensor of floats, got {value.dtype}")
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     if value.shape != param.shape:
-        return value.detach().to(dtype, copy=True)
+        return value.detach().to(param.device, dtype, copy=True)
     with torch.no_grad():
         return torch.empty_like(param, dtype=dtype, requires_grad=False).copy_(value)
+
+
+def _check_shape(rule: str, name: str, value: Tensor, param: Tensor, label: str) -> None:
+    known = _core.rules()[rule]
+    kind = known["shapes"][known["states"].index(name)] if name in known["states"] else "same"
+    if kind != "same" and param.ndim < 2:
+        raise ValueError(f"{label}: expected none beside a parameter of shape {tuple(param.shape)}")
+    if list(value.shape) != state_shape(param, kind):
+        raise ValueError(f"{label}: expected shape {tuple(state_shape(param, kind))}, got {tuple(value.shape)}")

@@ -12,12 +12,10 @@ from torch.optim import optimizer as _torchs
 from fusedstep import _core
 from fusedstep.torch.optim import loading
 from fusedstep.torch.optim.backward import BackwardSteps, refuse_of_all
-from fusedstep.torch.optim.tensors import number, refuse_param
+from fusedstep.torch.optim.tensors import COUNTS, number, refuse_param
 
 #: How PyTorch computes, not what: nothing here computes otherwise.
 WAYS: dict[str, Any] = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
-#: Rules whose optimizers count steps in no tensor, as PyTorch's do: in a Python number, or where an option needs it.
-_COUNTS = {"sparse_adam": "number", "sgd": "where needed", "muon": "where needed"}
 
 _profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
@@ -80,7 +78,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return bool(_core.rules()[self.rule]["shared_scalars"])
 
     def _make_native(self) -> _core.TensorStep:
-        return _core.TensorStep(self.rule, _COUNTS.get(self.rule, "tensor"))
+        return _core.TensorStep(self.rule, COUNTS.get(self.rule, "tensor"))
 
     def _follow_backward(self) -> None:
         """Steps in the backward pass, where that was asked for."""
@@ -108,13 +106,21 @@ class FusedOptimizer(torch.optim.Optimizer):
         try:
             for name, param in zip(_names(self.param_groups[-1]), self.param_groups[-1]["params"], strict=True):
                 refuse_param(param, f"params[{name!r}]")
-            _refuse_ways(self.param_groups[-1])
-            self._native.check(self.param_groups)
+            self._check(self.param_groups)
         except BaseException:
             self.param_groups.pop()
             raise
         if "_backward" in self.__dict__:
             self._backward.follow()
+
+    def _check(self, groups: list[dict[str, Any]]) -> None:
+        """ValueError or TypeError where groups ask for what cannot be."""
+        for group in groups:
+            _refuse_ways(group)
+            every = self.defaults.get("in_backward", False)
+            if group.get("in_backward", every) != every:
+                raise ValueError(f"in_backward: holds for all groups: expected {every}, got {group['in_backward']!r}")
+        self._native.check(groups)
 
     def _refuse_twice(self, params: list[Any]) -> None:
         seen: dict[int, Any] = {}
@@ -144,6 +150,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         if "_backward" in self.__dict__:
             return self._refuse_step(closure)
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(f"closure: expected a function, got {type(closure).__qualname__}")
             with torch.enable_grad():
                 loss = closure()
         own = self.__dict__

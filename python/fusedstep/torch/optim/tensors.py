@@ -25,6 +25,9 @@ with torch.inference_mode(False), torch.enable_grad():
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+#: Rules whose optimizers count steps in no tensor, as PyTorch's do: in a Python number, or where an option needs it.
+COUNTS = {"sparse_adam": "number", "sgd": "where needed", "muon": "where needed"}
+
 
 def refuse(tensor: Tensor, name: str) -> None:
     """TypeError or ValueError where a tensor is none whose numbers lie in this process's memory as they are."""
@@ -76,14 +79,20 @@ def gradient(grad: Any, name: str) -> Any:
     return RowSparse(grad._indices()[0], grad._values(), tuple(grad.shape))
 
 
+def state_shape(param: Tensor, shape: str) -> list[int]:
+    """The lengths of a state: of its parameter, or with one number for each of its rows or columns."""
+    lengths = list(param.shape)
+    if shape != "same":
+        lengths[-1 if shape == "rows" else -2] = 1
+    return lengths
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 def new_state(param: Tensor, stored: str, shape: str, value: float, copies: bool) -> tuple[Tensor, Tensor | None]:
     """A state as it begins, and its scales where it is of 8 bits (`int8`, or `uint8` where it is never below 0)."""
     if shape != "same":
-        lengths = list(param.shape)
-        lengths[-1 if shape == "rows" else -2] = 1
-        return param.new_zeros(lengths, dtype=getattr(torch, stored)), None
+        return param.new_zeros(state_shape(param, shape), dtype=getattr(torch, stored)), None
     if stored not in ("int8", "uint8"):
         dtype = getattr(torch, stored)
         if copies:
