@@ -454,3 +454,120 @@ class TestLeftAlone:
             model = Block(3, 3, 1)
         assert len(ft.convert_batch_norm(model).fused) == 2
         assert model(torch.zeros(2, 3, 4, 4, device="meta")).shape == (2, 3, 4, 4)
+
+
+SWITCH = [True]
+
+
+class Looks(nn.Module):
+    """Norm, then what `after` says: a forward that looks at something."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.act = torch.relu
+        self.kinds = ["relu"]
+        self.config = Config()
+
+
+class Config:
+    relu = True
+
+    def __init__(self):
+        self.relu = True
+
+
+def at_the_mode_of_a_part(self, x):
+    y = self.norm(x)
+    return torch.relu(y) if self.norm.training else y
+
+
+def at_the_gradient_mode(self, x):
+    y = self.norm(x)
+    return torch.relu(y) if torch.is_grad_enabled() else y
+
+
+def at_a_global(self, x):
+    y = self.norm(x)
+    return torch.relu(y) if SWITCH[0] else y
+
+
+def at_a_function(self, x):
+    return self.act(self.norm(x))
+
+
+def at_a_list(self, x):
+    y = self.norm(x)
+    return torch.relu(y) if self.kinds[0] == "relu" else y
+
+
+def at_an_object(self, x):
+    y = self.norm(x)
+    return torch.relu(y) if self.config.relu else y
+
+
+def looking(forward):
+    model = type("Looking", (Looks,), {"forward": forward})()
+    return model, copy.deepcopy(model)
+
+
+class TestWhatATraceDoesNotShow:
+    @pytest.mark.parametrize("forward", [at_the_mode_of_a_part, at_the_gradient_mode, at_a_global])
+    def test_is_not_fused(self, forward):
+        model, theirs = looking(forward)
+        report = ft.convert_batch_norm(model)
+        assert not report.fused
+        assert report.unfused
+        x = torch.randn(4, 3, 5, 5)
+        torch.testing.assert_close(model(x), theirs(x))
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval()(x), theirs.eval()(x))
+        assert model.training is model.norm.training is False
+
+    @pytest.mark.parametrize(
+        ("forward", "change"),
+        [
+            (at_a_function, lambda model: setattr(model, "act", torch.sigmoid)),
+            (at_a_list, lambda model: model.kinds.__setitem__(0, "none")),
+            (at_an_object, lambda model: setattr(model.config, "relu", False)),
+            (at_a_function, lambda model: setattr(model.norm, "forward", torch.sigmoid)),
+        ],
+        ids=["function", "list", "object", "forward of a part"],
+    )
+    def test_brings_the_forward_back_when_it_changes(self, forward, change):
+        model, theirs = looking(forward)
+        assert ft.convert_batch_norm(model).fused == {"norm": "relu"}
+        x = torch.randn(4, 3, 5, 5)
+        torch.testing.assert_close(copy.deepcopy(model)(x), copy.deepcopy(theirs)(x))
+        change(model)
+        change(theirs)
+        torch.testing.assert_close(model(x), theirs(x))
+
+    def test_a_hook_on_all_modules_sees_what_it_saw(self):
+        model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+        ft.convert_batch_norm(model)
+        seen = []
+        handle = nn.modules.module.register_module_forward_hook(lambda module, _, y: seen.append((module, y.min())))
+        model(torch.randn(4, 3, 5, 5))
+        handle.remove()
+        assert [module for module, _ in seen] == [*model, model]
+        assert seen[0][1] < 0
+
+
+def test_revert_of_a_layer_that_was_parametrized_changes_nothing():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    ft.convert_batch_norm(model)
+    nn.utils.parametrize.register_parametrization(model[1], "weight", nn.Softplus())
+    with pytest.raises(ValueError, match="model: '1' has become a ParametrizedBatchNorm2d since it was converted"):
+        ft.revert(model)
+    assert type(model[0]) is ft.BatchNorm2d
+
+
+def test_a_forward_that_somebody_wrapped_survives_revert():
+    model, theirs = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    ft.convert_batch_norm(model)
+    inner = model.forward
+    model.forward = lambda x: 2 * inner(x)
+    ft.revert(model)
+    x = torch.randn(4, 3, 5, 5)
+    torch.testing.assert_close(model(x), 2 * theirs(x))

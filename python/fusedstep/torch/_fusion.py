@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from fusedstep.torch import nn
 
+_any_global_hook: Callable[[], bool] = torch.nn.modules.module._has_any_global_hook
 _TORCH = str(Path(torch.__file__).parent)
 _PYTHON = str(Path(inspect.__file__).parent)
 _RELU_FUNCTIONS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu_)
@@ -40,8 +41,14 @@ _OPAQUE = {
     "random",
     "time",
     "checkpoint",
+    "is_grad_enabled",
+    "is_inference_mode_enabled",
+    "is_autocast_enabled",
+    "is_compiling",
 }
 _WRITES = {"STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_SUBSCR", "DELETE_SUBSCR"}
+# What every module has, and what this library puts there.
+_MODULES = {*vars(torch.nn.Module()), "forward"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -89,15 +96,15 @@ class _OwnTensors(TorchFunctionMode):
 
 
 @contextmanager
-def _watching(codes: set[types.CodeType]) -> Iterator[None]:
-    """Collects the code of others than torch and Python that runs.
+def _watching(codes: dict[types.CodeType, dict[str, Any]]) -> Iterator[None]:
+    """Collects the code of others than torch and Python that runs, and its globals.
 
     The garbage collector stays out: what it calls (`gc.callbacks`, `__del__`) is not the forward's.
     """
 
     def profile(frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call" and not frame.f_code.co_filename.startswith(_TORCH):
-            codes.add(frame.f_code)
+            codes[frame.f_code] = frame.f_globals
 
     before, collects = sys.getprofile(), gc.isenabled()
     gc.disable()
@@ -110,8 +117,8 @@ def _watching(codes: set[types.CodeType]) -> Iterator[None]:
             gc.enable()
 
 
-def _check_code(codes: set[types.CodeType]) -> None:
-    for code in codes:
+def _check_code(codes: dict[types.CodeType, dict[str, Any]]) -> None:
+    for code, scope in codes.items():
         own = code.co_filename == __file__
         if own or (code.co_filename.startswith(_PYTHON) and "-packages" not in code.co_filename):
             continue
@@ -121,6 +128,10 @@ def _check_code(codes: set[types.CodeType]) -> None:
         for instruction in dis.get_instructions(code):
             if instruction.opname in _WRITES:
                 raise CannotFuse(f"its forward assigns to {instruction.argval or 'an item'!r}")
+            if instruction.opname == "LOAD_GLOBAL":
+                value = scope.get(instruction.argval, object)
+                if not (callable(value) or isinstance(value, types.ModuleType)):
+                    raise CannotFuse(f"its forward reads the global {instruction.argval!r}")
             if instruction.opname in ("BEFORE_WITH", "LOAD_SPECIAL"):
                 raise CannotFuse("its forward has a with statement")
 
@@ -135,12 +146,13 @@ def _check_signature(module: torch.nn.Module) -> None:
 
 def _trace(module: torch.nn.Module, training: bool) -> Graph:
     """The graph of a module's forward."""
-    was = module.training
-    codes: set[types.CodeType] = set()
+    modes = {part: part.training for part in module.modules()}
+    codes: dict[types.CodeType, dict[str, Any]] = {}
     containers = [value for value in vars(module).values() if isinstance(value, list | dict | set)]
     lengths = [len(value) for value in containers]
-    # Set without train(), which is a method of theirs: only the module itself looks at it here.
-    module.training = training
+    # Set without train(), which is a method of theirs. A forward may look at the mode of a part.
+    for part in modes:
+        part.training = training
     before = set(module.__dict__)
     try:
         with _watching(codes), _OwnTensors():
@@ -152,7 +164,8 @@ def _trace(module: torch.nn.Module, training: bool) -> Graph:
             f"torch.fx cannot trace it ({type(error).__name__}: {str(error).splitlines()[0]:.120})"
         ) from error
     finally:
-        module.training = was
+        for part, mode in modes.items():
+            part.training = mode
         for name in set(module.__dict__) - before:
             delattr(module, name)
     _check_code(codes)
@@ -226,13 +239,29 @@ def _find(graph: Graph, module: torch.nn.Module) -> list[tuple[Node, Node | None
 
 
 def _hooked(module: torch.nn.Module) -> bool:
-    return any(getattr(module, name, None) for name in _HOOKS)
+    """Whether hooks, or a forward of its own beside its class's, come between."""
+    return "forward" in vars(module) or any(getattr(module, name, None) for name in _HOOKS)
 
 
 def _plain(module: torch.nn.Module) -> dict[str, Any]:
     """What of a module its forward may branch on, other than `training`."""
-    kinds = (bool, int, float, str, type(None))
-    return {name: value for name, value in vars(module).items() if type(value) in kinds and name != "training"}
+    return {name: _mark(value) for name, value in vars(module).items() if name not in _MODULES}
+
+
+def _mark(value: Any, depth: int = 3) -> Any:
+    """What tells a value from another one, and is the same for a copy of it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    inner = depth - 1
+    if depth and isinstance(value, list | tuple):
+        return type(value), [_mark(item, inner) for item in value]
+    if depth and isinstance(value, dict):
+        return type(value), [(_mark(key, inner), _mark(item, inner)) for key, item in value.items()]
+    if (callable(value) and not hasattr(value, "__dict__")) or isinstance(value, type | types.FunctionType):
+        return value
+    if depth and hasattr(value, "__dict__") and not isinstance(value, torch.Tensor | torch.nn.Module):
+        return type(value), _mark(vars(value), inner)
+    return type(value)
 
 
 def _children(module: torch.nn.Module) -> list[tuple[str, bool]]:
@@ -281,6 +310,11 @@ def _looked_at(place: tuple[Node, Node | None, Node | None, Node], module: torch
     return any(_hooked(module.get_submodule(str(node.target))) for node in nodes if node.op == "call_module")
 
 
+def _same(plain: dict[str, Any], module: torch.nn.Module) -> bool:
+    attributes = vars(module)
+    return all(name in attributes and _mark(attributes[name]) == value for name, value in plain.items())
+
+
 def _written(graph: Graph, module: torch.nn.Module, used: list[str]) -> Callable[..., Any]:
     """The function of a graph; the class's own where the module is not what it was."""
     code = graph.python_code("self")
@@ -290,7 +324,8 @@ def _written(graph: Graph, module: torch.nn.Module, used: list[str]) -> Callable
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if (
-            all(vars(self).get(name, forward) == value for name, value in plain.items())
+            _same(plain, self)
+            and not _any_global_hook()
             and _children(self) == children
             and all(_as_traced(self.get_submodule(name)) for name in used)
             and all(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values()))

@@ -131,7 +131,8 @@ def revert(model: torch.nn.Module) -> None:
 
     Raises:
         TypeError: It is no module.
-        ValueError: A converted layer has got an activation since, which torch's class has not. Nothing is changed.
+        ValueError: A converted layer has got an activation since, which torch's class has not, or another class, as of
+            a parametrization. Nothing is changed.
 
     Examples:
         See `convert_batch_norm`.
@@ -142,6 +143,8 @@ def revert(model: torch.nn.Module) -> None:
     for name, module in converted:
         if module.activation is not None:
             raise ValueError(f"model: {name!r} has got activation={module.activation!r} since it was converted")
+        if type(module) not in _BACK:
+            raise ValueError(f"model: {name!r} has become a {type(module).__name__} since it was converted")
     for _, module in converted:
         module.__class__ = _BACK[type(module)]
         delattr(module, _MARK)

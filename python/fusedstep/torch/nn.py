@@ -73,7 +73,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             self.training or (self.running_mean is None and self.running_var is None),
             0.0 if self.momentum is None else self.momentum,
             self.eps,
-            activation=activation or self.activation,
+            activation=activation or getattr(self, "activation", None),  # none after `revert`
             residual=residual,
             num_batches_tracked=batches if self.momentum is None else None,
         )
