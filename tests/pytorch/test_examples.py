@@ -30,13 +30,15 @@ class TestCurves:
         assert ours[-1] < ours[0]
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
-    def test_in_float32(self, name):
-        """As near to one of torch's two implementations as these are to each other: to twice of it."""
+    @pytest.mark.parametrize("parts", ["torch", "fusedstep"])
+    def test_in_float32(self, name, parts):
+        """Near to the curve in float64, on every processor, until a ReLU takes a number within rounding of 0.
+
+        From then on the distance is of the processor's rounding: 1e-4 after 12 steps with some of PyTorch's kernels.
+        """
         train = example(name).train
-        ours = np.array(train("fusedstep", STEPS))
-        foreach, fused = (np.array(train("torch", STEPS, **{kind: True})) for kind in ("foreach", "fused"))
-        allowed = 2 * np.abs(foreach - fused).max() + 2e-6
-        assert min(np.abs(ours - theirs).max() for theirs in (foreach, fused)) <= allowed
+        exact = train("torch", STEPS, dtype=torch.float64)
+        np.testing.assert_allclose(train(parts, STEPS)[:5], exact[:5], rtol=0, atol=2e-6)
 
     @pytest.mark.parametrize("parts", ["torch", "fusedstep"])
     def test_from_the_command_line(self, name, parts, monkeypatch, capsys):
