@@ -286,3 +286,15 @@ def test_steps_in_the_backward_pass_are_the_whole_optimizers():
     params[0].sum().backward()
     optimizer.step()
     torch.testing.assert_close(params[0].detach(), torch.full((2,), 0.9))
+
+
+def test_a_count_of_steps_whose_storage_was_freed():
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = optim.AdamW([p])
+    p.grad = torch.ones(2)
+    optimizer.step()
+    before = p.detach().clone()
+    optimizer.state[p]["step"].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"state\[0\]\['step'\]: its storage is smaller than its shape"):
+        optimizer.step()
+    assert torch.equal(p, before)

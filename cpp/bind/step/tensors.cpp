@@ -401,6 +401,9 @@ class TensorStep {
     for (int i = 0; i < tensor.ndim; ++i) count *= tensor.shape[i];
     const bool real = tensor.code == dlpack::kFloat && tensor.lanes == 1 && (tensor.bits == 32 || tensor.bits == 64);
     void* data = const_cast<char*>(start_of(tensor));
+    // Not shown: PyTorch itself would read it.
+    if (count == 1 && data == nullptr)
+      value_error(label, "its storage is smaller than its shape: it was resized or freed");
     if (!real || count != 1 || data == nullptr || reinterpret_cast<std::uintptr_t>(data) % (tensor.bits / 8) != 0) {
       type_error(label, "expected a float32 tensor of one number, got " + shown(owner));
     }
