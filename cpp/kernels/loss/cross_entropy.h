@@ -53,6 +53,7 @@ FUSEDSTEP_INLINE double as_double(const T* z) {
   return double(lowest(load(z, 1)));
 }
 
+// Longer than other functions: what a row needs stays in registers from its maximum to its gradient.
 template <class T, Goal G>
 void cross_entropy(const CrossEntropyArgs& a, void* scratch, std::int64_t begin, std::int64_t end) {
   using S = typename Arithmetic<T>::Scalar;

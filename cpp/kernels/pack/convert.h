@@ -63,7 +63,8 @@ FUSEDSTEP_INLINE Pack<double, N> load_wide(const double* p, std::int64_t n = N) 
   return load<N>(p, n);
 }
 
-// Words and bytes as numbers of 32 bits; signed bytes are sign-extended.
+// Words and bytes as numbers of 32 bits; signed bytes are sign-extended. Longer than other functions: it lists what
+// each set has an instruction for.
 template <class V>
 FUSEDSTEP_INLINE Like<std::uint32_t, V> bits_from(V v) {
   using To = Like<std::uint32_t, V>;
