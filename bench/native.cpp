@@ -14,7 +14,9 @@
 #include <vector>
 
 #include "runtime/batch_norm.h"
+#include "runtime/dropout.h"
 #include "runtime/isa.h"
+#include "runtime/losses.h"
 #include "runtime/registry.h"
 #include "runtime/roofs.h"
 #include "runtime/step.h"
@@ -212,11 +214,10 @@ void cross_entropy(State& state, std::int64_t rows, std::int64_t classes, int th
   args.logits = logits.get();
   args.labels = labels.data();
   args.ignore = -100;
-  args.peak = 1.0;
   args.dlogits = gradient.get();
   args.losses = losses.data();
   args.scale = 1.0 / double(rows);
-  for (auto _ : state) runtime::cross_entropy(*runtime::active_table(), Dtype::float32, Goal::labels, args);
+  for (auto _ : state) runtime::cross_entropy(*runtime::active_table(), Dtype::float32, args, 0.0);
   state.SetBytesProcessed(state.iterations() * rows * classes * 8);
 }
 
@@ -226,10 +227,8 @@ void dropout(State& state, std::int64_t size, int threads) {
   DropoutArgs args = {};
   args.x = x.get();
   args.y = y.get();
-  args.threshold = 1u << 31;
-  args.scale = 2.0;
   args.unit = 1;
-  for (auto _ : state) runtime::dropout(*runtime::active_table(), Dtype::float32, args, size);
+  for (auto _ : state) runtime::dropout(*runtime::active_table(), Dtype::float32, args, 0.5, size);
   state.SetBytesProcessed(state.iterations() * size * 8);
 }
 

@@ -11,9 +11,10 @@ py::object call(const char* function, Arguments&&... arguments) {
   return py::module_::import("fusedstep.reference.batch_norm").attr(function)(std::forward<Arguments>(arguments)...);
 }
 
-// Memory that is ours as an array, for as long as the reference runs.
+// Memory that is ours as an array, for as long as the reference runs. Any base keeps NumPy from copying it; of None GCC
+// warns, for it sees that this is no array.
 Doubles array_of(const double* values, std::int64_t channels) {
-  return Doubles(py::ssize_t(channels), values, py::none());
+  return Doubles(py::ssize_t(channels), values, py::int_(0));
 }
 Doubles array_of(const Channels& values) { return array_of(values.data(), std::int64_t(values.size())); }
 

@@ -46,7 +46,12 @@ py::object batch_norm_saved(const py::object& x_given, py::handle channel_axis, 
   const bool training = flag(training_given, "training"), residual = flag(residual_given, "residual");
   const BatchView x = view_batch(x_given, axis_number(channel_axis));
   const double* values = inspect_parts(statistics, x.c);
-  BatchNormSaved saved = {x, fingerprint(x.memory), false, training, residual, double(x.count())};
+  BatchNormSaved saved = {};
+  saved.x = x;
+  saved.fingerprint = fingerprint(x.memory);
+  saved.training = training;
+  saved.residual = residual;
+  saved.count = double(x.count());
   saved.mean.assign(values, values + x.c);
   saved.inv_std.assign(values + x.c, values + 2 * x.c);
   saved.scale.resize(std::size_t(x.c));
