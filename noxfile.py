@@ -67,7 +67,7 @@ def bench(session: nox.Session) -> None:
         session.skip("no Google Benchmark (Debian: libbenchmark-dev): the native bench is not built")
     session.install("cmake", "ninja")
     preset(session, "bench")
-    session.run("build/bench/fusedstep_bench", "--benchmark_filter=adamw", "--benchmark_min_time=0.001s", external=True)
+    session.run("build/bench/fusedstep_bench", "--benchmark_filter=adamw", "--benchmark_min_time=0.001", external=True)
 
 
 @nox.session
