@@ -11,7 +11,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def watched(*tensors: torch.Tensor | None) -> bool:
+def needs_operator(*tensors: torch.Tensor | None) -> bool:
     """Whether a compiler, a mode or a transformation looks on, so that the call must be a registered operator.
 
     An operator of Python costs some hundred microseconds with its gradient, a call at once a quarter of that.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.torch import _batch_norm, _cross_entropy, _dropout
-from fusedstep.torch._calls import check_beside, check_input, ordered_as, watched, without_gaps
+from fusedstep.torch._calls import check_beside, check_input, needs_operator, ordered_as, without_gaps
 
 __all__ = ["batch_norm", "cross_entropy", "dropout"]
 
@@ -87,7 +87,7 @@ def batch_norm(
     added = None if residual is None else ordered_as(residual, x)
     tensors = (x, weight, bias, running_mean, running_var, added)
     rest = (num_batches_tracked, training, momentum, eps, relu)
-    if not watched(*tensors):
+    if not needs_operator(*tensors):
         apply: Callable[..., Tensor] = _batch_norm.AtOnce.apply
         return apply(x, weight, bias, added, (running_mean, running_var), rest)
     check_beside(
@@ -180,7 +180,7 @@ def cross_entropy(
         loss = logits.sum(-1)  # of no rows
         return loss if reduction == "none" else loss.sum()
     arguments = (logits.resolve_neg(), wanted.resolve_neg(), weight, ignore_index, label_smoothing, reduction)
-    if watched(logits, wanted, weight):
+    if needs_operator(logits, wanted, weight):
         check_beside(input, target=target, weight=weight)
         loss = _cross_entropy.seen_loss(*arguments)
     else:
@@ -226,7 +226,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     last = input.ndim in (4, 5) and input.stride(1) == 1 and input.movedim(1, -1).is_contiguous()
     x = input.movedim(1, -1) if last else input
     x = x if inplace else x.resolve_neg()
-    if watched(input):
+    if needs_operator(input):
         y = _dropout.seen_dropout(x, seed, p)
         y = y.movedim(-1, 1) if last else y
         return input.copy_(y) if inplace else y
