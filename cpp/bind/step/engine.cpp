@@ -94,11 +94,17 @@ std::vector<Geometry> Engine::check_params(const std::vector<py::handle>& params
 }
 
 // Whether the step goes on: gradients that are not finite may end it.
-bool Engine::clip(const StepBackend& backend) {
+bool Engine::clip(const StepBackend& backend, const GradientSquares* known) {
   const WholeStep& whole = (*work_.groups)[0].whole;
   if (!whole.clip && !whole.skip_nonfinite) return true;
-  backend.measure_gradients(rule_, work_);
-  const runtime::GradientNorm gradient = backend.gradient_norm(work_);
+  runtime::GradientNorm gradient;
+  if (known != nullptr) {
+    gradient = runtime::gradient_norm({known->squares}, {known->nonfinite}, work_.grad_scale);
+  } else {
+    backend.measure_gradients(rule_, work_);
+    work_.add_up(kNonFinite + 1);
+    gradient = backend.gradient_norm(work_);
+  }
   outcome_.has_norm = true;
   outcome_.grad_norm = gradient.norm;
   outcome_.nonfinite = gradient.nonfinite;
@@ -114,6 +120,7 @@ bool Engine::clip(const StepBackend& backend) {
 }
 
 void Engine::measure_telemetry(const StepBackend& backend) {
+  work_.add_up(kStepSums);
   std::vector<runtime::TensorSums> tensors(work_.tensors.size());
   for (std::size_t k = 0; k < tensors.size(); ++k) {
     const Item& item = (*work_.items)[k];
@@ -130,20 +137,10 @@ void Engine::measure_telemetry(const StepBackend& backend) {
   outcome_.nonfinite = gradient.nonfinite;
 }
 
-const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared,
-                           double grad_scale, const Settle& settle) {
-  written_ = false;
-  // Its reciprocal must be a number in float32 too.
-  if (!(std::isfinite(grad_scale) && grad_scale > 0.0 && std::isfinite(float(1.0 / grad_scale)) &&
-        float(1.0 / grad_scale) > 0.0f)) {
-    value_error({"grad_scale"}, "expected a finite number > 0, got " + std::string(py::str(py::float_(grad_scale))));
-  }
-  const StepBackend& backend = rule_.native ? *active_backends().step : *numpy_backends().step;
-  work_.begin(items, groups, shared, grad_scale);
-  struct End {
-    StepWork& work;
-    ~End() { work.end(); }
-  } const end{work_};
+// Checks the items; what the work holds then is the caller's to end.
+void Engine::begin(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale,
+                   const Peers* peers) {
+  work_.begin(items, groups, shared, grad_scale, peers);
   inspector_.begin();
   for (std::size_t k = 0; k < items.size(); ++k) {
     inspector_.inspect(items[k], work_.settings(items[k]), work_.tensors[k]);
@@ -151,7 +148,37 @@ const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>
   inspector_.refuse_overlaps();
   outcome_ = {};
   work_.step.cut(work_.tensors);
-  if (!clip(backend)) return outcome_;
+}
+
+std::vector<GradientSquares> Engine::measure(std::vector<Item>& items, const std::vector<Settings>& groups) {
+  struct End {
+    StepWork& work;
+    ~End() { work.end(); }
+  } const end{work_};
+  begin(items, groups, nullptr, 1.0, nullptr);
+  (rule_.native ? *active_backends().step : *numpy_backends().step).measure_gradients(rule_, work_);
+  std::vector<GradientSquares> all;
+  for (std::size_t k = 0; k < items.size(); ++k) {
+    all.push_back({work_.sum(k, kGradSquares), work_.sum(k, kNonFinite).value});
+  }
+  return all;
+}
+
+const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared,
+                           double grad_scale, const Settle& settle, const Peers* peers, const GradientSquares* known) {
+  written_ = false;
+  // Its reciprocal must be a number in float32 too.
+  if (!(std::isfinite(grad_scale) && grad_scale > 0.0 && std::isfinite(float(1.0 / grad_scale)) &&
+        float(1.0 / grad_scale) > 0.0f)) {
+    value_error({"grad_scale"}, "expected a finite number > 0, got " + std::string(py::str(py::float_(grad_scale))));
+  }
+  const StepBackend& backend = rule_.native ? *active_backends().step : *numpy_backends().step;
+  struct End {
+    StepWork& work;
+    ~End() { work.end(); }
+  } const end{work_};
+  begin(items, groups, shared, grad_scale, peers);
+  if (!clip(backend, known)) return outcome_;
   make_states(rule_, work_);
   backend.prepare(rule_, work_);
   if (work_.measured) measure_telemetry(backend);

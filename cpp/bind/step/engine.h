@@ -26,6 +26,11 @@ struct Outcome {
   runtime::StepTelemetry telemetry;
 };
 
+struct GradientSquares {
+  runtime::Ranged squares;
+  double nonfinite = 0.0;  // elements that are infinite or NaN
+};
+
 class Engine {
  public:
   Engine(const std::string& rule, Naming naming);
@@ -39,8 +44,11 @@ class Engine {
   // `shared` are the rule's shared scalars, which move on. `settle` is called before the first array is written, when
   // all but telemetry of the native sets is known: nothing that may fail comes after it.
   using Settle = std::function<void(const Outcome&)>;
+  // `peers`: null, or who have the other parts of the items' tensors; `known`: null, or the squares of all gradients.
   const Outcome& run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale,
-                     const Settle& settle);
+                     const Settle& settle, const Peers* peers = nullptr, const GradientSquares* known = nullptr);
+  // Of each item's gradient.
+  std::vector<GradientSquares> measure(std::vector<Item>& items, const std::vector<Settings>& groups);
   // What a parameter must be, alone and beside the others; and what it is.
   std::vector<Geometry> check_params(const std::vector<py::handle>& params);
 
@@ -62,7 +70,9 @@ class Engine {
 
  private:
   void view_grad(Item& item, bool& foreign) const;
-  bool clip(const StepBackend& backend);
+  void begin(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale,
+             const Peers* peers);
+  bool clip(const StepBackend& backend, const GradientSquares* known);
   void measure_telemetry(const StepBackend& backend);
 
   const runtime::Rule& rule_;

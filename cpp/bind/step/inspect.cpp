@@ -88,11 +88,14 @@ void Inspector::inspect_storage(const Item& item, const Settings& settings, runt
   if (narrow && settings.master) {
     args.copy = args.param;
     args.copy_dtype = args.param_dtype;
+    args.follows = item.part.follows;
     args.param_dtype = Dtype::float32;
     args.param = item.master ? inspect_exact(item, tensor, item.master, kMaster) : nullptr;
   }
   args.random_param = narrow && settings.random_param;
-  args.key = rounding_key(settings.seed, item.step, std::max<py::ssize_t>(item.index, 0));
+  const std::int64_t number = item.part.number < 0 ? std::int64_t(item.index) : item.part.number;
+  args.key = rounding_key(settings.seed, item.step, std::max<std::int64_t>(number, 0));
+  args.offset = item.part.offset;
   args.coded = narrow || args.grad_dtype != tensor.dtype;
 }
 

@@ -1,6 +1,7 @@
 // A parameter in a step, and what errors call its arrays.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,14 @@
 #include "runtime/registry.h"
 
 namespace fusedstep::bind {
+
+// The elements from `offset` on of a larger tensor, in the order of its memory. `number` is that tensor's place among
+// all of the step, `whole` how many elements it has; below 0: the parameter is all of it. `follows`: a master takes
+// over what somebody else wrote into its parameter; else the parameter is only written.
+struct Part {
+  std::int64_t number = -1, offset = 0, whole = -1;
+  bool follows = true;
+};
 
 // One parameter that has a gradient this time. Null states are made when all checks have passed.
 struct Item {
@@ -25,6 +34,7 @@ struct Item {
   std::int64_t step = 0;
   bool first = false;
   bool ema_made = false, master_made = false;
+  Part part;
   double scalars[kMaxScalars] = {};   // before the step
   double advanced[kMaxScalars] = {};  // after it
 };

@@ -177,13 +177,14 @@ class NativeStep : public StepBackend {
       const py::gil_scoped_release released;
       work.step.sum(table_.step->measure_sums, work.sums);
     }
+    add_up_measures(rule, work);
     double totals[kMaxMeasures] = {};
     for (std::size_t k = 0; k < work.tensors.size(); ++k) {
       const Item& item = (*work.items)[k];
       const Settings& settings = work.settings(item);
       double* sums = &work.sums[k * kStepSums];
-      if (rule.norms) take_roots(rule, work, k);
-      if (settings.cautious) work.tensors[k].args.scale = double(work.tensors[k].size) / (sums[0] + 1.0);
+      if (rule.norms && work.peers == nullptr) take_roots(rule, work, k);
+      if (settings.cautious) work.tensors[k].args.scale = double(work.whole_size(k)) / (sums[0] + 1.0);
       if (!rule.shared_scalars) continue;
       rule.weigh(settings.hypers, {item.step, item.first}, work.shared, sums);
       for (int s = 0; s < rule.sums; ++s) totals[s] += sums[s];
@@ -193,6 +194,23 @@ class NativeStep : public StepBackend {
     for (std::size_t k = 0; k < work.tensors.size(); ++k) {
       rule.settle(work.settings((*work.items)[k]).hypers, work.tensors[k].dtype, &work.sums[k * kStepSums], work.shared,
                   work.coefficients.data() + k * kMaxCoefficientBytes);
+    }
+  }
+
+  // The sums over all parts; norms, where the rule takes those.
+  static void add_up_measures(const runtime::Rule& rule, StepWork& work) {
+    if (work.peers == nullptr) return;
+    work.exponents.assign(work.sums.size(), 0);
+    for (std::size_t k = 0; k < work.tensors.size(); ++k) {
+      if (rule.norms && is_lost(work, k, rule.sums)) put(work, k, reference_measures(rule, work, k));
+    }
+    work.add_up(kMaxMeasures);
+    for (std::size_t k = 0; k < work.tensors.size(); ++k) {
+      for (int s = 0; s < kMaxMeasures; ++s) {
+        const runtime::Ranged sum = work.sum(k, s);
+        work.sums[k * kStepSums + std::size_t(s)] =
+            rule.norms ? runtime::root_of(sum) : std::ldexp(sum.value, sum.exponent);
+      }
     }
   }
 

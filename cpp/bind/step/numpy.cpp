@@ -51,8 +51,9 @@ class NumpyStep : public StepBackend {
     if (rule.shared_scalars) {
       for (std::size_t s = 0; s < rule.scalars.size(); ++s) shared[rule.scalars[s]] = work.shared[s];
     }
+    const py::object add = work.peers == nullptr ? py::object(py::none()) : py::object(work.peers->add());
     // Gives what to write where and the sums of telemetry by tensor, and leaves the scalars advanced.
-    const py::tuple computed = step_reference().attr("compute")(rule.name, tensors, shared, work.telemetry());
+    const py::tuple computed = step_reference().attr("compute")(rule.name, tensors, shared, work.telemetry(), add);
     for (const py::handle pair : computed[0]) {
       const auto both = py::reinterpret_borrow<py::tuple>(pair);
       work.writes.add(both[0], both[1]);

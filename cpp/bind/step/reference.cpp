@@ -70,6 +70,10 @@ py::dict describe(const runtime::Rule& rule, const StepWork& work, std::size_t k
   describe_states(rule, item, tensor);
   tensor["master"] = args.copy != nullptr ? item.master : py::object(py::none());
   tensor["random_param"] = args.random_param;
+  tensor["place"] = item.index;
+  tensor["offset"] = args.offset;
+  tensor["follows"] = item.part.follows;
+  tensor["whole_size"] = work.whole_size(k);
   tensor["key"] = args.key;
   tensor["ema"] = settings.average ? item.ema : py::object(py::none());
   tensor["hypers"] = describe_hypers(rule, settings.hypers);
@@ -97,6 +101,10 @@ std::vector<runtime::Ranged> reference_telemetry(const runtime::Rule& rule, cons
   py::list totals;
   for (int s = 0; s < kStepSums; ++s) totals.append(sums[s]);
   return ranged(reference().attr("measured_again")(totals, item.grad, before, item.param, moment, none_or(item.rows)));
+}
+
+std::vector<runtime::Ranged> reference_measures(const runtime::Rule& rule, const StepWork& work, std::size_t k) {
+  return ranged(reference().attr("measures_again")(rule.name, describe(rule, work, k), py::dict()));
 }
 
 std::vector<double> reference_norms(const runtime::Rule& rule, const StepWork& work, std::size_t k) {

@@ -3,6 +3,7 @@
 // It is longer than other files, for reading, stepping and writing share the workspace of one class.
 #include <cmath>
 #include <cstdint>
+#include <optional>
 
 #include "bind/memory.h"
 #include "bind/module.h"
@@ -20,6 +21,7 @@ py::handle interned(const char* name) { return PyUnicode_InternFromString(name);
 struct Names {
   py::handle params = interned("params");
   py::handle grad = interned("grad");
+  py::handle grads = interned("_grads");
   py::handle step = interned("step");
   py::handle ema = interned("ema");
   py::handle master = interned("master");
@@ -59,19 +61,30 @@ class TensorStep {
     read_groups();
   }
 
-  // False where no parameter has a gradient, or the step was skipped.
-  bool step(const py::list& groups, const py::dict& state, double grad_scale) {
+  // False where no parameter has a gradient, or the step was skipped. `parts`: None, or of each parameter None or its
+  // (number, offset, whole, follows), see Part; `add`: None, or see Peers; `measured`: None, or (value, exponent,
+  // nonfinite), the squares of all gradients together and how many elements are not finite, where that is known.
+  bool step(const py::list& groups, const py::dict& state, double grad_scale, const py::object& parts,
+            const py::object& add, const py::object& measured) {
     const Turn turn(*this, groups);
     state_ = state;
     read_groups();
     collect_items();
     if (items_.empty()) return false;
+    read_parts(parts);
+    std::optional<GradientSquares> known;
+    if (!measured.is_none()) {
+      const auto [value, exponent, nonfinite] = measured.cast<std::tuple<double, int, double>>();
+      known = GradientSquares{{value, exponent}, nonfinite};
+    }
+    const std::optional<Peers> peers = add.is_none() ? std::nullopt : std::optional<Peers>(add);
     look_at_items();
     for (std::size_t k = 0; k < items_.size(); ++k) collect_state(k);
     read_shared();
     Ledger ledger(additions_.size());
     const auto settle = [&](const Outcome&) { enter(ledger); };
-    const Outcome& outcome = engine_.run(items_, settings_, shared_, grad_scale, std::ref(settle));
+    const Outcome& outcome = engine_.run(items_, settings_, shared_, grad_scale, std::ref(settle),
+                                         peers ? &*peers : nullptr, known ? &*known : nullptr);
     if (!outcome.skipped) {
       advance();
       ledger.keep();
@@ -80,6 +93,22 @@ class TensorStep {
     }
     remember(outcome);
     return !outcome.skipped;
+  }
+
+  // Of each parameter that has a gradient (value, exponent, nonfinite): its squares, and how many elements are not
+  // finite.
+  py::list measure(const py::list& groups) {
+    const Turn turn(*this, groups);
+    state_ = py::dict();
+    read_groups();
+    collect_items();
+    py::list all;
+    if (items_.empty()) return all;
+    look_at_items();
+    for (const GradientSquares& sums : engine_.measure(items_, settings_)) {
+      all.append(py::make_tuple(sums.squares.value, sums.squares.exponent, sums.nonfinite));
+    }
+    return all;
   }
 
   // Of the last step that had a gradient; None before.
@@ -154,6 +183,16 @@ class TensorStep {
     return params;
   }
 
+  // A group's gradients beside its parameters, where those have none of their own; null: they have.
+  py::object grads_of(const py::object& group, py::handle params) const {
+    const py::handle given = get(group, names().grads);
+    if (!given) return {};
+    if (!PyList_Check(given.ptr()) || PyList_GET_SIZE(given.ptr()) != PyList_GET_SIZE(params.ptr())) {
+      type_error({"param_groups"}, "expected as many '_grads' as 'params'");
+    }
+    return hold(given);
+  }
+
   // Parameters that have a gradient. Groups may change while a getter of somebody's runs: nothing of theirs is
   // borrowed.
   void collect_items() {
@@ -161,9 +200,12 @@ class TensorStep {
     for (std::size_t g = 0; g < settings_.size(); ++g) {
       if (py::ssize_t(g) >= PyList_GET_SIZE(groups_.ptr())) break;
       const py::object params = params_of(g);
+      const py::object grads = grads_of(hold(PyList_GET_ITEM(groups_.ptr(), py::ssize_t(g))), params);
       for (py::ssize_t k = 0; k < PyList_GET_SIZE(params.ptr()); ++k, ++index) {
         py::object param = hold(PyList_GET_ITEM(params.ptr(), k));
-        auto grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(param.ptr(), names().grad.ptr()));
+        auto grad = grads && k < PyList_GET_SIZE(grads.ptr())
+                        ? hold(PyList_GET_ITEM(grads.ptr(), k))
+                        : py::reinterpret_steal<py::object>(PyObject_GetAttr(param.ptr(), names().grad.ptr()));
         if (!grad) throw py::error_already_set();
         if (grad.is_none()) continue;
         Item& item = items_.emplace_back();
@@ -175,6 +217,18 @@ class TensorStep {
     }
     if (std::size_t(index) > shells_.size()) shells_.resize(std::size_t(index));
     find_entries();
+  }
+
+  void read_parts(const py::object& parts) {
+    if (parts.is_none()) return;
+    const py::list all = parts;
+    for (Item& item : items_) {
+      const py::object part = all[std::size_t(item.index)];
+      if (part.is_none()) continue;
+      const auto of_item = py::reinterpret_borrow<py::tuple>(part);
+      item.part = {of_item[0].cast<std::int64_t>(), of_item[1].cast<std::int64_t>(), of_item[2].cast<std::int64_t>(),
+                   of_item[3].cast<bool>()};
+    }
   }
 
   // The state has its entries in the order in which parameters were first stepped, mostly that of the groups: a walk
@@ -491,7 +545,9 @@ class TensorStep {
 void register_tensors(py::module_& m) {
   py::class_<TensorStep>(m, "TensorStep", py::is_final(), whole_from_birth())
       .def(py::init<const std::string&, const std::string&>())
-      .def("step", &TensorStep::step)
+      .def("step", &TensorStep::step, py::arg("groups"), py::arg("state"), py::arg("grad_scale"),
+           py::arg("parts") = py::none(), py::arg("add") = py::none(), py::arg("measured") = py::none())
+      .def("measure", &TensorStep::measure)
       .def_property_readonly("report", &TensorStep::report)
       .def_property("taken", &TensorStep::taken, &TensorStep::set_taken)
       .def("check", &TensorStep::check);

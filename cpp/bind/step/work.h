@@ -5,6 +5,7 @@
 
 #include "bind/commit.h"
 #include "bind/step/item.h"
+#include "bind/step/peers.h"
 #include "bind/step/settings.h"
 #include "runtime/step.h"
 #include "runtime/whole_step.h"
@@ -19,6 +20,7 @@ struct StepWork {
   double* shared = nullptr;  // the rule's shared scalars, which move on
   double grad_scale = 1.0;
   double clip_coefficient = 1.0;
+  const Peers* peers = nullptr;  // who have the other parts of the items' tensors, if anybody
 
   std::vector<runtime::StepTensor> tensors;  // one an item
   runtime::Step step;
@@ -31,11 +33,13 @@ struct StepWork {
   std::vector<py::object> before;           // native, with telemetry: parameters of float64 before the step
   Writes writes;                            // NumPy
 
-  void begin(std::vector<Item>& all, const std::vector<Settings>& settings, double* scalars, double scale) {
+  void begin(std::vector<Item>& all, const std::vector<Settings>& settings, double* scalars, double scale,
+             const Peers* others) {
     items = &all;
     groups = &settings;
     shared = scalars;
     grad_scale = scale;
+    peers = others;
     clip_coefficient = 1.0;
     tensors.assign(all.size(), {});
     exponents.clear();
@@ -47,6 +51,15 @@ struct StepWork {
     writes.clear();
   }
   const Settings& settings(const Item& item) const { return (*groups)[std::size_t(item.group)]; }
+  // Elements of an item's tensor, here and elsewhere.
+  std::int64_t whole_size(std::size_t k) const {
+    const Part& part = (*items)[k].part;
+    return part.whole < 0 ? tensors[k].size : part.whole;
+  }
+  // The first `count` sums of each item, over the parts of all peers.
+  void add_up(int count) {
+    if (peers != nullptr) peers->add_up(*items, sums, exponents, count);
+  }
   bool telemetry() const { return (*groups)[0].whole.telemetry; }
   runtime::Ranged sum(std::size_t item, int which) const {
     const std::size_t at = item * kStepSums + std::size_t(which);

@@ -26,7 +26,7 @@ inline void start_strip(const StepArgs& a, std::int64_t at, std::int64_t count, 
 
 inline void decode_values(const StepArgs& a, Strip& strip) {
   const std::int64_t at = strip.at, n = strip.count;
-  if (a.copy != nullptr) follow_copy(static_cast<float*>(a.param) + at, a.copy, a.copy_dtype, at, n);
+  if (a.copy != nullptr && a.follows) follow_copy(static_cast<float*>(a.param) + at, a.copy, a.copy_dtype, at, n);
   decode(a.param_dtype, a.param, 0.0f, at, n, strip.p);
   decode(a.grad_dtype, a.grad, 0.0f, at, n, strip.raw);
 }

@@ -145,7 +145,7 @@ def _mix(x: int) -> int:
     return x ^ x >> 31
 
 
-def random_words(key: int, stream: int, size: int) -> Words:
+def random_words(key: int, stream: int, size: int, offset: int = 0) -> Words:
     """The random words of an array, one an element in the order of the memory: pattern(e mod 256) ^ place(e div 256).
 
     Any two of them are independent. That is as good as one hash for each, because only sums of pairs count here.
@@ -154,6 +154,7 @@ def random_words(key: int, stream: int, size: int) -> Words:
         key: Made of the seed, the parameter and the step.
         stream: k for the k-th state that the rule keeps, 4 for the parameter.
         size: How many.
+        offset: The first one's element.
     """
     key = _mix((key + stream) & _MASK64)
     # Wellons' lowbias32 ("Prospecting for Hash Functions", 2018) with a key before each product.
@@ -161,8 +162,9 @@ def random_words(key: int, stream: int, size: int) -> Words:
     x = (x ^ x >> 16) * np.uint32(0x7FEB352D) ^ np.uint32(key >> 32)
     x = (x ^ x >> 15) * np.uint32(0x846CA68B)
     pattern = x ^ x >> 16
-    places = _places(np.arange(-(-size // _PATTERN), dtype=np.uint64) ^ np.uint64(key))
-    words: Words = (places[:, None] ^ pattern).reshape(-1)[:size]
+    first = offset // _PATTERN
+    places = _places(np.arange(first, first + size // _PATTERN + 2, dtype=np.uint64) ^ np.uint64(key))
+    words: Words = (places[:, None] ^ pattern).reshape(-1)[offset % _PATTERN :][:size]
     return words
 
 

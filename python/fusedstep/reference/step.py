@@ -18,7 +18,7 @@ from fusedstep.reference.codec import (
     widened,
 )
 from fusedstep.reference.maths import norm_parts
-from fusedstep.reference.ranged import Ranged
+from fusedstep.reference.ranged import Ranged, root_of
 from fusedstep.reference.rules import RULES
 from fusedstep.reference.sums import in_range, pair_sums, scaled_to_one, strip_sums
 from fusedstep.reference.whole_step import ema_decay, gradient_factor
@@ -26,6 +26,8 @@ from fusedstep.reference.whole_step import ema_decay, gradient_factor
 Array = NDArray[Any]
 #: Arrays, and what they are to hold.
 Writes = list[tuple[Array, Array]]
+#: From the places of tensors in the step, and the sums of each.
+Add = Callable[[list[int], list[list[Ranged]]], list[list[Ranged]]]
 
 
 def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[Ranged, int]]:
@@ -40,9 +42,11 @@ def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[Ranged, int]]:
 
 
 def compute(
-    rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool
+    rule: str, tensors: list[dict[str, Any]], shared: dict[str, float], telemetry: bool, add: Add | None = None
 ) -> tuple[Writes, list[Any]]:
     """One step of `rule` for every tensor; scalars move on in the dicts that hold them.
+
+    `add` gives sums over all parts of the tensors, where those here are parts of larger ones.
 
     Writes to no array, because an error here must leave them all unchanged. Returns what each is to hold and, per
     tensor, the sums of telemetry, None without it.
@@ -50,7 +54,7 @@ def compute(
     equations: Any = RULES[rule]
     with np.errstate(all="ignore"):
         prepared = [prepare(equations, tensor, shared) for tensor in tensors]
-        measure(equations, prepared, shared)
+        measure(equations, prepared, shared, add)
         sums = [update(equations, t, telemetry) for t in prepared]
         return [pair for t in prepared for pair in stored(t)], sums
 
@@ -78,7 +82,7 @@ def prepare(equations: Any, tensor: dict[str, Any], shared: dict[str, float]) ->
         # If the parameter is no longer the rounded master, it was changed since: its value counts.
         master, words = plain(t.master), plain(t.stored).view(np.uint16)
         followed = narrowed(master, t.stored.dtype).view(np.uint16) == words
-        t.param[...] = np.where(followed, master, t.param)
+        t.param[...] = np.where(followed, master, t.param) if t.follows else master
     t.states = {
         name: decoded(state, t.param, name not in t.squares)
         if isinstance(state, tuple)
@@ -113,19 +117,19 @@ def stored(t: SimpleNamespace) -> Writes:
 
     for k, ((name, values), state) in enumerate(zip(t.states.items(), t.stored_states, strict=True)):
         if isinstance(state, tuple):
-            words = random_words(t.key, k, values.size)
+            words = random_words(t.key, k, values.size, t.offset)
             codes, scales = encode_8bit(in_memory_order(values), name not in t.squares, words)
             write_in_order(state[0], codes)
             write(state[1], scales)
         elif state.dtype != values.dtype:
-            words = random_words(t.key, k, values.size)
+            words = random_words(t.key, k, values.size, t.offset)
             write_in_order(state, narrowed(in_memory_order(values), state.dtype, words))
         else:
             write(state, values)
     if t.stored.dtype == t.param.dtype:
         write(t.stored, t.param)
     else:
-        param_words = random_words(t.key, PARAM_STREAM, t.param.size) if t.random_param else None
+        param_words = random_words(t.key, PARAM_STREAM, t.param.size, t.offset) if t.random_param else None
         write_in_order(t.stored, narrowed(in_memory_order(t.param), t.stored.dtype, param_words))
     if t.master is not None:
         write(t.master, t.param)
@@ -150,29 +154,57 @@ def pieces(t: SimpleNamespace) -> tuple[Array, Array, dict[str, Array]]:
     return gradient_stage(t.grad, p, t.grad_factor, t.decay), p, states
 
 
-def measure(equations: Any, tensors: list[SimpleNamespace], shared: dict[str, float]) -> None:
+def measure(equations: Any, tensors: list[SimpleNamespace], shared: dict[str, float], add: Add | None) -> None:
     """The sums over whole tensors that a rule, or a cautious mask, needs before the update, and what follows."""
     totals = [0.0, 0.0]
+    norms = getattr(equations, "norms", False)
     for t in tensors:
-        g, p, states = pieces(t)
+        t.kept, sums = kept_count(equations, t), measures(equations, t)
+        t.sums = [norm_of(total, a) if norms else total for total, a, _ in sums]
+        t.pairs = [ranged(*one, t.rows is not None) for one in sums]
+    if add is not None and any(t.cautious or t.pairs for t in tensors):
+        add_up(tensors, norms, add)
+    for t in tensors:
         if t.cautious:
-            states = {name: state.copy(order="K") for name, state in states.items()}
-            with_grad = equations.direction(t.h, coefficients_of(t), g, p, **states) * g > 0
-            t.scale = p.size / (float(np.count_nonzero(with_grad)) + 1.0)
-        if hasattr(equations, "measure"):
-            states = {name: state.copy(order="K") for name, state in states.items()}
-            terms = equations.measure(t.h, coefficients_of(t), g, p, **states)
-            t.sums = [sum_of_products(a, b, t.rows is not None) for a, b in terms]
-            if getattr(equations, "norms", False):
-                t.sums = [norm_of(total, a) for total, (a, _) in zip(t.sums, terms, strict=True)]
-            if shared:
-                equations.weigh(t.h, t.step, shared, t.sums)
-                totals = [total + value for total, value in zip(totals, t.sums, strict=True)]
+            t.scale = t.whole_size / (t.kept + 1.0)
+        if shared:
+            equations.weigh(t.h, t.step, shared, t.sums)
+            totals = [total + value for total, value in zip(totals, t.sums, strict=True)]
     if shared and tensors:
         equations.share(tensors[0].h, totals, shared)
     if hasattr(equations, "settle"):
         for t in tensors:
             t.coefficients |= equations.settle(t.h, t.sums, shared)
+
+
+def add_up(tensors: list[SimpleNamespace], norms: bool, add: Add) -> None:
+    """The sums over all parts of tensors whose parts are elsewhere."""
+    parts: list[list[Ranged]] = [[(t.kept, 0)] if t.cautious else t.pairs for t in tensors]
+    for t, added in zip(tensors, add([t.place for t in tensors], parts), strict=True):
+        sums = [root_of(pair) if norms else float(np.ldexp(*pair)) for pair in added]
+        if t.cautious:
+            t.kept = sums[0]
+        else:
+            t.sums = sums
+
+
+def kept_count(equations: Any, t: SimpleNamespace) -> float:
+    """How many elements a cautious mask keeps; 0 where there is none."""
+    if not t.cautious:
+        return 0.0
+    g, p, states = pieces(t)
+    states = {name: state.copy(order="K") for name, state in states.items()}
+    return float(np.count_nonzero(equations.direction(t.h, coefficients_of(t), g, p, **states) * g > 0))
+
+
+def measures(equations: Any, t: SimpleNamespace) -> list[tuple[float, Array, Array]]:
+    """The sums that a rule needs before its update, each with its two factors."""
+    if not hasattr(equations, "measure"):
+        return []
+    g, p, states = pieces(t)
+    states = {name: state.copy(order="K") for name, state in states.items()}
+    terms = equations.measure(t.h, coefficients_of(t), g, p, **states)
+    return [(sum_of_products(a, b, t.rows is not None), a, b) for a, b in terms]
 
 
 def update(equations: Any, t: SimpleNamespace, telemetry: bool) -> list[Ranged] | None:
@@ -241,10 +273,15 @@ def norms_again(rule: str, tensor: dict[str, Any], shared: dict[str, float]) -> 
     """The norms that a rule settles from."""
     equations: Any = RULES[rule]
     with np.errstate(all="ignore"):
+        return [norm_of(total, a) for total, a, _ in measures(equations, prepare(equations, tensor, shared))]
+
+
+def measures_again(rule: str, tensor: dict[str, Any], shared: dict[str, float]) -> list[Ranged]:
+    """The sums of a rule's measure, of a tensor that is a part of a larger one."""
+    equations: Any = RULES[rule]
+    with np.errstate(all="ignore"):
         t = prepare(equations, tensor, shared)
-        g, p, states = pieces(t)
-        terms = equations.measure(t.h, coefficients_of(t), g, p, **states)
-        return [norm_of(sum_of_products(a, b, t.rows is not None), a) for a, b in terms]
+        return [ranged(*one, t.rows is not None) for one in measures(equations, t)]
 
 
 def squares_again(grad: Array, rows: bool, total: float) -> Ranged:
