@@ -29,6 +29,8 @@ ORDER = [
 APPS = {
     "bench.batch_norm": {"_core"},  # loops that move the same bytes
     "bench.subjects": {"_core"},
+    "bench.scaling.traffic": {"_core"},  # which rules have kernels
+    "bench.scaling.worker": {"_core"},
     "cli.info": {"_core"},  # the compiler
     "cli.doctor": {"doctor.stream"},  # the file that the command is given
 }

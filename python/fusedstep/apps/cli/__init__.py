@@ -1,4 +1,4 @@
-"""The command line: `fusedstep info | train | bench | doctor | gallery`."""
+"""The command line: `fusedstep info | train | bench | bench scaling | doctor | gallery`."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import fusedstep as fs
 from fusedstep._common.extras import MissingExtraError
-from fusedstep.apps.cli import bench, doctor, gallery, info, train
+from fusedstep.apps.cli import bench, doctor, gallery, info, scaling, train
 from fusedstep.apps.cli.common import any_terminal
 
 
@@ -45,10 +45,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"fusedstep {fs.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (info, train, bench, doctor, gallery):
+    for command in (info, train, bench, scaling, doctor, gallery):
         command.add_parser(commands)
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_args(_joined(sys.argv[1:] if arguments is None else arguments))
     if unknown:
         # By the command's own usage: the first one's lists no options.
         commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     return options
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """With the words of a command of two words as one."""
+    two = " ".join(arguments[:2])
+    return [two, *arguments[2:]] if two == scaling.COMMAND else list(arguments)
