@@ -57,7 +57,7 @@ struct StepArgs {
   float* scales[kMaxStates];  // of 8-bit states
   void* copy;                 // null, or what `param` is the master of: the same, rounded to copy_dtype
   Dtype copy_dtype;
-  bool follows;               // `param` takes over what somebody else wrote into the copy
+  bool follows;         // `param` takes over what somebody else wrote into the copy
   bool random_param;    // a narrow parameter is rounded at random, as narrow states always are
   std::uint64_t key;    // of the random words
   std::int64_t offset;  // of the first element in its tensor
