@@ -39,19 +39,20 @@ Mask hold_mask(const py::object& mask, std::int64_t words) {
   return Mask(data, [held = mask](std::uint16_t*) {});
 }
 
-// The inverse: what a forward pass over x saved, from its parts.
+// The inverse: what a forward pass over x saved, from its parts. The count is that of the statistics, None for x's own.
 py::object batch_norm_saved(const py::object& x_given, py::handle channel_axis, const py::object& weight_given,
                             const py::object& statistics, const py::object& mask, py::handle training_given,
-                            py::handle residual_given) {
+                            py::handle residual_given, py::handle count_given) {
   const bool training = flag(training_given, "training"), residual = flag(residual_given, "residual");
   const BatchView x = view_batch(x_given, axis_number(channel_axis));
+  const double count = count_given.is_none() ? double(x.count()) : require_count(count_given, {"count"});
   const double* values = inspect_parts(statistics, x.c);
   BatchNormSaved saved = {};
   saved.x = x;
   saved.fingerprint = fingerprint(x.memory);
   saved.training = training;
   saved.residual = residual;
-  saved.count = double(x.count());
+  saved.count = count;
   saved.mean.assign(values, values + x.c);
   saved.inv_std.assign(values + x.c, values + 2 * x.c);
   saved.scale.resize(std::size_t(x.c));
@@ -77,7 +78,7 @@ void register_batch_norm_parts(py::module_& m) {
   using py::arg;
   m.def("batch_norm_parts", &batch_norm_parts, arg("saved"));
   m.def("batch_norm_saved", &batch_norm_saved, arg("x"), arg("channel_axis"), arg("weight"), arg("statistics"),
-        arg("mask"), arg("training"), arg("residual"));
+        arg("mask"), arg("training"), arg("residual"), arg("count") = py::none());
 }
 
 }  // namespace fusedstep::bind

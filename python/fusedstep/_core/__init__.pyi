@@ -146,6 +146,7 @@ def batch_norm_saved(
     mask: NDArray[np.uint16] | None,
     training: bool,
     residual: bool,
+    count: int | None = None,
 ) -> BatchNormSaved: ...
 def batch_norm_backward(
     dy: NDArray[Any], saved: BatchNormSaved, out: NDArray[Any] | None, residual_out: NDArray[Any] | None
