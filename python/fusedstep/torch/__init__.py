@@ -10,8 +10,8 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError("fusedstep.torch needs torch: pip install 'fusedstep[torch]'", name="torch") from error
 
-from fusedstep.torch.convert import Conversion, convert_batch_norm, revert
-from fusedstep.torch.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, CrossEntropyLoss, Dropout
+from fusedstep.torch.convert import Conversion, convert_batch_norm, convert_sync_batch_norm, revert
+from fusedstep.torch.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, CrossEntropyLoss, Dropout, SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -20,6 +20,8 @@ __all__ = [
     "Conversion",
     "CrossEntropyLoss",
     "Dropout",
+    "SyncBatchNorm",
     "convert_batch_norm",
+    "convert_sync_batch_norm",
     "revert",
 ]

@@ -12,8 +12,17 @@ from fusedstep.torch._calls import Operator, keep_nothing, ordered_as, refusal, 
 _NAMES = {"x": "input", "dy": "the gradient of the output"}
 
 
-def _view(tensor: Tensor | None, name: str) -> Any:
+def view(tensor: Tensor | None, name: str) -> Any:
+    """What a kernel sees of a tensor."""
     return None if tensor is None else _core.view(tensor, name)
+
+
+def running_written(running: tuple[Tensor | None, Tensor | None], wider: tuple[Tensor | None, Tensor | None]) -> None:
+    """Running statistics have been updated, those of 16 bits in `wider` ones."""
+    for kept, new in zip(running, wider, strict=True):
+        if kept is not new and kept is not None and new is not None:
+            kept.copy_(new)
+    _core.wrote(list(running))
 
 
 def normalize(
@@ -35,28 +44,25 @@ def normalize(
     try:
         # The core itself: of a small layer, what `fs.batch_norm` does around it for arrays of any kind is a tenth.
         _, saved, _ = _core.batch_norm(
-            _view(x, "input"),
-            _view(wide(weight), "weight"),
-            _view(wide(bias), "bias"),
-            _view(mean, "running_mean"),
-            _view(var, "running_var"),
+            view(x, "input"),
+            view(wide(weight), "weight"),
+            view(wide(bias), "bias"),
+            view(mean, "running_mean"),
+            view(var, "running_var"),
             training,
             momentum if batches is None else 1.0 / (int(batches) + 1),
             eps,
             1,
             "relu" if relu else None,
-            _view(residual, "residual"),
+            view(residual, "residual"),
             True,
             False,
-            _view(y, "out"),
+            view(y, "out"),
         )
     except (TypeError, ValueError) as error:
         raise renamed(error, _NAMES) from error
     if training and running_mean is not None and running_var is not None:
-        for kept, new in ((running_mean, mean), (running_var, var)):
-            if kept is not new and new is not None:
-                kept.copy_(new)
-        _core.wrote([running_mean, running_var])
+        running_written((running_mean, running_var), (mean, var))
     statistics, mask = _core.batch_norm_parts(saved)
     return y, torch.from_numpy(statistics), None if mask is None else torch.from_numpy(mask.view(np.int16))
 
@@ -75,9 +81,9 @@ def gradients(
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if residual and mask is not None else None
     saved = _core.batch_norm_saved(
-        _view(x, "input"),
+        view(x, "input"),
         1,
-        _view(wide(weight), "weight"),
+        view(wide(weight), "weight"),
         statistics.numpy(),
         None if mask is None else mask.numpy().view(np.uint16),
         training,
@@ -85,7 +91,7 @@ def gradients(
     )
     try:
         _, dweight, dbias, *_ = _core.batch_norm_backward(
-            _view(dy, "dy"), saved, _view(dx, "out"), _view(dresidual, "residual_out")
+            view(dy, "dy"), saved, view(dx, "out"), view(dresidual, "residual_out")
         )
     except (TypeError, ValueError) as error:
         raise renamed(error, _NAMES) from error

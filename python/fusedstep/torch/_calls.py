@@ -29,6 +29,18 @@ def needs_operator(*tensors: torch.Tensor | None) -> bool:
     return False
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has numbers of its own now, and nobody records what becomes of them."""
+    if torch._C._is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0:
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+        if get_proxy_mode() is not None:
+            return False
+    return type(tensor) in _PLAIN and tensor.is_cpu
+
+
 class Operator:
     """A function of tensors as an operator of torch, with what it gives without memory and its gradient.
 
@@ -92,6 +104,21 @@ def check_beside(input: torch.Tensor, **others: Any) -> None:
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__qualname__}")
         if tensor is not None and input.is_cpu and not tensor.is_cpu:
             raise TypeError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
+
+
+def fits(residual: torch.Tensor, input: torch.Tensor) -> bool:
+    """Whether a residual is like the input, so that the kernel can add it."""
+    return isinstance(residual, torch.Tensor) and residual.shape == input.shape and residual.dtype == input.dtype
+
+
+def check_added(residual: Any, input: torch.Tensor) -> None:
+    """TypeError or ValueError for what cannot be added to the output."""
+    if isinstance(residual, int | float):
+        return
+    check_beside(input, residual=residual)
+    lengths = zip(reversed(input.shape), reversed(residual.shape), strict=False)
+    if any(length not in (1, added) and added != 1 for length, added in lengths):
+        raise ValueError(f"residual: expected a shape like {tuple(input.shape)}, got {tuple(residual.shape)}")
 
 
 def renamed(error: Exception, names: dict[str, str]) -> Exception:

@@ -1,13 +1,14 @@
 """A model of torch's, on these kernels."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from fusedstep.torch import nn
 from fusedstep.torch._fusion import CannotFuse, fused_forward
 
-__all__ = ["Conversion", "convert_batch_norm", "revert"]
+__all__ = ["Conversion", "convert_batch_norm", "convert_sync_batch_norm", "revert"]
 
 _CLASSES: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.BatchNorm1d: nn.BatchNorm1d,
@@ -121,6 +122,48 @@ def _has_norms(module: torch.nn.Module) -> bool:
         or (isinstance(child, lists) and any(isinstance(part, nn._BatchNorm) for part in child.modules()))
         for child in module.children()
     )
+
+
+def convert_sync_batch_norm(model: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
+    """Gives the batch norms of a model, torch's and ours, the statistics of all ranks of a process group, in place.
+
+    A module stays the same object, with its parameters, buffers, hooks, mode and activation: only its class is another
+    one. Convert before DDP or `fully_shard` wraps the model.
+
+    Args:
+        model: The module itself may be a batch norm.
+        process_group: Of the ranks; None for all.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: It is no module; a batch norm of a class of its own, whose forward would be lost. Nothing is changed.
+        ValueError: A batch norm on another device. Nothing is changed.
+
+    Examples:
+        >>> import torch
+        >>> from fusedstep.torch import convert_sync_batch_norm
+        >>> convert_sync_batch_norm(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8)))[1]
+        SyncBatchNorm(8, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__qualname__}")
+    known = {*_CLASSES, *_BACK, torch.nn.SyncBatchNorm, nn.SyncBatchNorm}
+    found = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+    for name, module in found.items():
+        if type(module) not in known:
+            raise TypeError(
+                f"model: {name!r} is a {type(module).__name__}; expected BatchNorm1d, 2d, 3d or SyncBatchNorm itself"
+            )
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.device.type not in ("cpu", "meta"):
+                raise ValueError(f"model: {name!r} is on {tensor.device}; expected the CPU")
+    for module in found.values():
+        module.__class__ = nn.SyncBatchNorm
+        vars(module).pop(_MARK, None)
+        module.process_group = process_group
+    return model
 
 
 def revert(model: torch.nn.Module) -> None:

@@ -1,13 +1,20 @@
 """Batch norm, cross-entropy and dropout as functions of torch tensors, as in `torch.nn.functional`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedstep.torch import _batch_norm, _cross_entropy, _dropout
-from fusedstep.torch._calls import check_beside, check_input, needs_operator, ordered_as, without_gaps
+from fusedstep.torch._calls import (
+    check_added,
+    check_beside,
+    check_input,
+    fits,
+    needs_operator,
+    ordered_as,
+    without_gaps,
+)
 
 __all__ = ["batch_norm", "cross_entropy", "dropout"]
 
@@ -69,8 +76,8 @@ def batch_norm(
     if input.ndim < 2:
         raise ValueError(f"input: expected two axes or more, (N, C, …), got shape {tuple(input.shape)}")
     relu = activation is not None
-    if residual is not None and not _fits(residual, input):
-        _check_added(residual, input)
+    if residual is not None and not fits(residual, input):
+        check_added(residual, input)
         y = batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps,
             num_batches_tracked=num_batches_tracked,
@@ -99,20 +106,6 @@ def batch_norm(
             running_mean.copy_(running[0])
             running_var.copy_(running[1])
     return y
-
-
-def _fits(residual: Tensor, input: Tensor) -> bool:
-    return isinstance(residual, Tensor) and residual.shape == input.shape and residual.dtype == input.dtype
-
-
-def _check_added(residual: Any, input: Tensor) -> None:
-    """TypeError or ValueError for what cannot be added to the output."""
-    if isinstance(residual, int | float):
-        return
-    check_beside(input, residual=residual)
-    lengths = zip(reversed(input.shape), reversed(residual.shape), strict=False)
-    if any(length not in (1, added) and added != 1 for length, added in lengths):
-        raise ValueError(f"residual: expected a shape like {tuple(input.shape)}, got {tuple(residual.shape)}")
 
 
 def cross_entropy(

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedstep.torch import _sync_batch_norm
 from fusedstep.torch import functional as F  # noqa: N812
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "CrossEntropyLoss", "Dropout"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "CrossEntropyLoss", "Dropout", "SyncBatchNorm"]
 
 
 def __getattr__(name: str) -> Any:
@@ -121,6 +122,110 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d` on (N, C, D, H, W), channels-last or not; see `BatchNorm1d`."""
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch norm with the statistics of all ranks of a process group, on the CPU: `torch.nn.SyncBatchNorm`'s arguments.
+
+    In training, ranks exchange statistics in one collective forward, and sums in one collective backward. Batches may
+    have any number of samples on each rank, also none. Output, gradient of input and running statistics are those of
+    one process on the whole batch, the running statistics with the same bits on all ranks. The gradients of weight and
+    bias are of this rank's values: DDP and FSDP average them, as those of every layer. In evaluation, in a group of one
+    and without `torch.distributed` it is a `BatchNorm1d`, `2d` or `3d`.
+
+    It is no subclass of `torch.nn.SyncBatchNorm`, for DDP refuses that one on the CPU.
+
+    Args:
+        num_features: C, the same on all ranks.
+        eps: Added to the variance.
+        momentum: What a batch gets in the running statistics; None for the average of all batches.
+        affine: Whether there are a weight and a bias.
+        track_running_stats: Whether running statistics are kept.
+        process_group: Of the ranks; None for all.
+        device: The CPU.
+        dtype: Of parameters and running statistics.
+        bias: Whether there is a bias, if `affine`.
+        activation: "relu", or None.
+
+    Raises:
+        ValueError: Another activation.
+
+    Examples:
+        >>> import torch
+        >>> from fusedstep.torch import SyncBatchNorm
+        >>> layer = SyncBatchNorm(1, activation="relu")
+        >>> layer(torch.tensor([[1.0], [3.0]])).detach().round(decimals=3)
+        tensor([[0.],
+                [1.]])
+    """
+
+    #: Here too, so that a module of torch's becomes one of these by its class alone.
+    process_group: Any = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, activation=activation
+        )
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"input: expected two axes or more, (N, C, …), got shape {tuple(input.shape)}")
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+        """As of `BatchNorm2d`, with the statistics of all ranks in training.
+
+        Args:
+            input: (N, C, …); N may differ from rank to rank, and be 0.
+            residual: Like input, also in dtype.
+            activation: "relu", for this call; None for the module's own.
+
+        Returns:
+            Like input.
+
+        Raises:
+            TypeError: As of `BatchNorm2d`; a tensor of a tracer.
+            ValueError: As of `BatchNorm2d`; ranks that call for different things, or one of which refuses its input:
+                on all ranks.
+            RuntimeError: Not all ranks have come to this layer within the time-out of the group's store.
+        """
+        if not self.training or isinstance(input, torch.fx.Proxy):
+            return super().forward(input, residual, activation=activation)
+        if torch.compiler.is_compiling():
+            return _outside_graph(self, input, residual, activation)
+        return self._synchronized(input, residual, activation)
+
+    def _synchronized(self, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+        group = _sync_batch_norm.group_of(self.process_group)
+        if group is None or getattr(input, "is_meta", False):
+            return super().forward(input, residual, activation=activation)
+        batches = self.num_batches_tracked if self.track_running_stats else None
+        running = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        momentum = 1.0 / (int(batches or 0) + 1) if self.momentum is None else self.momentum
+        given = activation or getattr(self, "activation", None)
+        y = _sync_batch_norm.batch_norm(self, group, input, running, momentum, given, residual)
+        if batches is not None:
+            batches.add_(1)
+        return y
+
+
+# A collective is no part of a compiled graph: the pass breaks it. torch's own decorator imports the compiler at once.
+@torch._compile._disable_dynamo
+def _outside_graph(layer: SyncBatchNorm, input: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    return layer._synchronized(input, residual, activation)
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
