@@ -62,6 +62,7 @@ void register_runtime(py::module_& m) {
   m.def("set_isa", &runtime::activate_set);
   m.def("num_threads", &runtime::num_threads);
   m.def("set_num_threads", &runtime::set_num_threads);
+  m.def("usable_processors", [] { return runtime::usable_processors(""); });
   runtime::on_shortage(&warn_of_shortage);
   m.def("rules", &describe_rules);
   m.def("compiler", &compiler);

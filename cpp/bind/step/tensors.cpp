@@ -62,7 +62,7 @@ class TensorStep {
   }
 
   // False where no parameter has a gradient, or the step was skipped. `parts`: None, or of each parameter None or its
-  // (number, offset, whole, follows), see Part; `add`: None, or see Peers; `measured`: None, or (value, exponent,
+  // (number, offset, whole, follows) or (…, first), see Part; `add`: None, or see Peers; `measured`: None, or (value, exponent,
   // nonfinite), the squares of all gradients together and how many elements are not finite, where that is known.
   bool step(const py::list& groups, const py::dict& state, double grad_scale, const py::object& parts,
             const py::object& add, const py::object& measured) {
@@ -227,7 +227,7 @@ class TensorStep {
       if (part.is_none()) continue;
       const auto of_item = py::reinterpret_borrow<py::tuple>(part);
       item.part = {of_item[0].cast<std::int64_t>(), of_item[1].cast<std::int64_t>(), of_item[2].cast<std::int64_t>(),
-                   of_item[3].cast<bool>()};
+                   of_item[3].cast<bool>(), of_item.size() > 4 && of_item[4].cast<bool>()};
     }
   }
 
@@ -337,6 +337,7 @@ class TensorStep {
     const Settings& settings = settings_[std::size_t(item.group)];
     PyList_Append(written_.ptr(), item.owner.ptr());
     item.variant = engine_.variant_for(settings, item.param);
+    item.first = item.part.first;
     for (int s = 0; s < engine_.states(); ++s) {
       if (!engine_.keeps(item, s)) continue;
       const Label its = label(item, s);

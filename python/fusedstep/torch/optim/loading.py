@@ -40,7 +40,8 @@ def load(optimizer: Any, state_dict: dict[str, Any]) -> None:
         if place not in placed:
             raise ValueError(f"state_dict['state']: expected positions of parameters, got {place}")
         param, group = placed[place]
-        state[param] = _entry(group.get("rule", optimizer.rule), entry, param, f"state_dict['state'][{place}]")
+        rule, home = group.get("rule", optimizer.rule), optimizer._home(param)
+        state[param] = _entry(rule, entry, param, home, f"state_dict['state'][{place}]")
     optimizer._check(groups)
     optimizer.__setstate__({"state": state, "param_groups": groups})
     for after in optimizer._optimizer_load_state_dict_post_hooks.values():
@@ -70,8 +71,8 @@ def _group(optimizer: Any, own: dict[str, Any], saved: dict[str, Any], label: st
     return {**saved, **kept}
 
 
-def _entry(rule: str, entry: Mapping[str, Any], param: Tensor, label: str) -> dict[str, Any]:
-    """The state of a parameter, copied."""
+def _entry(rule: str, entry: Mapping[str, Any], param: Tensor, home: torch.device, label: str) -> dict[str, Any]:
+    """The state of a parameter, copied to the device `home`."""
     known = _core.rules()[rule]
     numbers = [] if known["shared_scalars"] else known["scalars"]
     names = [*known["states"], "ema", "master"]
@@ -85,7 +86,7 @@ def _entry(rule: str, entry: Mapping[str, Any], param: Tensor, label: str) -> di
             loaded[name] = _number(value, real_number(value, its))
         elif name in names or (name.endswith("_scale") and name.removesuffix("_scale") in names):
             if value is not None:
-                loaded[name] = _copied(rule, value, entry, name, param, its)
+                loaded[name] = _copied(rule, value, entry, name, param, home, its)
         else:
             raise ValueError(f"{its}: not a state of {rule!r}, which has {[*names, *numbers]}")
     kept = [name for name in known["states"] if name in loaded]
@@ -100,7 +101,9 @@ def _number(given: Any, value: float) -> Tensor:
     return given.detach().clone() if isinstance(given, Tensor) and given.dtype in FLOATS[:2] else number(value)
 
 
-def _copied(rule: str, value: Any, entry: Mapping[str, Any], name: str, param: Tensor, label: str) -> Tensor:
+def _copied(
+    rule: str, value: Any, entry: Mapping[str, Any], name: str, param: Tensor, home: torch.device, label: str
+) -> Tensor:
     """A state in the layout of its parameter."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{label}: expected a tensor, got {type(value).__qualname__}")
@@ -109,19 +112,19 @@ def _copied(rule: str, value: Any, entry: Mapping[str, Any], name: str, param: T
     if value.is_meta:
         raise TypeError(f"{label}: expected numbers, got a tensor on meta")
     if name.endswith("_scale"):
-        return value.detach().to(param.device, copy=True)
+        return value.detach().to(home, copy=True)
     _check_shape(rule, name, value, param, label)
     if value.dtype == torch.uint8:
         if entry.get(f"{name}_scale") is None:
             raise ValueError(f"{label}: of 8 bits, which need {name}_scale")
-        return value.detach().to(param.device, copy=True)
+        return value.detach().to(home, copy=True)
     if value.dtype not in FLOATS:
         raise TypeError(f"{label}: expected a tensor of floats, got {value.dtype}")
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     if value.shape != param.shape:
-        return value.detach().to(param.device, dtype, copy=True)
+        return value.detach().to(home, dtype, copy=True)
     with torch.no_grad():
-        return torch.empty_like(param, dtype=dtype, requires_grad=False).copy_(value)
+        return torch.empty_like(param, dtype=dtype, device=home, requires_grad=False).copy_(value)
 
 
 def _check_shape(rule: str, name: str, value: Tensor, param: Tensor, label: str) -> None:

@@ -105,13 +105,20 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             for name, param in zip(_names(self.param_groups[-1]), self.param_groups[-1]["params"], strict=True):
-                refuse_param(param, f"params[{name!r}]")
+                self._refuse_param(param, f"params[{name!r}]")
             self._check(self.param_groups)
         except BaseException:
             self.param_groups.pop()
             raise
         if "_backward" in self.__dict__:
             self._backward.follow()
+
+    def _refuse_param(self, param: Any, name: str) -> None:
+        refuse_param(param, name)
+
+    def _home(self, param: Tensor) -> torch.device:
+        """Where the state of a parameter lies."""
+        return param.device
 
     def _check(self, groups: list[dict[str, Any]]) -> None:
         """ValueError or TypeError where groups ask for what cannot be."""
