@@ -12,8 +12,8 @@ namespace fusedstep::bind {
 
 // The elements from `offset` on of a larger tensor, in the order of its memory. `number` is that tensor's place among
 // all of the step, `whole` how many elements it has; below 0: the parameter is all of it. `follows`: a master takes
-// over what somebody else wrote into its parameter; else the parameter is only written. `first`: some state of the whole
-// begins with this step.
+// over what somebody else wrote into its parameter; else the parameter is only written. `first`: some state of the
+// whole begins with this step.
 struct Part {
   std::int64_t number = -1, offset = 0, whole = -1;
   bool follows = true, first = false;

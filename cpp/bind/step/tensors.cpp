@@ -62,8 +62,9 @@ class TensorStep {
   }
 
   // False where no parameter has a gradient, or the step was skipped. `parts`: None, or of each parameter None or its
-  // (number, offset, whole, follows) or (…, first), see Part; `add`: None, or see Peers; `measured`: None, or (value, exponent,
-  // nonfinite), the squares of all gradients together and how many elements are not finite, where that is known.
+  // (number, offset, whole, follows) or (…, first), see Part; `add`: None, or see Peers; `measured`: None, or (value,
+  // exponent, nonfinite), the squares of all gradients together and how many elements are not finite, where that is
+  // known.
   bool step(const py::list& groups, const py::dict& state, double grad_scale, const py::object& parts,
             const py::object& add, const py::object& measured) {
     const Turn turn(*this, groups);
@@ -93,6 +94,21 @@ class TensorStep {
     }
     remember(outcome);
     return !outcome.skipped;
+  }
+
+  // The states of the parameters that have a gradient, as they begin: no step.
+  void begin(const py::list& groups, const py::dict& state) {
+    const Turn turn(*this, groups);
+    state_ = state;
+    read_groups();
+    collect_items();
+    look_at_items();
+    for (std::size_t k = 0; k < items_.size(); ++k) collect_state(k);
+    read_shared();
+    Ledger ledger(additions_.size());
+    enter_new(ledger);
+    enter_shared(ledger);
+    ledger.keep();
   }
 
   // Of each parameter that has a gradient (value, exponent, nonfinite): its squares, and how many elements are not
@@ -432,6 +448,8 @@ class TensorStep {
         value_error(label("state", item.index, "step"), "expected a whole number >= 0, got " + shown(cells.step.owner));
       }
       item.step = std::int64_t(taken) + 1;
+      // States that were made and not stepped are as fresh as none.
+      item.first = item.first || taken == 0.0;
     }
     if (rule.shared_scalars) return;
     for (int s = 0; s < engine_.scalars(); ++s) {
@@ -485,8 +503,7 @@ class TensorStep {
     }
   }
 
-  // What the state and the groups hold after this step, but for what is in tensors.
-  void enter(Ledger& ledger) {
+  void enter_new(Ledger& ledger) {
     for (const Addition& addition : additions_) {
       Item& item = items_[addition.item];
       if (!item.entry) {
@@ -495,6 +512,11 @@ class TensorStep {
       }
       ledger.put(item.entry, addition.name, addition.value);
     }
+  }
+
+  // What the state and the groups hold after this step, but for what is in tensors.
+  void enter(Ledger& ledger) {
+    enter_new(ledger);
     for (std::size_t k = 0; k < items_.size(); ++k) {
       const Item& item = items_[k];
       const auto put = [&](const Cell& cell, py::handle name, const py::object& value) {
@@ -505,6 +527,10 @@ class TensorStep {
         put(cells_[k].scalars[s], scalar_names_[std::size_t(s)], py::float_(item.advanced[s]));
       }
     }
+    enter_shared(ledger);
+  }
+
+  void enter_shared(Ledger& ledger) {
     if (!engine_.rule().shared_scalars) return;
     for (const py::handle group : py::reinterpret_borrow<py::list>(groups_)) {
       for (int s = 0; s < engine_.scalars(); ++s) {
@@ -548,6 +574,7 @@ void register_tensors(py::module_& m) {
       .def(py::init<const std::string&, const std::string&>())
       .def("step", &TensorStep::step, py::arg("groups"), py::arg("state"), py::arg("grad_scale"),
            py::arg("parts") = py::none(), py::arg("add") = py::none(), py::arg("measured") = py::none())
+      .def("begin", &TensorStep::begin)
       .def("measure", &TensorStep::measure)
       .def_property_readonly("report", &TensorStep::report)
       .def_property("taken", &TensorStep::taken, &TensorStep::set_taken)
