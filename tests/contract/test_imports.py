@@ -28,6 +28,7 @@ ORDER = [
 #: What programs import beside public names, and why.
 APPS = {
     "bench.batch_norm": {"_core"},  # loops that move the same bytes
+    "bench.offload": {"_core"},
     "bench.subjects": {"_core"},
     "bench.scaling.traffic": {"_core"},  # which rules have kernels
     "bench.scaling.worker": {"_core"},

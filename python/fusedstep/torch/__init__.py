@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
 
 from fusedstep.torch.convert import Conversion, convert_batch_norm, convert_sync_batch_norm, revert
 from fusedstep.torch.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, CrossEntropyLoss, Dropout, SyncBatchNorm
+from fusedstep.torch.offload import HostOffload
 
 __all__ = [
     "BatchNorm1d",
@@ -20,6 +21,7 @@ __all__ = [
     "Conversion",
     "CrossEntropyLoss",
     "Dropout",
+    "HostOffload",
     "SyncBatchNorm",
     "convert_batch_norm",
     "convert_sync_batch_norm",

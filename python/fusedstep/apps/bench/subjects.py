@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 import fusedstep as fs
 from fusedstep import _core
-from fusedstep.apps.bench import batch_norm, kit, narrow, shapes, torch_layers, torch_optim
+from fusedstep.apps.bench import batch_norm, kit, narrow, offload, shapes, torch_layers, torch_optim
 from fusedstep.apps.bench.harness import Subject, torch_or_none
 
 Array = NDArray[Any]
@@ -50,6 +50,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
     makers.update(kit.subjects())
     makers.update(torch_layers.subjects())
     makers.update(torch_optim.subjects())
+    makers.update(offload.subjects())
     return makers
 
 

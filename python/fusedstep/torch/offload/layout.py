@@ -1,0 +1,104 @@
+"""Tensors as rows of numbers in the order of their memory, on any device."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedstep.torch.optim.tensors import FLOATS
+
+#: Dtypes whose arithmetic is another's: float32.
+NARROW = (torch.bfloat16, torch.float16)
+
+
+def exact(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether its elements lie side by side in some order, each once."""
+    if tensor.numel() == 0:
+        return True
+    expected = 1
+    for stride, length in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def same_order(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two dense tensors of one shape have their elements in the same order of memory."""
+    if tensor.numel() == 0:
+        return True
+    axes = zip(tensor.shape, tensor.stride(), other.stride(), strict=True)
+    return all(length == 1 or mine == theirs for length, mine, theirs in axes)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The elements of a dense tensor as one row of the same memory, whose writes count as the tensor's."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def refuse_param(param: Any, name: str) -> None:
+    """TypeError or ValueError where a parameter is none that can be copied to the host piece by piece."""
+    if param.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one with layout {param.layout}")
+    if param.is_meta:
+        raise TypeError(f"{name}: expected numbers, got a tensor on meta")
+    if type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise TypeError(f"{name}: expected a plain tensor, got {type(param).__qualname__}, whose memory is its own")
+    if param.dtype not in FLOATS:
+        got = str(param.dtype).removeprefix("torch.")
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {got}")
+    if param.is_inference():
+        raise ValueError(f"{name}: expected a tensor that autograd knows, got one made in inference mode")
+    if param.is_neg():
+        raise ValueError(f"{name}: expected numbers in memory, got a view that negates them")
+    if not is_dense(param):
+        raise ValueError(f"{name}: expected elements side by side in memory, got strides {param.stride()}")
+
+
+def read_gradient(param: Tensor, name: str) -> Tensor:
+    """A parameter's gradient, checked, with its elements in the order of the parameter's: a copy where it has another.
+
+    Raises:
+        TypeError: It is sparse, on another device, or of a dtype whose values the arithmetic does not hold.
+        ValueError: It has another shape.
+    """
+    grad: Any = param.grad
+    if grad.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one with layout {grad.layout}")
+    if grad.device != param.device:
+        raise TypeError(f"{name}: expected a tensor on {param.device}, as its parameter, got one on {grad.device}")
+    if not _holds(param.dtype, grad.dtype):
+        expected = str(param.dtype).removeprefix("torch.")
+        raise TypeError(f"{name}: expected dtype {expected}, got {str(grad.dtype).removeprefix('torch.')}")
+    if grad.shape != param.shape:
+        raise ValueError(f"{name}: expected shape {tuple(param.shape)}, got {tuple(grad.shape)}")
+    if is_direct(param, grad):
+        return flat(grad)
+    with torch.no_grad():
+        ordered = torch.empty_like(param, dtype=grad.dtype, requires_grad=False)
+        return flat(ordered.copy_(grad.detach()))
+
+
+def is_direct(param: Tensor, grad: Tensor) -> bool:
+    """Whether a gradient can be read where it lies."""
+    return (
+        grad.layout is torch.strided
+        and grad.device == param.device
+        and grad.shape == param.shape
+        and _holds(param.dtype, grad.dtype)
+        and type(grad).__torch_dispatch__ is Tensor.__torch_dispatch__
+        and not grad.is_neg()
+        and is_dense(grad)
+        and same_order(grad, param)
+    )
+
+
+def _holds(stored: torch.dtype, grad: torch.dtype) -> bool:
+    if stored == torch.float64:
+        return grad == torch.float64
+    return grad in FLOATS and grad != torch.float64

@@ -1,0 +1,203 @@
+"""What the host keeps of a parameter: master, moments, average, and the numbers of its steps."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusedstep import _core
+from fusedstep.reference.codec import SCALED, scale_count
+from fusedstep.torch.offload.layout import NARROW, exact, flat, is_dense, same_order
+from fusedstep.torch.optim.tensors import number
+
+
+def untouched(count: int, dtype: torch.dtype) -> Tensor:
+    """So many zeros, in memory that nobody has touched: it comes to lie beside the thread that first does."""
+    words = {1: np.uint8, 2: np.uint16, 4: np.float32, 8: np.float64}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(count, words)).view(dtype)
+
+
+class Beginnings:
+    """The states that parameters begin with, as the native step makes them for one element.
+
+    Args:
+        native: The native step.
+    """
+
+    def __init__(self, native: _core.TensorStep) -> None:
+        self._native = native
+        self._params: dict[tuple[int, torch.dtype, bool], Tensor] = {}
+
+    @staticmethod
+    def key(place: int, group: dict[str, Any], param: Tensor) -> tuple[int, torch.dtype, bool]:
+        """What the states of a parameter depend on: its group, its dtype, and whether they may be of 8 bits."""
+        return place, param.dtype, param.numel() >= group.get("min_8bit_size", 0)
+
+    def make(self, groups: list[dict[str, Any]], wanted: set[tuple[int, torch.dtype, bool]]) -> dict[Any, Any]:
+        """The entry of one element by each key: a state is of one number, or of a code with its scale."""
+        made, asked = {}, []
+        for key in sorted(wanted, key=str):
+            param = self._params.setdefault(key, torch.zeros(1, dtype=key[1]))
+            place, _, large = key
+            group = {name: value for name, value in groups[place].items() if name != "param_names"}
+            asked.append({**group, "params": [param], "_grads": [param], "min_8bit_size": 0 if large else 2**62})
+            made[key] = param
+        entries: dict[Any, Any] = {}
+        self._native.begin(asked, entries)
+        return {key: entries.get(param, {}) for key, param in made.items()}
+
+
+class Hosted:
+    """One parameter and the host's tensors of it.
+
+    Args:
+        param: The parameter.
+        rule: The optimizer's rule.
+    """
+
+    def __init__(self, param: Tensor, rule: str) -> None:
+        self.param = param
+        self._rule = _core.rules()[rule]
+        #: The numbers that each of its steps moves on.
+        self.counted = ("step", *self._rule["scalars"])
+        #: The float32 or float64 values of a parameter of that dtype, which has no master in its state.
+        self._copy: Tensor | None = None
+        #: Version and memory of the parameter as the last step left them; None: nothing of it is known.
+        self.seen: tuple[int, int] | None = None
+        self.rows: dict[str, Tensor] = {}
+        self._known: dict[str, tuple[Tensor, int]] = {}
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the parameter is stored in fewer bits than the arithmetic has."""
+        return self.param.dtype in NARROW
+
+    @property
+    def has_master(self) -> bool:
+        """Whether steps are taken in a float32 copy."""
+        return "master" in self.rows
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the next step has to read the parameter."""
+        if self.is_narrow and not self.has_master:
+            return True
+        return self.seen != (self.param._version, self.param.data_ptr())
+
+    @property
+    def copy(self) -> Tensor:
+        """The host's values of a parameter that is not narrow, as a row."""
+        if self._copy is None or self._copy.numel() != self.param.numel() or self._copy.dtype != self.param.dtype:
+            self._copy = untouched(self.param.numel(), self.param.dtype)
+        return self._copy
+
+    def prepare(self, entry: dict[str, Any], begun: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
+        """Looks at an entry of the state, and makes what it lacks of what one element begins with.
+
+        Args:
+            entry: The parameter's; it is not changed.
+            begun: See `Beginnings.make`.
+            name: What errors call the parameter.
+
+        Returns:
+            What the entry lacks, and whether a state begins with this step.
+
+        Raises:
+            TypeError: A tensor of the state of another dtype or kind than can be.
+            ValueError: One of another shape or memory.
+        """
+        states = [state for state in self._rule["states"] if state in begun]
+        made: dict[str, Any] = {}
+        begins = False
+        rows: dict[str, Tensor] = {}
+        for state in [*states, *(copy for copy in ("ema", "master") if copy in begun)]:
+            tensor = entry.get(state)
+            if tensor is None:
+                begins = begins or state in states
+                self._make(state, begun, made)
+                tensor, scale = made[state], made.get(f"{state}_scale")
+            else:
+                scale = entry.get(f"{state}_scale")
+                self._check(state, tensor, begun, f"state[{name}][{state!r}]")
+            rows[state] = flat(tensor)
+            if tensor.dtype == torch.uint8:
+                rows[f"{state}_scale"] = self._scales(scale, f"state[{name}]['{state}_scale']")
+        for counted in self.counted:
+            if counted in begun and entry.get(counted) is None:
+                made[counted] = number(float(begun[counted]))
+        self.rows = rows
+        return made, begins
+
+    @torch.no_grad()
+    def _make(self, state: str, begun: dict[str, Any], made: dict[str, Any]) -> None:
+        one, param = begun[state], self.param
+        row = untouched(param.numel(), one.dtype)
+        made[state] = row.as_strided(param.shape, param.stride()) if param.numel() else row.view(param.shape)
+        if state == "ema" or state in self._rule["copies"]:
+            made[state].copy_(param.detach())
+            return
+        if float(one):
+            row.fill_(one.item())
+        scale = begun.get(f"{state}_scale")
+        if scale is not None:
+            made[f"{state}_scale"] = torch.full((scale_count(param.numel()),), float(scale))
+
+    def _check(self, state: str, tensor: Any, begun: dict[str, Any], label: str) -> None:
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            raise TypeError(f"{label}: expected a dense tensor, got {type(tensor).__qualname__}")
+        if self._known.get(state, (None,))[0] is tensor and self._known[state][1] == tensor.data_ptr():
+            return
+        if tensor.device.type != "cpu":
+            raise TypeError(f"{label}: expected a tensor on the CPU, got one on {tensor.device}")
+        whole = state in ("ema", "master") or state in self._rule["exact"] or self.param.dtype == torch.float64
+        allowed = [exact(self.param.dtype)] if whole else [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
+        if tensor.dtype not in allowed:
+            expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+            raise TypeError(f"{label}: expected {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
+        if tensor.shape != self.param.shape:
+            raise ValueError(f"{label}: expected shape {tuple(self.param.shape)}, got {tuple(tensor.shape)}")
+        if not is_dense(tensor) or not same_order(tensor, self.param):
+            raise ValueError(
+                f"{label}: expected the memory layout of its parameter, strides {self.param.stride()}, "
+                f"got {tensor.stride()}"
+            )
+        if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + tensor.numel()) * tensor.dtype.itemsize:
+            raise ValueError(f"{label}: its storage is smaller than its shape: it was resized or freed")
+        self._known[state] = tensor, tensor.data_ptr()
+
+    def _scales(self, scale: Any, label: str) -> Tensor:
+        expected = (scale_count(self.param.numel()),)
+        if not isinstance(scale, Tensor):
+            raise TypeError(f"{label}: expected the scales of codes of 8 bits, got {type(scale).__qualname__}")
+        if scale.dtype != torch.float32 or scale.device.type != "cpu" or not scale.is_contiguous():
+            raise TypeError(f"{label}: expected float32 in one piece on the CPU, got {scale.dtype} on {scale.device}")
+        if tuple(scale.shape) != expected:
+            raise ValueError(f"{label}: expected shape {expected}, got {tuple(scale.shape)}")
+        return scale
+
+    def slices(self, start: int, stop: int) -> dict[str, Any]:
+        """The states of elements [start, stop)."""
+        return {
+            name: row[start // SCALED : -(-stop // SCALED)] if name.endswith("_scale") else row[start:stop]
+            for name, row in self.rows.items()
+        }
+
+    def numbers(self, entry: dict[str, Any]) -> Iterator[tuple[str, float]]:
+        """The counts of an entry before a step, as Python's numbers."""
+        for name in self.counted:
+            value = entry.get(name)
+            if value is not None:
+                yield name, int(value) if name == "step" else float(value)
+
+    @torch.no_grad()
+    def advance(self, entry: dict[str, Any], after: dict[str, Any]) -> None:
+        """Takes over the counts that the native step has left in the entry of a piece."""
+        for name in self.counted:
+            if name not in after:
+                continue
+            if isinstance(entry.get(name), Tensor):
+                entry[name].fill_(float(after[name]))
+            else:
+                entry[name] = number(float(after[name]))

@@ -1,0 +1,270 @@
+"""The step of `HostOffload`, with the interface of a native step: whole tensors of the host, or through slots."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedstep import _core
+from fusedstep.torch.offload.copies import copies_of
+from fusedstep.torch.offload.device import DeviceStep, refuse, squares, staying
+from fusedstep.torch.offload.layout import NARROW, flat, is_direct, read_gradient, refuse_param
+from fusedstep.torch.offload.pipeline import Measured, Pipeline, Stepped, cut
+from fusedstep.torch.offload.ring import Gradient, Ring
+from fusedstep.torch.offload.states import Beginnings, Hosted
+from fusedstep.torch.offload.threads import budgeted
+from fusedstep.torch.optim.tensors import COUNTS
+
+#: Options that look at a whole tensor or at all of them, with the value that asks for nothing.
+_OF_WHOLE = {"cautious": False, "telemetry": False}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How parameters get to the host.
+
+    Attributes:
+        slots: How many slots; 0: whole tensors of the host are stepped where they lie; None: 0 where all parameters are
+            on the CPU, else 4.
+        slot_elements: Elements of a slot.
+        fraction: Of all elements, how many are stepped on the host.
+        prefetch: Whether hooks bring gradients before the step.
+        always_read: Whether each step reads the parameters anew.
+        timeout: Seconds after which a copy counts as lost.
+    """
+
+    slots: int | None
+    slot_elements: int
+    fraction: float
+    prefetch: bool
+    always_read: bool
+    timeout: float
+
+
+def members(groups: list[dict[str, Any]]) -> Iterator[tuple[int, int, Any, Tensor]]:
+    """Of each parameter its place among all, its group's place, its name or its place, and itself."""
+    number = 0
+    for place, group in enumerate(groups):
+        names = group.get("param_names") or [None] * len(group["params"])
+        for name, param in zip(names, group["params"], strict=True):
+            yield number, place, number if name is None else name, param
+            number += 1
+
+
+class OffloadStep:
+    """The steps of one optimizer.
+
+    Args:
+        rule: Its rule.
+        name: Its class's name, which PyTorch's optimizer may have too.
+        plan: How parameters get to the host.
+    """
+
+    def __init__(self, rule: str, name: str, plan: Plan) -> None:
+        self._rule, self._name, self._plan = rule, name, plan
+        counts = COUNTS.get(rule, "tensor")
+        self._native = _core.TensorStep(rule, counts)
+        self._beginnings = Beginnings(_core.TensorStep(rule, counts))
+        self._hosted: dict[Tensor, Hosted] = {}
+        self._copies: dict[torch.device, Any] = {}
+        self._stays: set[Tensor] = set()
+        self._lock = Lock()
+        self._failed: str | None = None
+        self.ring = Ring(plan.slots or 0, plan.slot_elements)
+
+    # What the optimizer asks of a native step.
+
+    def check(self, groups: list[dict[str, Any]]) -> None:
+        """Hyper-parameters and options, as a step would find them."""
+        for group in groups:
+            for name, nothing in _OF_WHOLE.items():
+                if group.get(name) not in (None, nothing):
+                    raise ValueError(f"{name}: expected {nothing} with HostOffload, which steps tensors in pieces")
+        if self._plan.fraction < 1.0:
+            refuse(self._name, groups)
+        self._native.check(groups)
+
+    @property
+    def report(self) -> _core.StepReport | None:
+        """Of the last step; None before the first."""
+        return self._native.report
+
+    @property
+    def taken(self) -> int:
+        """How many steps there were."""
+        return self._native.taken
+
+    @taken.setter
+    def taken(self, taken: int) -> None:
+        self._native.taken = taken
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def step(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> bool:
+        """One step; False where no parameter has a gradient, or where it was left out."""
+        if self._failed is not None:
+            raise RuntimeError(f"step: an earlier one ended midway ({self._failed}): load a state dict and the weights")
+        self.check(groups)
+        with budgeted():
+            if self.slots(groups) == 0 and self._plan.fraction == 1.0:
+                return self._whole(groups, state, grad_scale)
+            return self._through(groups, state, grad_scale)
+
+    # Whole tensors of the host.
+
+    def _whole(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> bool:
+        new = [m for m in members(groups) if m[3].grad is not None and not state.get(m[3])]
+        if not new:
+            return self._native.step(groups, state, grad_scale)
+        parts: list[Any] = [None for _ in members(groups)]
+        begun = self._begun(groups, new)
+        fresh = {}
+        for number, place, name, param in new:
+            refuse_param(param, f"params[{name!r}]")
+            entry, begins = Hosted(param, self._rule).prepare(
+                {}, begun[Beginnings.key(place, groups[place], param)], repr(name)
+            )
+            parts[number] = (number, 0, param.numel(), True, begins)
+            fresh[param] = entry
+        trial = {**state, **fresh}
+        if not self._native.step(groups, trial, grad_scale, parts=parts):
+            return False
+        for param, entry in fresh.items():
+            state[param] = trial.get(param, entry)
+        return True
+
+    def _begun(self, groups: list[dict[str, Any]], those: list[Any]) -> dict[Any, Any]:
+        wanted = {Beginnings.key(place, groups[place], param) for _, place, _, param in those}
+        return self._beginnings.make(groups, wanted)
+
+    # Through slots.
+
+    def slots(self, groups: list[dict[str, Any]]) -> int:
+        """How many slots there are; 0: tensors are stepped where they lie."""
+        if self._plan.slots is not None:
+            return self._plan.slots
+        return 0 if all(param.device.type == "cpu" for group in groups for param in group["params"]) else 4
+
+    def staying(self, groups: list[dict[str, Any]]) -> set[Tensor]:
+        """The parameters that are stepped where they are."""
+        if self._plan.fraction == 1.0:
+            return set()
+        return staying([param for group in groups for param in group["params"]], self._plan.fraction)
+
+    def fit(self, groups: list[dict[str, Any]], grads: list[Tensor]) -> None:
+        """Makes a ring for these parameters, unless it is there."""
+        count = self.slots(groups) or (1 if self._plan.fraction < 1.0 else 0)
+        if count != self.ring.count:
+            self.ring = Ring(count, self._plan.slot_elements)
+        self._stays = self.staying(groups)
+        params = [param for group in groups for param in group["params"] if param not in self._stays]
+        grad_bytes = max((tensor.dtype.itemsize for tensor in (*params, *grads)), default=0)
+        value_bytes = max((param.dtype.itemsize for param in params if param.dtype in NARROW), default=0)
+        self.ring.fit(grad_bytes, value_bytes, any(param.device.type != "cpu" for param in params))
+
+    def copies(self, device: torch.device) -> Any:
+        """The copies of a device."""
+        if device not in self._copies:
+            self._copies[device] = copies_of(device)
+        return self._copies[device]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def arrived(self, groups: list[dict[str, Any]], name: Any, param: Tensor) -> None:
+        """Brings a gradient that a backward pass has made into the ring, as far as it has room."""
+        grad = param.grad
+        if grad is None or self._failed is not None or not is_direct(param, grad):
+            return
+        with self._lock:
+            if not self.ring.slots:
+                self.fit(groups, [grad])
+            if param in self._stays or not self.ring.holds(grad.dtype):
+                return
+            source, copies, row = Gradient(grad), self.copies(param.device), flat(grad)
+            if self.ring.renew(param, row, source):
+                return
+            for piece in cut(param, self._plan.slot_elements):
+                if self.ring.load(piece, row, f"grads[{name!r}]", source, copies) is None:
+                    break
+
+    def forget_gradients(self) -> None:
+        """Reads all gradients anew in the next step."""
+        self.ring.clear()
+
+    def forget(self) -> None:
+        """Reads parameters, states and gradients anew in the next step, as after a state was loaded."""
+        self._hosted.clear()
+        self._failed = None
+        self.ring.clear()
+
+    def _collect(self, groups: list[dict[str, Any]], state: dict[Any, Any], those: list[Any]) -> list[Stepped]:
+        """What is known and checked of the parameters that the host steps."""
+        begun = self._begun(groups, those)
+        stepped = []
+        for number, place, name, param in those:
+            hosted = self._hosted.get(param) or Hosted(param, self._rule)
+            before = state.get(param) or {}
+            made, begins = hosted.prepare(before, begun[Beginnings.key(place, groups[place], param)], repr(name))
+            grad = read_gradient(param, f"grads[{name!r}]")
+            self._hosted[param] = hosted
+            one = Stepped(
+                hosted,
+                number,
+                place,
+                name,
+                grad,
+                self.copies(param.device),
+                {**before, **made},
+                begins,
+                self._plan.always_read or hosted.is_read or "master" in made,
+                cut(param, self._plan.slot_elements),
+                Gradient(param.grad),
+            )
+            one.numbers = dict(hosted.numbers(one.entry))
+            stepped.append(one)
+        return stepped
+
+    def _through(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> bool:
+        self._stays = stays = self.staying(groups)
+        those = [m for m in members(groups) if m[3].grad is not None]
+        for _, _, name, param in those:
+            refuse_param(param, f"params[{name!r}]")
+        stepped = self._collect(groups, state, [m for m in those if m[3] not in stays])
+        rest = [(groups[g], p, read_gradient(p, f"grads[{name!r}]")) for _, g, name, p in those if p in stays]
+        if not those:
+            self.ring.clear()
+            return False
+        self.fit(groups, [one.grad for one in stepped])
+        run = Pipeline(self._native, self.ring, groups, stepped, grad_scale, self._plan.timeout)
+        whole = groups[0]
+        measured: Measured | None = None
+        try:
+            if whole.get("max_grad_norm") is not None or whole.get("skip_nonfinite"):
+                measured = run.measure(squares([grad for _, _, grad in rest]))
+            if not run.update(measured):
+                return False
+            if rest:
+                run.wrote = True
+                self._step_rest(rest, state, grad_scale)
+        except BaseException as error:
+            self.ring.clear()
+            self._native.taken = run.taken
+            if run.wrote:
+                self._failed = f"{type(error).__name__}: {error}"
+            raise
+        self._native.taken = run.taken + 1
+        for one in stepped:
+            entry = state.setdefault(one.param, {})
+            entry.update(one.entry)
+            one.hosted.advance(entry, one.after)
+            one.hosted.seen = (one.param._version, one.param.data_ptr())
+        return True
+
+    def _step_rest(self, rest: list[Any], state: dict[Any, Any], grad_scale: float) -> None:
+        report = self._native.report
+        clip = 1.0 if report is None or report.clip_coefficient is None else report.clip_coefficient
+        shaped = [(group, param, grad.as_strided(param.shape, param.stride())) for group, param, grad in rest]
+        DeviceStep(self._name, shaped, state, clip / grad_scale).run()
