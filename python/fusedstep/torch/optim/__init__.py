@@ -29,6 +29,7 @@ from fusedstep.torch.optim.backward import attach
 from fusedstep.torch.optim.classes import made as _made
 from fusedstep.torch.optim.network import Muon as _Muon
 from fusedstep.torch.optim.optimizer import FusedOptimizer
+from fusedstep.torch.optim.ranks import check_ranks
 
 #: Every optimizer that is a rule of one step, by the name of the rule.
 REGISTRY: dict[str, type[FusedOptimizer]] = {rule: _made(kind, __name__) for rule, kind in _ARRAYS.items()} | {
@@ -36,7 +37,7 @@ REGISTRY: dict[str, type[FusedOptimizer]] = {rule: _made(kind, __name__) for rul
 }
 globals().update({kind.__name__: kind for kind in REGISTRY.values()})
 
-__all__ = ["REGISTRY", "FusedOptimizer", "Optimizer", "attach", "lr_scheduler", "swa_utils"]
+__all__ = ["REGISTRY", "FusedOptimizer", "Optimizer", "attach", "check_ranks", "lr_scheduler", "swa_utils"]
 __all__ += sorted(kind.__name__ for kind in REGISTRY.values())
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from fusedstep import _core
 from fusedstep.optimizers import OPTIONS
 from fusedstep.optimizers.base.reading import parts_of, real_number, whole_number
-from fusedstep.torch.optim.tensors import COUNTS, FLOATS, number, state_shape
+from fusedstep.torch.optim import codes
+from fusedstep.torch.optim.shards import is_dtensor, is_sharded
+from fusedstep.torch.optim.tensors import COUNTS, FLOATS, local, number, state_shape
 
 # Hyper-parameters that groups of older versions lack, and those that only this library has.
 _SINCE = {"amsgrad", "decoupled_weight_decay", "nesterov", "accumulator", *OPTIONS}
@@ -25,7 +27,7 @@ def load(optimizer: Any, state_dict: dict[str, Any]) -> None:
     for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
         result = before(optimizer, state_dict)
         state_dict = state_dict if result is None else result
-    saved_groups, entries = parts_of(state_dict, optimizer.rule)
+    saved_groups, entries = parts_of(_by_position(state_dict, optimizer.param_groups), optimizer.rule)
     groups = [
         _group(optimizer, own, deepcopy(dict(saved)), f"state_dict['param_groups'][{k}]")
         for k, (own, saved) in enumerate(_paired(optimizer.param_groups, saved_groups))
@@ -40,12 +42,29 @@ def load(optimizer: Any, state_dict: dict[str, Any]) -> None:
         if place not in placed:
             raise ValueError(f"state_dict['state']: expected positions of parameters, got {place}")
         param, group = placed[place]
-        rule, home = group.get("rule", optimizer.rule), optimizer._home(param)
-        state[param] = _entry(rule, entry, param, home, f"state_dict['state'][{place}]")
+        rule, home, label = group.get("rule", optimizer.rule), optimizer._home(param), f"state_dict['state'][{place}]"
+        state[param] = _stored(rule, _entry(rule, entry, param, home, label), entry, param, group)
     optimizer._check(groups)
     optimizer.__setstate__({"state": state, "param_groups": groups})
     for after in optimizer._optimizer_load_state_dict_post_hooks.values():
         after(optimizer)
+
+
+def _by_position(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state dict with positions in place of names, which `torch.distributed.checkpoint` gives parameters."""
+    saved, state = state_dict.get("param_groups"), state_dict.get("state")
+    if not isinstance(saved, list) or not isinstance(state, Mapping):
+        return state_dict
+    listed = [group.get("params") if isinstance(group, Mapping) else None for group in saved]
+    names = [name for members in listed if isinstance(members, list) for name in members]
+    if not names or not all(isinstance(name, str) for name in names):
+        return state_dict
+    positions = {name: place for place, name in enumerate(names)}
+    own = [name for group in groups for name in group.get("param_names") or ()]
+    if len(positions) < len(names) or (sorted(map(str, own)) == sorted(names) and own != names):
+        raise ValueError(f"state_dict['param_groups']: expected the parameters {own or 'once each'}, got {names}")
+    numbered = [{**group, "params": [positions[name] for name in group["params"]]} for group in saved]
+    return {**state_dict, "state": {positions.get(k, k): v for k, v in state.items()}, "param_groups": numbered}
 
 
 def _paired(groups: list[dict[str, Any]], saved: list[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
@@ -85,7 +104,8 @@ def _entry(rule: str, entry: Mapping[str, Any], param: Tensor, home: torch.devic
         elif name in numbers:
             loaded[name] = _number(value, real_number(value, its))
         elif name in names or (name.endswith("_scale") and name.removesuffix("_scale") in names):
-            if value is not None:
+            # What `torch.distributed.checkpoint` has not found in a flat state dict, it gives as {}.
+            if value is not None and not (name.endswith("_scale") and value == {}):
                 loaded[name] = _copied(rule, value, entry, name, param, home, its)
         else:
             raise ValueError(f"{its}: not a state of {rule!r}, which has {[*names, *numbers]}")
@@ -95,6 +115,20 @@ def _entry(rule: str, entry: Mapping[str, Any], param: Tensor, home: torch.devic
     if kept and "step" not in loaded and rule not in COUNTS:
         raise ValueError(f"{label}: no 'step'")
     return loaded
+
+
+def _stored(rule: str, entry: dict[str, Any], given: Any, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    """The entry as `state_dtype` has it: in 16 bits what came in 16 bits, in 8 bits what a state dict of shards has."""
+    stored, known = group.get("state_dtype"), _core.rules()[rule]
+    if stored in (None, "float32") or param.dtype == torch.float64:
+        return entry
+    encodes = stored == "8bit" and is_sharded(param) and local(param, "params").numel() >= group["min_8bit_size"]
+    for name in [name for name in known["states"] if name in entry and name not in known["exact"]]:
+        if encodes and entry[name].dtype == torch.float32:
+            entry[name], entry[f"{name}_scale"] = codes.encoded(rule, name, entry[name])
+        elif stored == "bfloat16" and given[name].dtype == torch.bfloat16:
+            entry[name] = entry[name].to(torch.bfloat16)
+    return entry
 
 
 def _number(given: Any, value: float) -> Tensor:
@@ -111,6 +145,10 @@ def _copied(
         raise TypeError(f"{label}: expected a dense tensor, got one with layout {value.layout}")
     if value.is_meta:
         raise TypeError(f"{label}: expected numbers, got a tensor on meta")
+    if is_dtensor(param) != is_dtensor(value) and not name.endswith("_scale"):
+        expected, got = ("a DTensor", "a plain tensor") if is_dtensor(param) else ("a plain tensor", "a DTensor")
+        functions = "get_ and set_optimizer_state_dict of torch.distributed.checkpoint.state_dict"
+        raise TypeError(f"{label}: expected {expected}, as its parameter is, got {got}: use {functions}")
     if name.endswith("_scale"):
         return value.detach().to(home, copy=True)
     _check_shape(rule, name, value, param, label)

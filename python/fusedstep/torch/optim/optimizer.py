@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import optimizer as _torchs
 
 from fusedstep import _core
-from fusedstep.torch.optim import loading
+from fusedstep.torch.optim import codes, loading, ranks, trial, zero
 from fusedstep.torch.optim.backward import BackwardSteps, refuse_of_all
+from fusedstep.torch.optim.shards import Shards
 from fusedstep.torch.optim.tensors import COUNTS, number, refuse_param
 
 #: How PyTorch computes, not what: nothing here computes otherwise.
@@ -53,8 +54,16 @@ class FusedOptimizer(torch.optim.Optimizer):
     #: What groups hold beside the arguments.
     constants: ClassVar[dict[str, Any]] = {}
     _step_supports_amp_scaling = True
+    #: Whether the next step looks at what groups have become: where their parts lie, and on which ranks.
+    _watched = True
+    _looked = False
+    _shards: Shards | None = None
+    _begun: trial.Begun | None = None
+    #: Within `ZeroRedundancyOptimizer`.
+    _zero = False
 
     def __init__(self, params: Any, *arguments: Any, **named: Any) -> None:
+        self._zero = zero.is_being_made()
         defaults = self._bound(params, arguments, named)
         self._native = self._make_native()
         super().__init__(params, defaults)
@@ -110,6 +119,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         except BaseException:
             self.param_groups.pop()
             raise
+        self._watched, self._looked = True, False
         if "_backward" in self.__dict__:
             self._backward.follow()
 
@@ -127,6 +137,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             every = self.defaults.get("in_backward", False)
             if group.get("in_backward", every) != every:
                 raise ValueError(f"in_backward: holds for all groups: expected {every}, got {group['in_backward']!r}")
+        if self._zero:
+            zero.refuse_of_all(self._shared, type(self).__name__, groups)
+        Shards.refuse(self.rule, groups)
         self._native.check(groups)
 
     def _refuse_twice(self, params: list[Any]) -> None:
@@ -142,6 +155,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the parameters that have a gradient once.
 
+        A first step with all lr 0 and all gradients 0 makes the states, and counts for nothing: by such a step
+        `torch.distributed.checkpoint` asks for them.
+
         Args:
             closure: Evaluates the model again, and returns the loss.
 
@@ -153,6 +169,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             ValueError: A shape, a number or a hyper-parameter that cannot be; tensors that overlap. Whatever is raised,
                 nothing has been written.
         """
+        if self._watched and self._begins(closure):
+            return None
         loss = None
         if "_backward" in self.__dict__:
             return self._refuse_step(closure)
@@ -167,10 +185,32 @@ class FusedOptimizer(torch.optim.Optimizer):
             scale = self._scale()
             if not scale:
                 return loss
-        self._native.step(self.param_groups, self.state, scale)
+        if self._shards is None:
+            self._native.step(self.param_groups, self.state, scale)
+        else:
+            self._shards.step(self._make_native, self._native, self.param_groups, self.state, scale)
         return loss
 
     step = observed(step)
+
+    def _begins(self, closure: Any) -> bool:
+        """Whether this step only makes states. Looks at what groups have become, where that may have changed."""
+        if self._watched and not self._looked:
+            self._shards = Shards.of(self.param_groups)
+            if self._shards is not None:
+                Shards.refuse(self.rule, self.param_groups)
+                self._shards.agree(ranks.described(self))
+            self._looked = True
+        if self._zero:
+            self._check(self.param_groups)
+        if trial.is_asked(self, closure, self._shards):
+            self._begun = trial.Begun(self)
+            self._watched = True
+            return True
+        if self._begun is not None:
+            self._begun.forget(self)
+        self._begun, self._watched = None, self._zero
+        return False
 
     def _refuse_step(self, closure: Any) -> None:
         """The steps have been taken, unless somebody wants more than one gradient after the other gives."""
@@ -203,6 +243,19 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The running averages of the parameters (`ema_decay`), in the order of the groups; None before the first."""
         return [self.state[p].get("ema") if p in self.state else None for g in self.param_groups for p in g["params"]]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the groups, as `torch.optim.Optimizer.state_dict` gives them.
+
+        States of 8 bits of sharded parameters are float32 there: their scales are of blocks of what is on this rank.
+        """
+        found: dict[str, Any] = super().state_dict()
+        rules = [group.get("rule", self.rule) for group in self.param_groups for _ in group["params"]]
+        state = {
+            place: codes.without_codes(rules[place], entry) if isinstance(place, int) else entry
+            for place, entry in found["state"].items()
+        }
+        return {**found, "state": state}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state that `state_dict` gave, here or of `torch.optim`'s optimizer of the same name.
 
@@ -225,6 +278,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 entry["step"] = number(float(entry["step"]))
         if "_native" not in self.__dict__:
             self._native = self._make_native()
+        self._watched, self._looked, self._begun = True, False, None
         steps = [float(entry["step"]) for entry in self.state.values() if "step" in entry]
         self._native.taken = int(max(steps, default=self._native.taken))
         self._follow_backward()

@@ -1,5 +1,6 @@
 """A step of Muon and one of AdamW, with the interface of a native step of one rule."""
 
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -38,15 +39,17 @@ class TwoRules:
         groups = _numbered(groups)
         others = _of(ADAMW, groups)
         self._rehearse(others, state, grad_scale)
-        matrices = [_Matrix(param, name) for group in _of(MUON, groups) for name, param in _members(group)]
-        places = iter(matrices)
-        flat = [{**group, "params": [next(places).flat for _ in group["params"]]} for group in _of(MUON, groups)]
-        entries = {matrix.flat: matrix.entry(state[matrix.param]) for matrix in matrices if matrix.param in state}
-        stepped = self._muon.step(flat, entries, grad_scale)
-        for matrix in matrices:
-            if matrix.flat in entries:
-                matrix.keep(entries[matrix.flat], state)
+        stepped = _of_matrices(
+            _of(MUON, groups), state, lambda flat, entries: self._muon.step(flat, entries, grad_scale)
+        )
         return self._adamw.step(others, state, grad_scale) or stepped
+
+    def begin(self, groups: list[dict[str, Any]], state: dict[Any, Any]) -> None:
+        """The states as they begin: no step."""
+        self.check(groups)
+        groups = _numbered(groups)
+        _of_matrices(_of(MUON, groups), state, self._muon.begin)
+        self._adamw.begin(_of(ADAMW, groups), state)
 
     def _rehearse(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> None:
         """All checks of AdamW's step before Muon writes: a step that a gradient of NaN has skipped."""
@@ -87,6 +90,19 @@ def _numbered(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _members(group: dict[str, Any]) -> Any:
     return zip(group["param_names"], group["params"], strict=True)
+
+
+def _of_matrices(groups: list[dict[str, Any]], state: dict[Any, Any], call: Callable[[Any, Any], Any]) -> Any:
+    """What a native step of matrices does, with their entries in the shapes of the parameters afterwards."""
+    matrices = [_Matrix(param, name) for group in groups for name, param in _members(group)]
+    places = iter(matrices)
+    flat = [{**group, "params": [next(places).flat for _ in group["params"]]} for group in groups]
+    entries = {matrix.flat: matrix.entry(state[matrix.param]) for matrix in matrices if matrix.param in state}
+    done = call(flat, entries)
+    for matrix in matrices:
+        if matrix.flat in entries:
+            matrix.keep(entries[matrix.flat], state)
+    return done
 
 
 class _Matrix:

@@ -1,0 +1,88 @@
+"""Whether the processes of a group have the same optimizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fusedstep
+
+#: What groups hold that changes nothing in a step.
+_UNSEEN = ("params", "param_names", "foreach", "fused", "capturable", "differentiable")
+
+
+def as_seen_by_all(here: Any, group: Any, device: torch.device) -> Any:
+    """The arrays of all processes of a group, float64 and of one shape, in the order of the ranks."""
+    distributed = torch.distributed
+    mine = torch.from_numpy(np.ascontiguousarray(here)).to(device)
+    every = [torch.empty_like(mine) for _ in range(distributed.get_world_size(group))]
+    distributed.all_gather(every, mine, group=group)
+    return torch.stack(every).cpu().numpy()
+
+
+def described(optimizer: Any) -> dict[str, str]:
+    """What processes must agree on, by the names that errors use."""
+    found = {"fusedstep": fusedstep.__version__, "optimizer": type(optimizer).__qualname__}
+    number = 0
+    for place, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            if name not in _UNSEEN:
+                found[f"param_groups[{place}][{name!r}]"] = _text(value)
+        names = group.get("param_names") or range(number, number + len(group["params"]))
+        number += len(group["params"])
+        for name, param in zip(names, group["params"], strict=True):
+            found[f"params[{name!r}]"] = f"{str(param.dtype).removeprefix('torch.')} of shape {tuple(param.shape)}"
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return repr(value.tolist())
+    if isinstance(value, tuple | list):
+        return f"({', '.join(_text(item) for item in value)})"
+    return repr(value) if value is None or isinstance(value, bool | int | float | str) else type(value).__qualname__
+
+
+def agree(description: Mapping[str, str], group: Any) -> None:
+    """ValueError, in all processes of a group, where they describe an optimizer differently."""
+    distributed = torch.distributed
+    every: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(every, dict(description), group=group)
+    ranks = distributed.get_process_group_ranks(group)
+    for rank, theirs in zip(ranks, every, strict=True):
+        for name in {**every[0], **theirs}:
+            ours, got = every[0].get(name), theirs.get(name)
+            if ours != got:
+                raise ValueError(f"{name}: rank {rank} has {got or 'none'}, rank {ranks[0]} has {ours or 'none'}")
+
+
+def check_ranks(optimizer: torch.optim.Optimizer, process_group: Any = None) -> None:
+    """Checks that all processes of a group have the same optimizer: its class, groups, shapes, dtypes, this library.
+
+    Each process calls it once before training. With DDP nothing else would notice a rank with another learning rate:
+    an optimizer of plain tensors is not told who holds copies of them, so a step cannot ask. Where parameters are
+    DTensors, as FSDP2's are, their mesh says so, and the first step checks by itself.
+
+    Args:
+        optimizer: An optimizer of this library or of PyTorch; a `ZeroRedundancyOptimizer` as a whole.
+        process_group: A group of `torch.distributed`; None for all processes.
+
+    Raises:
+        ValueError: In all processes: the first difference, and the ranks that differ.
+        RuntimeError: `torch.distributed` has no group yet.
+
+    Examples:
+        >>> import torch
+        >>> from fusedstep.torch import optim
+        >>> store = torch.distributed.HashStore()
+        >>> torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> optim.check_ranks(optim.AdamW([torch.zeros(2, requires_grad=True)]))
+        >>> torch.distributed.destroy_process_group()
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected one of torch.optim, got {type(optimizer).__qualname__}")
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise RuntimeError("process_group: torch.distributed has none yet: call init_process_group before")
+    agree(described(optimizer), torch.distributed.group.WORLD if process_group is None else process_group)
