@@ -27,6 +27,7 @@ import fusedstep.torch  # noqa: F401
 from fusedstep.optimizers import REGISTRY as _ARRAYS
 from fusedstep.torch.optim.backward import attach
 from fusedstep.torch.optim.classes import made as _made
+from fusedstep.torch.optim.lbfgs import LBFGS
 from fusedstep.torch.optim.network import Muon as _Muon
 from fusedstep.torch.optim.optimizer import FusedOptimizer
 from fusedstep.torch.optim.ranks import check_ranks
@@ -36,8 +37,9 @@ REGISTRY: dict[str, type[FusedOptimizer]] = {rule: _made(kind, __name__) for rul
     "muon": _Muon
 }
 globals().update({kind.__name__: kind for kind in REGISTRY.values()})
+LBFGS.__module__ = __name__
 
-__all__ = ["REGISTRY", "FusedOptimizer", "Optimizer", "attach", "check_ranks", "lr_scheduler", "swa_utils"]
+__all__ = ["LBFGS", "REGISTRY", "FusedOptimizer", "Optimizer", "attach", "check_ranks", "lr_scheduler", "swa_utils"]
 __all__ += sorted(kind.__name__ for kind in REGISTRY.values())
 
 

@@ -1,0 +1,230 @@
+"""L-BFGS with PyTorch's arguments, closures and state."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import lbfgs as _torchs
+
+from fusedstep import _core
+from fusedstep.optimizers.lbfgs.numbers import count, finite, kind, not_negative
+from fusedstep.torch.optim.optimizer import observed
+
+_step: Any = torch.optim.LBFGS.step
+if getattr(_step, "hooked", False):
+    # Whoever made one before has put hooks around it, which would run twice.
+    _step = _step.__wrapped__
+
+
+class LBFGS(torch.optim.LBFGS):
+    """L-BFGS: the direction is −H·g, with H an inverse Hessian that fits the last moves.
+
+    PyTorch's equations, limits and state. Of float32 and float64 on the CPU the direction comes from this library's
+    kernels, and its products are added in double; of other parameters PyTorch's own computes it. A copy or a pickle of
+    this optimizer goes on where the original is. `fusedstep.LBFGS` has the equations.
+
+    Args:
+        params: Parameters, or pairs of `named_parameters()`, in one group.
+        lr: Length of a move along the direction, or the first to try with `line_search_fn`; finite, >= 0.
+        max_iter: Moves in a step at most; a whole number >= 1.
+        max_eval: Evaluations in a step at most; a whole number >= 1, or None for `max_iter * 5 // 4`.
+        tolerance_grad: A step ends where no |g| is larger; a finite number.
+        tolerance_change: A step ends where the loss and all parameters change by less; a finite number.
+        history_size: Pairs of moves and changes of the gradient that are kept; a whole number >= 1.
+        line_search_fn: None, or "strong_wolfe".
+
+    Raises:
+        TypeError: An argument of another kind.
+        ValueError: An argument out of range; a parameter that comes twice; several groups.
+
+    Examples:
+        >>> import torch
+        >>> from fusedstep.torch import optim
+        >>> p = torch.tensor([-1.0, 2.0], requires_grad=True)
+        >>> opt = optim.LBFGS([p], line_search_fn="strong_wolfe")
+        >>> def closure():
+        ...     opt.zero_grad()
+        ...     loss = (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2
+        ...     loss.backward()
+        ...     return loss
+        >>> for _ in range(3):
+        ...     loss = opt.step(closure)
+        >>> print(p.detach().numpy().round(3))
+        [1. 1.]
+
+    Reference:
+        Nocedal and Wright, "Numerical Optimization", 2nd edition, 2006, chapters 3 and 7.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1,
+        max_iter: int = 20,
+        max_eval: int | None = None,
+        tolerance_grad: float = 1e-7,
+        tolerance_change: float = 1e-9,
+        history_size: int = 100,
+        line_search_fn: str | None = None,
+    ) -> None:
+        not_negative(lr, "lr")
+        for name, whole in (("max_iter", max_iter), ("max_eval", max_eval), ("history_size", history_size)):
+            if name != "max_eval" or whole is not None:
+                count(whole, name)
+        finite(tolerance_grad, "tolerance_grad")
+        finite(tolerance_change, "tolerance_change")
+        if line_search_fn not in (None, "strong_wolfe"):
+            raise ValueError(f"line_search_fn: expected None or 'strong_wolfe', got {line_search_fn!r}")
+        super().__init__(params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Takes the one group that the constructor makes.
+
+        Raises:
+            ValueError: There is a group already; a parameter comes twice.
+        """
+        if self.param_groups:
+            raise ValueError("params: expected one group, for a step moves all parameters along one direction")
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), Tensor | set):
+            param_group["params"] = list(param_group["params"])
+            _refuse_twice(param_group["params"])
+        super().add_param_group(param_group)
+
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Makes up to `max_iter` moves.
+
+        Args:
+            closure: Clears the gradients, evaluates the model, computes the gradients, and returns the loss.
+
+        Returns:
+            What the closure returned first.
+
+        Raises:
+            TypeError: The closure is no function. Nothing has been written then.
+        """
+        if not callable(closure):
+            raise TypeError(f"closure: expected a function, got {kind(closure)}")
+        return _moves(self, closure) if _is_plain(self._params) else _step(self, closure)
+
+    step = observed(step)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._params = self.param_groups[0]["params"]
+        self._numel_cache = None
+
+
+def _is_plain(params: list[Tensor]) -> bool:
+    """Whether all numbers are of one dtype that the kernels have."""
+    return params[0].dtype in (torch.float32, torch.float64) and all(
+        param.dtype == params[0].dtype and param.device.type == "cpu" and type(param) in (Tensor, torch.nn.Parameter)
+        for param in params
+    )
+
+
+@torch.no_grad()
+def _moves(optimizer: Any, closure: Callable[[], Any]) -> Any:
+    """A step, in the order of `torch.optim.LBFGS.step`."""
+    (group,), entry = optimizer.param_groups, optimizer.state[optimizer._params[0]]
+    tolerance = group["tolerance_change"]
+    entry.setdefault("func_evals", 0)
+    entry.setdefault("n_iter", 0)
+    evaluate = torch.enable_grad()(closure)
+    first = evaluate()
+    loss, grad, evaluations = float(first), optimizer._gather_flat_grad(), 1
+    entry["func_evals"] += 1
+    if _is_small(grad, group):
+        return first
+    move = {name: entry.get(name) for name in _MOVE}
+    for iteration in range(1, group["max_iter"] + 1):
+        entry["n_iter"] += 1
+        _turn(move, entry, grad, group)
+        move["prev_flat_grad"], move["prev_loss"], before = grad, loss, loss
+        move["t"] = _first_length(grad, group) if entry["n_iter"] == 1 else group["lr"]
+        slope = _dot(grad, move["d"])
+        if slope > -tolerance:
+            break
+        if group["line_search_fn"] is not None:
+            loss, grad, move["t"], count = _searched(optimizer, evaluate, move, slope, group["max_eval"] - evaluations)
+        else:
+            optimizer._add_grad(float(move["t"]), move["d"])
+            count = int(iteration < group["max_iter"])
+            if count:
+                loss, grad = float(evaluate()), optimizer._gather_flat_grad()
+        evaluations += count
+        entry["func_evals"] += count
+        length = float(move["d"].abs().max()) * abs(float(move["t"]))
+        if evaluations >= group["max_eval"] or _is_small(grad, group) or length <= tolerance:
+            break
+        if abs(loss - before) < tolerance:
+            break
+    entry.update(move)
+    return first
+
+
+#: What a step leaves of its last move.
+_MOVE = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss")
+
+
+def _is_small(grad: Tensor, group: dict[str, Any]) -> bool:
+    return bool(grad.abs().max() <= group["tolerance_grad"])
+
+
+def _first_length(grad: Tensor, group: dict[str, Any]) -> Any:
+    return min(1.0, 1.0 / grad.abs().sum()) * group["lr"]
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return _core.dot(a.numpy(), b.numpy())
+
+
+def _turn(move: dict[str, Any], entry: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> None:
+    """Enters the pair of the last move, and finds the next direction."""
+    if entry["n_iter"] == 1:
+        move |= {"d": grad.neg(), "old_dirs": [], "old_stps": [], "ro": [], "H_diag": 1}
+        return
+    y, s = grad.sub(move["prev_flat_grad"]), move["d"].mul(move["t"])
+    dirs, steps, ro = move["old_dirs"], move["old_stps"], move["ro"]
+    ys = _dot(y, s)
+    if ys > 1e-10:
+        if len(dirs) == group["history_size"]:
+            for kept in (dirs, steps, ro):
+                kept.pop(0)
+        dirs.append(y)
+        steps.append(s)
+        ro.append(grad.new_tensor(1.0 / ys))
+        move["H_diag"] = grad.new_tensor(ys / _dot(y, y))
+    entry.setdefault("al", [None] * group["history_size"])
+    move["d"] = grad.neg()
+    d, alphas = move["d"].numpy(), []
+    pairs = [(y.numpy(), s.numpy(), float(rho)) for y, s, rho in zip(dirs, steps, ro, strict=True)]
+    for y, s, rho in reversed(pairs):
+        alphas.append(rho * _core.dot(s, d))
+        _core.axpy(-alphas[-1], y, d)
+    d *= float(move["H_diag"])
+    for (y, s, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+        _core.axpy(alpha - rho * _core.dot(y, d), s, d)
+
+
+def _searched(
+    optimizer: Any, evaluate: Callable[[], Any], move: dict[str, Any], slope: float, most: int
+) -> tuple[float, Tensor, Any, int]:
+    """The loss, the gradient and the t that PyTorch's line search finds, and how often it evaluated."""
+    at = partial(optimizer._directional_evaluate, evaluate)
+    start, grad, loss = optimizer._clone_param(), move["prev_flat_grad"], move["prev_loss"]
+    loss, grad, t, count = _torchs._strong_wolfe(  # type: ignore[no-untyped-call]
+        at, start, move["t"], move["d"], loss, grad, grad.new_tensor(slope), max_ls=most
+    )
+    optimizer._add_grad(float(t), move["d"])
+    return loss, grad, t, count
+
+
+def _refuse_twice(params: list[Any]) -> None:
+    seen: dict[int, Any] = {}
+    for place, given in enumerate(params):
+        name, param = given if isinstance(given, tuple) and len(given) == 2 else (place, given)
+        if id(param) in seen:
+            raise ValueError(f"params[{name!r}]: comes twice, and as params[{seen[id(param)]!r}]")
+        seen[id(param)] = name
