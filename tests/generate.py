@@ -2,9 +2,11 @@
 
 The types of `fusedstep.functional`; in README.md the table of optimizers and those that take row-sparse gradients; in
 docs/memory.md the table of bytes; in the documentation of `Options` the optimizers that may be cautious, and the states
-that keep their bits. `test_contract.py` says when one of them is stale.
+that keep their bits; with torch, the types of `fusedstep.torch.optim`. `test_contract.py` says when one of them is
+stale.
 """
 
+import importlib.util
 import inspect
 import re
 import textwrap
@@ -140,16 +142,21 @@ def read(path):
 
 def files():
     """What each file is to hold, by its path."""
-    return {
+    made = {
         "python/fusedstep/functional.pyi": functional(),
         "python/fusedstep/optimizers/base/options.py": options(),
         "README.md": readme(),
         "docs/memory.md": memory(),
     }
+    if importlib.util.find_spec("torch"):
+        from generate_torch import stub
+
+        made["python/fusedstep/torch/optim/__init__.pyi"] = stub()
+    return made
 
 
 if __name__ == "__main__":
     for path, text in files().items():
-        if read(path) != text:
+        if not (ROOT / path).exists() or read(path) != text:
             (ROOT / path).write_text(text, encoding="utf-8")
             print(f"{path}: written anew")
