@@ -19,6 +19,17 @@ bool share_memory(py::handle a, py::handle b) {
   }
 }
 
+void OverlapCheck::add_all(const OverlapCheck& other, std::int32_t shift) {
+  const auto add = [&](std::vector<Span>& to, const std::vector<Span>& from) {
+    for (Span span : from) {
+      span.index += shift;
+      to.push_back(span);
+    }
+  };
+  add(written_, other.written_);
+  add(read_, other.read_);
+}
+
 bool OverlapCheck::sort_written(const Span*& span, const Span*& other) {
   checked_written_.clear();
   sorted_.clear();

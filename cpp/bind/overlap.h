@@ -32,6 +32,8 @@ class OverlapCheck {
   }
   void add_written(const Span& span) { written_.push_back(span); }
   void add_read(const Span& span) { read_.push_back(span); }
+  // All that another check was given, with `shift` added to the indices.
+  void add_all(const OverlapCheck& other, std::int32_t shift);
   // Calls refuse(span, other), which throws, for a pair that overlaps.
   template <class Refuse>
   void run(const Refuse& refuse) {

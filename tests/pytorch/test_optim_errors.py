@@ -298,3 +298,66 @@ def test_a_count_of_steps_whose_storage_was_freed():
     with pytest.raises(ValueError, match=r"state\[0\]\['step'\]: its storage is smaller than its shape"):
         optimizer.step()
     assert torch.equal(p, before)
+
+
+class TestMissingStates:
+    """Where torch's own raise a KeyError."""
+
+    @pytest.mark.parametrize("missing", ["exp_avg", "exp_avg_sq", "step"])
+    @pytest.mark.parametrize("rule", ["adam", "adamw", "radam", "nadam", "lamb"])
+    def test_named(self, rule, missing):
+        params = [("a", torch.ones(3)), ("b", torch.ones(2))]
+        optimizer = c.made(rule, [(name, p.requires_grad_()) for name, p in params])
+        c.take("adam", optimizer, [p for _, p in params], 2)
+        before = [p.detach().clone() for _, p in params]
+        entry = optimizer.state[params[1][1]]
+        del entry[missing]
+        kept = {name: value.clone() for name, value in entry.items()}
+        with pytest.raises(ValueError, match=rf"state\['b'\]\['{missing}'\]: missing, and the state has \["):
+            c.take("adam", optimizer, [p for _, p in params], 1)
+        assert all(torch.equal(p, old) for (_, p), old in zip(params, before, strict=True))
+        assert all(torch.equal(entry[name], value) for name, value in kept.items())
+
+    @pytest.mark.parametrize(("rule", "missing"), [("nadam", "mu_product"), ("asgd", "eta"), ("rprop", "prev")])
+    def test_others(self, rule, missing):
+        p = torch.ones(3, requires_grad=True)
+        optimizer = c.made(rule, [p])
+        c.take(rule, optimizer, [p], 1)
+        del optimizer.state[p][missing]
+        with pytest.raises(ValueError, match=rf"state\[0\]\['{missing}'\]: missing, and the state has \["):
+            c.take(rule, optimizer, [p], 1)
+
+    def test_a_count_alone_is_no_state(self):
+        p = torch.ones(3, requires_grad=True)
+        optimizer = optim.AdamW([p])
+        optimizer.state[p]["step"] = torch.tensor(3.0)
+        with pytest.raises(ValueError, match=r"state\[0\]\['exp_avg'\]: missing, and the state has \['step'\]"):
+            c.take("adamw", optimizer, [p], 1)
+
+    @pytest.mark.parametrize("emptied", ["entry", "state"])
+    def test_an_emptied_state_begins_anew(self, emptied):
+        """As with torch's."""
+        mine, theirs = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+        for p, optimizer in ((mine, optim.Adam([mine])), (theirs, torch.optim.Adam([theirs]))):
+            c.take("adam", optimizer, [p], 2)
+            (optimizer.state if emptied == "state" else optimizer.state[p]).clear()
+            c.take("adam", optimizer, [p], 1)
+        torch.testing.assert_close(mine, theirs)
+
+    @pytest.mark.parametrize(
+        ("rule", "option", "added"),
+        [
+            ("adam", {"amsgrad": True}, "max_exp_avg_sq"),
+            ("adamw", {"ema_decay": 0.9}, "ema"),
+            ("rmsprop", {"momentum": 0.9}, "momentum_buffer"),
+            ("sgd", {"momentum": 0.9}, "momentum_buffer"),
+        ],
+    )
+    def test_an_option_switched_on_later_adds_one(self, rule, option, added):
+        p = torch.ones(3, requires_grad=True)
+        optimizer = c.made(rule, [p])
+        c.take(rule, optimizer, [p], 2)
+        assert added not in optimizer.state.get(p, {})
+        optimizer.param_groups[0].update(option)
+        c.take(rule, optimizer, [p], 1)
+        assert optimizer.state[p][added].shape == p.shape

@@ -164,14 +164,27 @@ std::vector<GradientSquares> Engine::measure(std::vector<Item>& items, const std
   return all;
 }
 
-const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared,
-                           double grad_scale, const Settle& settle, const Peers* peers, const GradientSquares* known) {
-  written_ = false;
-  // Its reciprocal must be a number in float32 too.
+// Its reciprocal must be a number in float32 too.
+void Engine::require_scale(double grad_scale) {
   if (!(std::isfinite(grad_scale) && grad_scale > 0.0 && std::isfinite(float(1.0 / grad_scale)) &&
         float(1.0 / grad_scale) > 0.0f)) {
     value_error({"grad_scale"}, "expected a finite number > 0, got " + std::string(py::str(py::float_(grad_scale))));
   }
+}
+
+void Engine::check(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale) {
+  require_scale(grad_scale);
+  struct End {
+    StepWork& work;
+    ~End() { work.end(); }
+  } const end{work_};
+  begin(items, groups, shared, grad_scale, nullptr);
+}
+
+const Outcome& Engine::run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared,
+                           double grad_scale, const Settle& settle, const Peers* peers, const GradientSquares* known) {
+  written_ = false;
+  require_scale(grad_scale);
   const StepBackend& backend = rule_.native ? *active_backends().step : *numpy_backends().step;
   struct End {
     StepWork& work;

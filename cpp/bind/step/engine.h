@@ -47,6 +47,12 @@ class Engine {
   // `peers`: null, or who have the other parts of the items' tensors; `known`: null, or the squares of all gradients.
   const Outcome& run(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale,
                      const Settle& settle, const Peers* peers = nullptr, const GradientSquares* known = nullptr);
+  // All checks of a run, which writes nothing.
+  void check(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale);
+  // Forgets what the last checks saw.
+  void forget() { inspector_.begin(); }
+  // ValueError where what the last checks saw overlaps what those of another engine saw.
+  void refuse_overlaps(const Engine& other) { inspector_.refuse_overlaps(other.inspector_); }
   // Of each item's gradient.
   std::vector<GradientSquares> measure(std::vector<Item>& items, const std::vector<Settings>& groups);
   // What a parameter must be, alone and beside the others; and what it is.
@@ -72,6 +78,7 @@ class Engine {
   void view_grad(Item& item, bool& foreign) const;
   void begin(std::vector<Item>& items, const std::vector<Settings>& groups, double* shared, double grad_scale,
              const Peers* peers);
+  static void require_scale(double grad_scale);
   bool clip(const StepBackend& backend, const GradientSquares* known);
   void measure_telemetry(const StepBackend& backend);
 

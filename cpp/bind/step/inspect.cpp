@@ -208,4 +208,17 @@ void Inspector::refuse_overlaps() {
   });
 }
 
+void Inspector::refuse_overlaps(const Inspector& other) {
+  constexpr std::int32_t theirs = 1 << 30;
+  both_.clear();
+  both_.add_all(memory_, 0);
+  both_.add_all(other.memory_, theirs);
+  const auto label = [&](const OverlapCheck::Span& span) {
+    return span.index < theirs ? labels_.of(span.index, span.role) : other.labels_.of(span.index - theirs, span.role);
+  };
+  both_.run([&](const OverlapCheck::Span& a, const OverlapCheck::Span& b) {
+    value_error(label(a), "overlaps " + label(b).text() + " in memory");
+  });
+}
+
 }  // namespace fusedstep::bind

@@ -21,6 +21,8 @@ class Inspector {
   void inspect_param(const Item& item, runtime::StepTensor& tensor);
   // ValueError where any two of those that were inspected overlap.
   void refuse_overlaps();
+  // ValueError where any of these overlaps any that another inspector was shown last.
+  void refuse_overlaps(const Inspector& other);
 
  private:
   void add_written(const Array& array, py::ssize_t index, int role) {
@@ -41,6 +43,7 @@ class Inspector {
   const runtime::Rule& rule_;
   const Labels& labels_;
   OverlapCheck memory_;
+  OverlapCheck both_;  // with another inspector's
 };
 
 }  // namespace fusedstep::bind

@@ -68,20 +68,13 @@ class TensorStep {
   bool step(const py::list& groups, const py::dict& state, double grad_scale, const py::object& parts,
             const py::object& add, const py::object& measured) {
     const Turn turn(*this, groups);
-    state_ = state;
-    read_groups();
-    collect_items();
-    if (items_.empty()) return false;
-    read_parts(parts);
+    if (!collect(state, parts)) return false;
     std::optional<GradientSquares> known;
     if (!measured.is_none()) {
       const auto [value, exponent, nonfinite] = measured.cast<std::tuple<double, int, double>>();
       known = GradientSquares{{value, exponent}, nonfinite};
     }
     const std::optional<Peers> peers = add.is_none() ? std::nullopt : std::optional<Peers>(add);
-    look_at_items();
-    for (std::size_t k = 0; k < items_.size(); ++k) collect_state(k);
-    read_shared();
     Ledger ledger(additions_.size());
     const auto settle = [&](const Outcome&) { enter(ledger); };
     const Outcome& outcome = engine_.run(items_, settings_, shared_, grad_scale, std::ref(settle),
@@ -109,6 +102,20 @@ class TensorStep {
     enter_new(ledger);
     enter_shared(ledger);
     ledger.keep();
+  }
+
+  // All checks of a step, which writes nothing.
+  void check_step(const py::list& groups, const py::dict& state, double grad_scale) {
+    const Turn turn(*this, groups);
+    makes_ = false;
+    if (!collect(state, py::none())) return engine_.forget();
+    engine_.check(items_, settings_, shared_, grad_scale);
+  }
+
+  // ValueError where what the last checks of two steps saw overlaps.
+  void refuse_overlaps(const py::list& groups, TensorStep& other, const py::list& its_groups) {
+    const Turn turn(*this, groups), its_turn(other, its_groups);
+    engine_.refuse_overlaps(other.engine_);
   }
 
   // Of each parameter that has a gradient (value, exponent, nonfinite): its squares, and how many elements are not
@@ -144,6 +151,7 @@ class TensorStep {
       step_.busy_ = true;
       step_.groups_ = groups;
       step_.written_ = py::list();
+      step_.makes_ = true;
       step_.engine_.name_after(groups);
     }
     ~Turn() {
@@ -207,6 +215,19 @@ class TensorStep {
       type_error({"param_groups"}, "expected as many '_grads' as 'params'");
     }
     return hold(given);
+  }
+
+  // All that a step needs; false where no parameter has a gradient.
+  bool collect(const py::dict& state, const py::object& parts) {
+    state_ = state;
+    read_groups();
+    collect_items();
+    if (items_.empty()) return false;
+    read_parts(parts);
+    look_at_items();
+    for (std::size_t k = 0; k < items_.size(); ++k) collect_state(k);
+    read_shared();
+    return true;
   }
 
   // Parameters that have a gradient. Groups may change while a getter of somebody's runs: nothing of theirs is
@@ -347,6 +368,28 @@ class TensorStep {
     return found && !found.is_none() ? hold(found) : py::object();
   }
 
+  // The states that an entry has, a bit each.
+  unsigned states_in(const Item& item) const {
+    unsigned there = 0;
+    for (int s = 0; s < engine_.states(); ++s)
+      there |= unsigned(bool(value_of(item, state_names_[std::size_t(s)]))) << s;
+    return there;
+  }
+
+  // A state that an entry lacks begins now where the entry is new, or has what other hyper-parameters need.
+  void refuse_missing(const Item& item, const Label& its) const {
+    if (!item.entry || PyDict_GET_SIZE(item.entry.ptr()) == 0) return;
+    const unsigned there = states_in(item);
+    for (const unsigned keeps : engine_.rule().keeps) {
+      if (keeps == there) return;
+    }
+    say_missing(item, its);
+  }
+
+  [[noreturn]] static void say_missing(const Item& item, const Label& its) {
+    value_error(its, "missing, and the state has " + std::string(py::repr(py::list(item.entry))));
+  }
+
   void collect_state(std::size_t k) {
     Item& item = items_[k];
     Shells& shells = shells_[std::size_t(item.index)];
@@ -359,7 +402,9 @@ class TensorStep {
       const Label its = label(item, s);
       py::object tensor = value_of(item, state_names_[std::size_t(s)]);
       if (!tensor) {
+        refuse_missing(item, its);
         item.first = true;
+        if (!makes_) continue;
         tensor = make_state(k, s);
       }
       item.state[s] = state_array(shells.state[s], std::move(tensor), its);
@@ -396,6 +441,7 @@ class TensorStep {
     Item& item = items_[k];
     py::object tensor = value_of(item, name);
     if (!tensor) {
+      if (!makes_) return;
       tensor = tensors().attr("copied")(item.owner);
       additions_.push_back({k, name, tensor});
     }
@@ -432,9 +478,11 @@ class TensorStep {
     const Settings& settings = settings_[std::size_t(item.group)];
     const runtime::Rule& rule = engine_.rule();
     Cells& cells = cells_.emplace_back();
-    const auto collect = [&](Cell& cell, py::handle name, const char* text, double initial, bool tensor) {
+    const auto collect = [&](Cell& cell, py::handle name, const char* text, double initial, bool tensor,
+                             bool optional) {
       py::object value = value_of(item, name);
       if (!value) {
+        if (!optional && states_in(item) != 0) say_missing(item, label("state", item.index, text));
         value = tensor ? tensors().attr("number")(initial) : py::object(py::int_(std::int64_t(initial)));
         additions_.push_back({k, name, value});
       }
@@ -442,7 +490,7 @@ class TensorStep {
     };
     item.step = 1;
     if (counts(settings) || value_of(item, names().step)) {
-      collect(cells.step, names().step, "step", 0.0, counts_ != Counts::number);
+      collect(cells.step, names().step, "step", 0.0, counts_ != Counts::number, counts_ == Counts::where_needed);
       const double taken = cells.step.value();
       if (!(taken >= 0.0) || taken != std::floor(taken) || taken >= 0x1p53) {
         value_error(label("state", item.index, "step"), "expected a whole number >= 0, got " + shown(cells.step.owner));
@@ -454,7 +502,7 @@ class TensorStep {
     if (rule.shared_scalars) return;
     for (int s = 0; s < engine_.scalars(); ++s) {
       collect(cells.scalars[s], scalar_names_[std::size_t(s)], rule.scalars[std::size_t(s)],
-              rule.initial_scalar(settings.hypers, s), true);
+              rule.initial_scalar(settings.hypers, s), true, false);
       item.scalars[s] = cells.scalars[s].value();
     }
   }
@@ -551,6 +599,7 @@ class TensorStep {
   py::object groups_, state_, written_;
   std::vector<py::object> held_;
   bool busy_ = false;
+  bool makes_ = true;  // what states lack
   std::int64_t taken_ = 0;
   // Of the last step.
   Outcome outcome_;
@@ -575,6 +624,8 @@ void register_tensors(py::module_& m) {
       .def("step", &TensorStep::step, py::arg("groups"), py::arg("state"), py::arg("grad_scale"),
            py::arg("parts") = py::none(), py::arg("add") = py::none(), py::arg("measured") = py::none())
       .def("begin", &TensorStep::begin)
+      .def("check_step", &TensorStep::check_step)
+      .def("refuse_overlaps", &TensorStep::refuse_overlaps)
       .def("measure", &TensorStep::measure)
       .def_property_readonly("report", &TensorStep::report)
       .def_property("taken", &TensorStep::taken, &TensorStep::set_taken)
