@@ -20,6 +20,7 @@ from torch.optim.optimizer import ParamsT
 from fusedstep.torch.optim.backward import attach as attach
 from fusedstep.torch.optim.lbfgs import LBFGS as LBFGS
 from fusedstep.torch.optim.optimizer import FusedOptimizer as FusedOptimizer
+from fusedstep.torch.optim.ranks import check_ranks as check_ranks
 
 REGISTRY: dict[str, type[FusedOptimizer]]
 '''

@@ -28,7 +28,7 @@ def network(seed=0):
 def give_gradients(model, step):
     generator = torch.Generator().manual_seed(step)
     for p in model.parameters():
-        p.grad = torch.randn(p.shape, generator=generator)
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
 
 
 def take(model, optimizer, steps, first=0):
@@ -99,10 +99,8 @@ class TestSteps:
         optimizer.register_step_post_hook(lambda *_: calls.append(1))
         take(model, optimizer, 2)
         assert len(calls) == 2
-        assert {rule: (r.step, r.lr) for rule, r in optimizer.report.items()} == {
-            "muon": (2, 0.02),
-            "adamw": (2, 3e-3),
-        }
+        report = optimizer.report
+        assert (report.step, report.lr, report.grad_norm, report.skipped) == (2, (0.02, 3e-3), None, False)
         optimizer.zero_grad()
         assert all(p.grad is None for p in model.parameters())
 
@@ -139,6 +137,79 @@ class TestSteps:
             else:
                 kept = entry["momentum_buffer" if "momentum_buffer" in entry else "exp_avg"]
                 assert (kept.dtype, kept.shape) == (torch.uint8, p.shape)
+
+
+class TestWholeStep:
+    @pytest.mark.parametrize("limit", [0.5, 1e6, float("inf")])
+    def test_clips_by_the_norm_of_all(self, limit):
+        model, other = network().double(), network().double()
+        optimizer = optim.Muon(model.named_parameters(), max_grad_norm=limit, **ARGUMENTS)
+        plain = optim.Muon(other.named_parameters(), **ARGUMENTS)
+        for step in range(3):
+            for each in (model, other):
+                give_gradients(each, step)
+            norm = float(nn.utils.clip_grad_norm_(other.parameters(), limit))
+            optimizer.step()
+            plain.step()
+            assert optimizer.report.grad_norm == pytest.approx(norm, rel=1e-12)
+            assert optimizer.report.clip_coefficient == pytest.approx(min(1.0, limit / (norm + 1e-6)), rel=1e-12)
+        for one, its in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(one, its, rtol=1e-11, atol=1e-13)
+
+    @pytest.mark.parametrize("rule", ["muon", "adamw"])
+    def test_norm_of_one_rule_alone(self, rule):
+        model = network()
+        optimizer = optim.Muon(model.named_parameters(), max_grad_norm=float("inf"), **ARGUMENTS)
+        give_gradients(model, 0)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = p.grad if group["rule"] == rule else None
+        norm = float(nn.utils.get_total_norm([p.grad.double() for p in model.parameters() if p.grad is not None]))
+        optimizer.step()
+        assert optimizer.report.grad_norm == pytest.approx(norm, rel=1e-12)
+
+    @pytest.mark.parametrize("wrong", [HIDDEN[0], "head.bias"])
+    def test_skips_the_step_of_both(self, wrong):
+        model = network()
+        optimizer = optim.Muon(model.named_parameters(), skip_nonfinite=True, **ARGUMENTS)
+        take(model, optimizer, 1)
+        before = copies(model)
+        give_gradients(model, 1)
+        model.get_parameter(wrong).grad.flatten()[0] = float("nan")
+        optimizer.step()
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+        assert (optimizer.report.skipped, optimizer.report.nonfinite, optimizer.report.step) == (True, 1, 1)
+        take(model, optimizer, 1, 2)
+        assert (optimizer.report.skipped, optimizer.report.step) == (False, 2)
+        other = network()
+        its = optim.Muon(other.named_parameters(), **ARGUMENTS)
+        take(other, its, 1)
+        take(other, its, 1, 2)
+        assert same(model, other)
+
+    def test_the_same_for_all_groups(self):
+        optimizer = optim.Muon(network().named_parameters(), max_grad_norm=1.0, **ARGUMENTS)
+        optimizer.param_groups[1]["max_grad_norm"] = 2.0
+        with pytest.raises(ValueError, match="max_grad_norm: holds for the whole step: expected the same in all"):
+            optimizer.step()
+
+    @pytest.mark.parametrize("place", ["params", "state"])
+    def test_overlaps_between_the_rules(self, place):
+        memory = torch.ones(40)
+        matrix = memory[:16].view(4, 4).requires_grad_()
+        vector = (memory[12:20] if place == "params" else torch.ones(8)).requires_grad_()
+        pairs = [("matrix", matrix), ("vector", vector)]
+        optimizer = optim.Muon(pairs, use_muon=lambda name, _: name == "matrix")
+        if place == "state":
+            optimizer.state[vector] = {
+                "step": torch.tensor(1.0), "exp_avg": memory[8:16], "exp_avg_sq": torch.ones(8)
+            }  # fmt: skip
+        matrix.grad, vector.grad = torch.ones(4, 4), torch.ones(8)
+        names = {"params": r"params\['vector'\]", "state": r"state\['vector'\]\['exp_avg'\]"}
+        with pytest.raises(ValueError, match=rf"{names[place]}: overlaps params\['matrix'\] in memory"):
+            optimizer.step()
+        assert bool((memory == 1).all())
+        assert matrix not in optimizer.state
 
 
 class TestChoice:
@@ -238,7 +309,7 @@ class TestState:
         cycle = lr_scheduler.OneCycleLR(optimizer, [0.1, 0.2], total_steps=5)
         take(model, optimizer, 1, 1)
         cycle.step()
-        assert optimizer.report["adamw"].lr == pytest.approx(0.2 / 25)
+        assert optimizer.report.lr[1] == pytest.approx(0.2 / 25)
 
     def test_of_matrices_alone(self):
         params = [torch.zeros(2, 3, requires_grad=True), torch.zeros(3, 2, requires_grad=True)]
@@ -253,8 +324,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "kind", "message"),
         [
-            ({"max_grad_norm": 1.0}, ValueError, "max_grad_norm: expected None in Muon for a whole network"),
-            ({"skip_nonfinite": True}, ValueError, "skip_nonfinite: expected False in Muon for a whole network"),
+            ({"max_grad_norm": -1.0}, ValueError, "max_grad_norm: expected a number > 0, or None, got -1.0"),
             ({"telemetry": True}, ValueError, "telemetry: expected False in Muon for a whole network"),
             ({"use_muon": 3}, TypeError, "use_muon: expected a function of a name and a parameter, got 3"),
             ({"adamw_lr": -1.0}, ValueError, "adamw_lr: expected a finite number >= 0, got -1.0"),

@@ -60,6 +60,14 @@ def test_mypy(tmp_path):
         assert message in line
 
 
+@pytest.mark.parametrize("name", optim.__all__)
+def test_public_names(name):
+    lines = STUB.read_text(encoding="utf-8").splitlines()
+    assert (
+        any(line.startswith(f"class {name}(") or line.endswith(f" as {name}") for line in lines) or name == "REGISTRY"
+    )
+
+
 @pytest.mark.parametrize("rule", sorted(optim.REGISTRY))
 def test_defaults(rule):
     """The stub has the arguments of the class, in its order; the test of what is generated has their defaults."""

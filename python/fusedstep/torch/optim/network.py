@@ -33,7 +33,8 @@ class Muon(_Matrices):  # type: ignore[misc]
     underscores. `add_param_group` looks at axes and name only.
 
     Each group has a key "rule", "muon" or "adamw", and its own `lr`. A group that is given with this key goes there as
-    a whole, with hyper-parameters under the names of that optimizer. `report` is a dict of the reports of both.
+    a whole, with hyper-parameters under the names of that optimizer. A step is one of all parameters: clipping takes
+    the norm of all gradients, a skipped step is skipped by both rules, and `report` tells of both.
 
     Args:
         params: Parameters, pairs of `named_parameters()`, or groups.
@@ -45,7 +46,7 @@ class Muon(_Matrices):  # type: ignore[misc]
     Raises:
         TypeError: An argument, or a tensor, of another kind.
         ValueError: A hyper-parameter out of range; a parameter that comes twice, or that Muon cannot step;
-            `max_grad_norm`, `skip_nonfinite` or `telemetry` for a whole network, whose two rules step one by one.
+            `telemetry` for a whole network, whose two rules step one by one.
 
     Examples:
         >>> import torch
@@ -125,11 +126,6 @@ class Muon(_Matrices):  # type: ignore[misc]
             if part["rule"] == MUON and param.ndim < 2:
                 name = group["param_names"][place] if "param_names" in group else place
                 raise ValueError(f"params[{name!r}]: expected 2 axes or more for Muon, got shape {tuple(param.shape)}")
-
-    @property
-    def report(self) -> Any:
-        """What the last step did; of a whole network, a dict of what "muon" and "adamw" did. None before the first."""
-        return self._native.report
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._network = any("rule" in group for group in state["param_groups"])

@@ -1,6 +1,7 @@
 """A step of Muon and one of AdamW, with the interface of a native step of one rule."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -8,11 +9,14 @@ import torch
 from torch import Tensor
 
 from fusedstep import _core
+from fusedstep.reference.ranged import total_of
 from fusedstep.torch.optim.tensors import refuse
 
 MUON, ADAMW = "muon", "adamw"
-#: What needs one pass over the gradients of both, with the value that asks for nothing.
-_OF_ALL = {"max_grad_norm": None, "skip_nonfinite": False, "telemetry": False}
+#: What looks at the gradients of both rules together.
+_OF_ALL = ("max_grad_norm", "skip_nonfinite")
+#: A sum of squares in two numbers, and how many elements are not finite.
+_Squares = tuple[float, int, float]
 
 
 class TwoRules:
@@ -20,29 +24,33 @@ class TwoRules:
 
     def __init__(self) -> None:
         self._muon, self._adamw = _core.TensorStep(MUON, "where needed"), _core.TensorStep(ADAMW, "tensor")
-        self._rehearsal = _core.TensorStep(ADAMW, "tensor")
+        self._taken = 0
+        self._last: tuple[_core.TensorStep, tuple[float, ...]] | None = None
 
     def check(self, groups: list[dict[str, Any]]) -> None:
         """Hyper-parameters and options, as a step would find them."""
         for group in groups:
-            for name, nothing in _OF_ALL.items():
-                if group.get(name) not in (None, nothing):
-                    raise ValueError(
-                        f"{name}: expected {nothing} in Muon for a whole network, whose two rules step one by one"
-                    )
+            if group.get("telemetry"):
+                raise ValueError(
+                    "telemetry: expected False in Muon for a whole network, whose two rules step one by one"
+                )
+            for name in _OF_ALL:
+                if group.get(name) != groups[0].get(name):
+                    raise ValueError(f"{name}: holds for the whole step: expected the same in all groups")
         self._muon.check(_of(MUON, groups))
         self._adamw.check(_of(ADAMW, groups))
 
     def step(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> bool:
-        """Both steps, after all checks of both; False where no parameter has a gradient."""
+        """Both steps, after all checks of both; False where no parameter has a gradient, or the step was skipped."""
         self.check(groups)
         groups = _numbered(groups)
         others = _of(ADAMW, groups)
-        self._rehearse(others, state, grad_scale)
-        stepped = _of_matrices(
-            _of(MUON, groups), state, lambda flat, entries: self._muon.step(flat, entries, grad_scale)
-        )
-        return self._adamw.step(others, state, grad_scale) or stepped
+        step = partial(self._step_matrices, others=others, state=state, grad_scale=grad_scale)
+        stepped, squares = _of_matrices(_of(MUON, groups), state, step)
+        stepped = self._adamw.step(others, state, grad_scale, measured=squares) or stepped
+        self._taken += stepped
+        self._remember(groups)
+        return stepped
 
     def begin(self, groups: list[dict[str, Any]], state: dict[Any, Any]) -> None:
         """The states as they begin: no step."""
@@ -51,31 +59,53 @@ class TwoRules:
         _of_matrices(_of(MUON, groups), state, self._muon.begin)
         self._adamw.begin(_of(ADAMW, groups), state)
 
-    def _rehearse(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> None:
-        """All checks of AdamW's step before Muon writes: a step that a gradient of NaN has skipped."""
-        if not groups:
-            return
-        extra = torch.zeros(1)
-        extra.grad = torch.full((1,), torch.nan)
-        tried = [{**group, "skip_nonfinite": True} for group in groups]
-        tried[-1]["params"] = [*tried[-1]["params"], extra]
-        tried[-1]["param_names"] = [*tried[-1]["param_names"], None]
-        self._rehearsal.step(tried, dict(state), grad_scale)
+    def _step_matrices(
+        self,
+        flat: list[dict[str, Any]],
+        entries: dict[Any, Any],
+        others: list[dict[str, Any]],
+        state: dict[Any, Any],
+        grad_scale: float,
+    ) -> tuple[bool, _Squares | None]:
+        """Muon's step, after all checks of both; and the squares of all gradients, where they are asked for."""
+        self._muon.check_step(flat, entries, grad_scale)
+        self._adamw.check_step(others, state, grad_scale)
+        self._muon.refuse_overlaps(flat, self._adamw, others)
+        asked = any(group.get(name) for group in [*flat, *others] for name in _OF_ALL)
+        squares = self._measured(flat, others) if asked else None
+        return self._muon.step(flat, entries, grad_scale, measured=squares), squares
+
+    def _measured(self, flat: list[dict[str, Any]], others: list[dict[str, Any]]) -> _Squares:
+        """The squares of the gradients of both."""
+        all_squares = self._muon.measure(flat) + self._adamw.measure(others)
+        value, exponent = total_of([(value, exponent) for value, exponent, _ in all_squares])
+        return value, exponent, sum(nonfinite for _, _, nonfinite in all_squares)
+
+    def _remember(self, groups: list[dict[str, Any]]) -> None:
+        """What a report of this step needs, which is made where somebody asks for it."""
+        stepping = {group["rule"] for group in groups if any(param.grad is not None for param in group["params"])}
+        if stepping:
+            rule = self._muon if MUON in stepping else self._adamw
+            self._last = rule, tuple(float(group["lr"]) for group in groups)
 
     @property
-    def report(self) -> dict[str, _core.StepReport | None] | None:
-        """Of the last step of each; None before the first."""
-        reports = {MUON: self._muon.report, ADAMW: self._adamw.report}
-        return reports if any(report is not None for report in reports.values()) else None
+    def report(self) -> _core.StepReport | None:
+        """Of the last step of both; None before the first."""
+        if self._last is None:
+            return None
+        rule, rates = self._last
+        report = rule.report
+        assert report is not None
+        return type(report)((self._taken, rates[0] if len(rates) == 1 else rates, *report[2:]))
 
     @property
     def taken(self) -> int:
         """How many steps there were."""
-        return max(self._muon.taken, self._adamw.taken)
+        return self._taken
 
     @taken.setter
     def taken(self, taken: int) -> None:
-        self._muon.taken = self._adamw.taken = taken
+        self._taken = self._muon.taken = self._adamw.taken = taken
 
 
 def _of(rule: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
