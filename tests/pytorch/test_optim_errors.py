@@ -120,6 +120,20 @@ class TestStep:
         with pytest.raises(TypeError, match=r"grad_scale: expected a tensor of one number, or None, got 2\.0"):
             optimizer.step()
 
+    @pytest.mark.parametrize("name", ["found_inf", "grad_scale"])
+    @pytest.mark.parametrize(
+        ("value", "kind"),
+        [
+            (torch.ones((), dtype=torch.complex64), "torch.complex64 on cpu"),
+            (torch.ones((), device="meta"), "torch.float32 on meta"),
+            (torch.eye(1).to_sparse(), "torch.float32 on cpu with layout torch.sparse_coo"),
+        ],
+    )
+    def test_scaling_by_what_is_no_number(self, optimizer, name, value, kind):
+        setattr(optimizer, name, value)
+        with pytest.raises(TypeError, match=f"{name}: expected a dense tensor of one real number, or None.*{kind}"):
+            optimizer.step()
+
     def test_a_state_that_is_none(self, named, optimizer):
         for name, value in list(optimizer.state.get(named["b"], {}).items()):
             if name == "step" or not isinstance(value, torch.Tensor) or value.ndim == 0:

@@ -222,16 +222,14 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _scale(self) -> float:
         """What `torch.amp.GradScaler` multiplied the gradients by; 0 where it found an infinity."""
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        for name, value in (("found_inf", found_inf), ("grad_scale", scale)):
-            if value is not None and not (isinstance(value, Tensor) and value.numel() == 1):
-                raise TypeError(f"{name}: expected a tensor of one number, or None, got {value!r}")
-        if found_inf is not None and float(found_inf):
+        found, number = _one_number(found_inf, "found_inf"), _one_number(scale, "grad_scale")
+        if found:
             return 0.0
-        if scale is None:
+        if number is None:
             return 1.0
-        if not float(scale) > 0:
-            raise ValueError(f"grad_scale: expected a number > 0, got {float(scale)}")
-        return float(scale)
+        if not number > 0:
+            raise ValueError(f"grad_scale: expected a number > 0, got {number}")
+        return number
 
     @property
     def report(self) -> _core.StepReport | None:
@@ -282,6 +280,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         steps = [float(entry["step"]) for entry in self.state.values() if "step" in entry]
         self._native.taken = int(max(steps, default=self._native.taken))
         self._follow_backward()
+
+
+def _one_number(value: Any, name: str) -> float | None:
+    """What a tensor of one number holds."""
+    if value is None:
+        return None
+    if not (isinstance(value, Tensor) and value.numel() == 1):
+        raise TypeError(f"{name}: expected a tensor of one number, or None, got {value!r}")
+    if value.is_complex() or value.is_meta or value.is_nested or value.layout is not torch.strided:
+        kind = f"{value.dtype} on {value.device} with layout {value.layout}"
+        raise TypeError(f"{name}: expected a dense tensor of one real number, or None, got one of {kind}")
+    return float(value.detach())
 
 
 def _names(group: dict[str, Any]) -> Any:
