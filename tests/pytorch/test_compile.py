@@ -218,6 +218,26 @@ class TestTransformations:
         with pytest.raises(RuntimeError, match="no second derivative"):
             torch.func.grad(lambda x: torch.func.grad(lambda x: function(x).square().sum())(x).sum())(x)
 
+    # Torch's own, where it loads its rules of forward mode.
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+    @pytest.mark.parametrize(
+        ("name", "function"),
+        [
+            ("batch_norm", lambda x: F.batch_norm(x, None, None, training=True)),
+            ("cross_entropy", lambda x: F.cross_entropy(x, torch.zeros(len(x), dtype=torch.long))),
+            ("dropout", lambda x: F.dropout(x, 0.5)),
+        ],
+    )
+    def test_what_there_is_no_rule_for_is_named(self, name, function):
+        x = torch.randn(3, 8, 4)
+        with pytest.raises(NotImplementedError, match=f"{name} of fusedstep.torch takes no torch.func.vmap"):
+            torch.func.vmap(function, randomness="different")(x)
+        with pytest.raises(NotImplementedError, match=f"{name} of fusedstep.torch takes no forward-mode derivatives"):
+            torch.func.jvp(function, (x[0],), (x[0],))
+        per_sample = torch.func.vmap(torch.func.grad(lambda x: function(x).sum()), randomness="different")
+        with pytest.raises(NotImplementedError, match=rf"{name}\w* of fusedstep.torch takes no torch.func.vmap"):
+            per_sample(x)
+
     def test_fake_tensors(self):
         from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -59,6 +59,7 @@ class Operator:
         self.op.register_fake(fake)
         self.op.register_autograd(backward, setup_context=keep)
         methods = {"forward": function, "setup_context": keep, "backward": backward}
+        methods |= {"vmap": _refused(name, "torch.func.vmap"), "jvp": _refused(name, "forward-mode derivatives")}
         methods = {key: staticmethod(method) for key, method in methods.items()}
         self._function: Any = type(name, (torch.autograd.Function,), methods)
 
@@ -67,6 +68,15 @@ class Operator:
         if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
             return self._function.apply(*arguments)
         return self.op(*arguments)
+
+
+def _refused(name: str, what: str) -> Call:
+    """A transformation that the operator has no rule for."""
+
+    def refuse(*_: Any) -> Any:
+        raise NotImplementedError(f"{name} of fusedstep.torch takes no {what}: it is a kernel. Take torch.nn's there.")
+
+    return refuse
 
 
 def keep_nothing(ctx: Any, inputs: Any, output: Any) -> None:
