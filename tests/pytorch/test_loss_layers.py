@@ -139,13 +139,6 @@ class TestCrossEntropy:
             (torch.zeros(2, 3), torch.tensor([0]), {}, ValueError, "target: expected shape"),
             (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), {}, ValueError, "target: expected shape"),
             (torch.zeros(2, 3, dtype=D), torch.zeros(2, 3), {}, TypeError, "target: expected dtype float64"),
-            (
-                torch.zeros(2, 3),
-                torch.zeros(2, 3, requires_grad=True),
-                {},
-                ValueError,
-                "target: expected probabilities",
-            ),
             (torch.zeros(2, 3).int(), torch.tensor([0, 1]), {}, TypeError, "input: expected float32"),
             (torch.zeros(2, 3), torch.tensor([0, 1]), {"weight": torch.ones(2)}, ValueError, "weight: expected shape"),
             (torch.zeros(2, 3), torch.tensor([0, 1]), {"reduction": "max"}, ValueError, "reduction: expected"),
@@ -270,6 +263,20 @@ def test_class_weights_that_want_a_gradient():
     """PyTorch refuses them in the backward pass."""
     with pytest.raises(ValueError, match="weight: expected numbers that require no gradient"):
         F.cross_entropy(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.ones(4, requires_grad=True))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_probabilities_that_want_a_gradient(reduction):
+    """Of the sum it is −log softmax of the logits."""
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.softmax(torch.randn(5, 4, dtype=torch.float64), 1).requires_grad_()
+    loss = F.cross_entropy(logits, target, reduction=reduction)
+    loss.sum().backward()
+    rows = 5 if reduction == "mean" else 1
+    torch.testing.assert_close(target.grad, -torch.log_softmax(logits.detach(), 1) / rows)
+    torch.testing.assert_close(logits.grad, (torch.softmax(logits.detach(), 1) - target.detach()) / rows)
+    plain = F.cross_entropy(logits, target.detach(), reduction=reduction)
+    torch.testing.assert_close(loss, plain)
 
 
 def test_targets_beside_no_rows():

@@ -123,7 +123,7 @@ def cross_entropy(
     Args:
         input: Logits, (C,), (N, C) or (N, C, d₁, …); float32, float64, bfloat16 or float16.
         target: Class numbers, () or (N) or (N, d₁, …), of any integer dtype; or probabilities in the shape and dtype of
-            input, that require no gradient.
+            input. Where these require a gradient, torch's own function computes.
         weight: (C,), what the classes weigh, >= 0.
         size_average: Torch's older name of a reduction.
         ignore_index: A class number whose rows do not count.
@@ -150,14 +150,15 @@ def cross_entropy(
     check_input(input, "input")
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a tensor, got {type(target).__qualname__}")
-    if target.requires_grad:
-        raise ValueError(
-            "target: expected probabilities that require no gradient; take torch's cross_entropy for those"
-        )
     if weight is not None and getattr(weight, "requires_grad", False):
         raise ValueError("weight: expected numbers that require no gradient, for there is none of them")
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    if target.requires_grad:
+        # The kernel knows the gradient of the logits alone.
+        return torch.nn.functional.cross_entropy(
+            input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+        )
     if input.ndim == 0:
         raise ValueError("input: expected (C,), (N, C) or (N, C, d1, …), got a number")
     single = input.ndim == 1
