@@ -13,6 +13,7 @@ from fusedstep import (
     doctor,
     functional,
     losses,
+    mpi,
     normalization,
     regularization,
     runtime,
@@ -36,7 +37,7 @@ _moved.install()
 
 __all__ = ["Optimizer", "Options", "RowSparse", "StepReport", "TensorReport"]
 __all__ += ["BatchNormSaved", "EarlyStopping", "__version__", "bfloat16", "lr_range_test"]
-__all__ += ["averaging", "curvature", "data", "doctor", "functional", "runtime", "schedules"]
+__all__ += ["averaging", "curvature", "data", "doctor", "functional", "mpi", "runtime", "schedules"]
 __all__ += _OPTIMIZERS
 __all__ += checkpoint.__all__
 __all__ += losses.__all__

@@ -19,7 +19,7 @@ ORDER = [
     {"sparse", "schedules", "runtime", "_moved"},
     {"optimizers", "normalization", "losses", "regularization"},
     {"functional", "training", "data"},
-    {"averaging", "checkpoint", "curvature", "doctor"},
+    {"averaging", "checkpoint", "curvature", "doctor", "mpi"},
     {"fusedstep"},
     {"torch"},
     {"apps"},
@@ -123,5 +123,5 @@ def test_nothing_else_is_imported_with_the_library():
     search = {"PYTHONPATH": str(PACKAGE.parent)}
     found = subprocess.run([sys.executable, "-c", code], env=search, capture_output=True, text=True, check=True)
     names = {name.partition(".")[0] for name in found.stdout.split()}
-    assert not names & {"torch", "scipy", "sklearn", "matplotlib", "rich", "safetensors", "ml_dtypes"}
+    assert not names & {"torch", "scipy", "sklearn", "matplotlib", "rich", "safetensors", "ml_dtypes", "mpi4py"}
     assert not any(name.startswith("fusedstep.apps") for name in found.stdout.split())

@@ -107,13 +107,7 @@ class BatchNorm:
             ValueError: See `batch_norm`; x has another number of channels.
         """
         flag(training, "training")
-        shape, axis = _shape(x), self.channel_axis
-        if _is_integer(axis) and -len(shape) <= axis < len(shape) and shape[axis] != self._features:
-            raise ValueError(f"x: expected {self._features} channels in axis {axis}, got shape {shape}")
-        momentum = self.momentum
-        if not _is_integer(self.num_batches_tracked) or not 0 <= self.num_batches_tracked < 2**53 - 1:
-            tracked = shown(self.num_batches_tracked)
-            raise ValueError(f"num_batches_tracked: expected a whole number >= 0 and < 2**53 - 1, got {tracked}")
+        momentum = self._checked(x)
         y, self._saved, taken = _core.batch_norm(
             x,
             viewed(self.weight, "weight"),
@@ -121,7 +115,7 @@ class BatchNorm:
             viewed(self.running_mean, "running_mean"),
             viewed(self.running_var, "running_var"),
             training if self.running_mean is not None else True,
-            cumulative_momentum(self.num_batches_tracked) if momentum is None else momentum,
+            momentum,
             self.eps,
             self.channel_axis,
             self.activation,
@@ -135,6 +129,16 @@ class BatchNorm:
             wrote(self.running_mean, self.running_var)
             self.num_batches_tracked += 1
         return y
+
+    def _checked(self, x: Array) -> float:
+        """The momentum of this pass, after a look at the channels of x and the number of batches."""
+        shape, axis = _shape(x), self.channel_axis
+        if _is_integer(axis) and -len(shape) <= axis < len(shape) and shape[axis] != self._features:
+            raise ValueError(f"x: expected {self._features} channels in axis {axis}, got shape {shape}")
+        if not _is_integer(self.num_batches_tracked) or not 0 <= self.num_batches_tracked < 2**53 - 1:
+            tracked = shown(self.num_batches_tracked)
+            raise ValueError(f"num_batches_tracked: expected a whole number >= 0 and < 2**53 - 1, got {tracked}")
+        return cumulative_momentum(self.num_batches_tracked) if self.momentum is None else self.momentum
 
     def backward(
         self, dy: Array, *, out: Array | None = None, residual_out: Array | None = None
