@@ -42,19 +42,18 @@ def _decoded(codes: Any, scales: Tensor, signed: bool) -> Tensor:
 
 @torch.no_grad()
 def encoded(rule: str, name: str, values: Any) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a shard's state: to the nearest, and the same codes that the numbers were decoded from."""
+    """Codes and scales of a shard's state: to the nearest, and exact where the numbers were decoded from 8 bits."""
     signed = _signed(rule, name)
     codes: Any = torch.empty_like(values, dtype=torch.uint8)
     given = np.ascontiguousarray(_vector(values.to_local()))
     found, scales = encode_8bit(given, signed)
-    # What was rounded down may fit into half the scale that it had, and has no codes there.
-    doubled = scales * np.float32(2)
-    others = _codes(given, doubled, signed)
-    lost = decode_8bit(found, scales, signed) != given
-    lost_too = decode_8bit(others, doubled, signed) != given
-    better = _blocks(lost) & ~_blocks(lost_too)
-    found = np.where(np.repeat(better, SCALED)[: found.size], others, found)
-    scales = np.where(better, doubled, scales)
+    # Their block may have had half or twice the scale: its largest number was rounded at random, up or down.
+    for factor in (np.float32(0.5), np.float32(2)):
+        others = _codes(given, scales * factor, signed)
+        lost = _blocks(decode_8bit(found, scales, signed) != given)
+        better = lost & ~_blocks(decode_8bit(others, scales * factor, signed) != given)
+        found = np.where(np.repeat(better, SCALED)[: found.size], others, found)
+        scales = np.where(better, scales * factor, scales)
     _vector(codes.to_local())[...] = found
     return codes, torch.from_numpy(scales)
 
