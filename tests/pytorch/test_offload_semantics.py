@@ -66,12 +66,27 @@ def test_waits_for_copies(monkeypatch, slots, options, dtype):
         for optimizer in (plain, offloaded):
             params = c.params_of(optimizer)
             backward(params, step)
-            if step == 2:
+            if step in (1, 3):
                 with torch.no_grad():
                     params[0].mul_(0.5)
             optimizer.step()
             optimizer.zero_grad()
     c.assert_same(plain, offloaded)
+
+
+def test_parameters_are_read_only_where_they_have_changed(monkeypatch):
+    late = LateCopies()
+    monkeypatch.setattr(steps, "copies_of", lambda device: late)
+    _, offloaded = c.both("adamw", torch.bfloat16, offloaded=SLOTS)
+    brought = []
+    begin = late.begin
+    late.begin = lambda direction, *given: brought.append(direction) or begin(direction, *given)
+    pieces = 3 + 1 + 1 + 1 + 1 + 1
+    for expected in (2 * pieces, pieces, pieces):
+        c.take([offloaded], 1)
+        assert brought.count("bring") == expected
+        assert brought.count("give") == pieces
+        brought.clear()
 
 
 def backward(params, seed):
@@ -167,6 +182,7 @@ class TestOthersWrite:
             for entry in optimizer.state.values():
                 entry["exp_avg"] = entry["exp_avg"] * 0.5
                 entry["step"] = torch.tensor(7.0)
+            del optimizer.state[c.params_of(optimizer)[0]]["master"]
         c.take((plain, offloaded), 2, first=2)
         c.assert_same(plain, offloaded)
 
