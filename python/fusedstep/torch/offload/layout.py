@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedstep.torch.optim.shards import is_dtensor
 from fusedstep.torch.optim.tensors import FLOATS
 
 #: Dtypes whose arithmetic is another's: float32.
@@ -14,6 +15,26 @@ NARROW = (torch.bfloat16, torch.float16)
 def exact(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.no_grad()
+def here(tensor: Any) -> Any:
+    """A tensor without its history; of a DTensor its part in this process."""
+    return (tensor.to_local() if is_dtensor(tensor) else tensor).detach()
+
+
+def as_part(tensor: Tensor, param: Any) -> Tensor:
+    """A tensor on the host beside what is here of a parameter: as a DTensor where the parameter is one."""
+    if not is_dtensor(param):
+        return tensor
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    # Not from_local, which copies to the device of the mesh.
+    meta = TensorMeta(param.shape, param.stride(), tensor.dtype)
+    spec = DTensorSpec(param.device_mesh, param.placements, tensor_meta=meta)
+    whole: Tensor = DTensor(tensor, spec, requires_grad=False)  # type: ignore[no-untyped-call]
+    return whole
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -47,29 +68,32 @@ def refuse_param(param: Any, name: str) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got one with layout {param.layout}")
     if param.is_meta:
         raise TypeError(f"{name}: expected numbers, got a tensor on meta")
-    if type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    local = here(param)
+    if type(local).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         raise TypeError(f"{name}: expected a plain tensor, got {type(param).__qualname__}, whose memory is its own")
     if param.dtype not in FLOATS:
         got = str(param.dtype).removeprefix("torch.")
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {got}")
     if param.is_inference():
         raise ValueError(f"{name}: expected a tensor that autograd knows, got one made in inference mode")
-    if param.is_neg():
+    if local.is_neg():
         raise ValueError(f"{name}: expected numbers in memory, got a view that negates them")
-    if not is_dense(param):
-        raise ValueError(f"{name}: expected elements side by side in memory, got strides {param.stride()}")
+    if not is_dense(local):
+        raise ValueError(f"{name}: expected elements side by side in memory, got strides {local.stride()}")
 
 
-def read_gradient(param: Tensor, name: str) -> Tensor:
-    """A parameter's gradient, checked, with its elements in the order of the parameter's: a copy where it has another.
+def read_gradient(param: Tensor, grad: Any, name: str) -> Tensor:
+    """A gradient beside what is here of its parameter, checked, with its elements in the same order.
+
+    Those of another order are copied on the device.
 
     Raises:
         TypeError: It is sparse, on another device, or of a dtype whose values the arithmetic does not hold.
         ValueError: It has another shape.
     """
-    grad: Any = param.grad
     if grad.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got one with layout {grad.layout}")
+    grad = here(grad)
     if grad.device != param.device:
         raise TypeError(f"{name}: expected a tensor on {param.device}, as its parameter, got one on {grad.device}")
     if not _holds(param.dtype, grad.dtype):
@@ -81,7 +105,7 @@ def read_gradient(param: Tensor, name: str) -> Tensor:
         return flat(grad)
     with torch.no_grad():
         ordered = torch.empty_like(param, dtype=grad.dtype, requires_grad=False)
-        return flat(ordered.copy_(grad.detach()))
+        return flat(ordered.copy_(grad))
 
 
 def is_direct(param: Tensor, grad: Tensor) -> bool:

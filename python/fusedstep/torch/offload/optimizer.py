@@ -129,9 +129,9 @@ class HostOffload(FusedOptimizer):
         if not self._plan.prefetch or not native.slots(self.param_groups):
             return
         hooked = self.__dict__.setdefault("_hooked", {})
-        for _, _, name, param in members(self.param_groups):
-            if id(param) not in hooked and param.requires_grad:
-                hooked[id(param)] = param.register_post_accumulate_grad_hook(_bringing(self, name))  # type: ignore[no-untyped-call]
+        for m in members(self.param_groups):
+            if id(m.param) not in hooked and m.param.requires_grad:
+                hooked[id(m.param)] = m.param.register_post_accumulate_grad_hook(_bringing(self, m.name))  # type: ignore[no-untyped-call]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """See `FusedOptimizer.add_param_group`."""

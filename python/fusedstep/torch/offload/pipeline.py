@@ -24,6 +24,8 @@ class Stepped:
 
     hosted: Hosted
     number: int  # its place among all parameters
+    offset: int  # in the whole of a tensor, of which this is a part
+    whole: int  # elements of that
     group: int
     name: Any  # in its group, or its place
     grad: Tensor  # as a row
@@ -50,9 +52,8 @@ class Stepped:
         return f"grads[{self.name!r}]"
 
 
-def cut(param: Tensor, elements: int) -> list[Piece]:
-    """The pieces of a parameter: so many elements each, the last fewer."""
-    size = param.numel()
+def cut(param: Tensor, size: int, elements: int) -> list[Piece]:
+    """The pieces of a parameter of this size: so many elements each, the last fewer."""
     return [Piece(param, start, min(size, start + elements)) for start in range(0, max(size, 1), elements)]
 
 
@@ -65,6 +66,7 @@ class Pipeline:
         groups: The optimizer's.
         stepped: The parameters that have a gradient.
         grad_scale: What the gradients were multiplied by.
+        add: None, or what gives the sums over all parts of tensors, of places and the sums of the parts here.
         seconds: How long to wait for a copy.
     """
 
@@ -75,10 +77,11 @@ class Pipeline:
         groups: list[dict[str, Any]],
         stepped: list[Stepped],
         grad_scale: float,
+        add: Any,
         seconds: float,
     ) -> None:
         self._native, self._ring, self._groups, self._seconds = native, ring, groups, seconds
-        self._scale = grad_scale
+        self._scale, self._add = grad_scale, add
         self._of = {one.param: one for one in stepped}
         self._stepped = stepped
         self._pending: deque[Piece] = deque()
@@ -179,9 +182,12 @@ class Pipeline:
             self._measure(slot)
             measured.append(slot)
         ring.filled.extend(measured)
-        sums = [total_of(one.squares) for one in self._stepped] + [(value, exponent) for value, exponent, _ in others]
-        counts = [one.nonfinite for one in self._stepped] + [nonfinite for _, _, nonfinite in others]
-        return *total_of(sums), sum(counts)
+        sums = [[total_of(one.squares), (one.nonfinite, 0)] for one in self._stepped]
+        if self._add is not None:
+            sums = self._add([one.number for one in self._stepped], sums)
+        squares = [of[0] for of in sums] + [(value, exponent) for value, exponent, _ in others]
+        counts = [of[1][0] for of in sums] + [nonfinite for _, _, nonfinite in others]
+        return *total_of(squares), sum(counts)
 
     def _measure(self, slot: Slot) -> None:
         for load in slot.loads:
@@ -196,7 +202,7 @@ class Pipeline:
         self._pending.clear()
         self._sort()
         for one in self._stepped:
-            one.values = flat(one.param)
+            one.values = flat(one.hosted.local)
         if not self._stepped and not self._report(measured):
             return False
         for slot in self._ring.slots:
@@ -236,7 +242,7 @@ class Pipeline:
         parts: list[Any] = []
         for one, values, load in order:
             entries[values] = {**one.hosted.slices(load.piece.start, load.piece.stop), **one.numbers}
-            parts.append((one.number, load.piece.start, one.param.numel(), one.reads, one.begins))
+            parts.append((one.number, one.offset + load.piece.start, one.whole, one.reads, one.begins))
         self._native.taken = self.taken
         if not self._native.step(groups, entries, self._scale, parts=parts, measured=measured):
             return False

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusedstep import _core
 from fusedstep.reference.codec import SCALED, scale_count
-from fusedstep.torch.offload.layout import NARROW, exact, flat, is_dense, same_order
+from fusedstep.torch.offload.layout import NARROW, as_part, exact, flat, here, is_dense, same_order
 from fusedstep.torch.optim.tensors import number
 
 
@@ -33,7 +33,7 @@ class Beginnings:
     @staticmethod
     def key(place: int, group: dict[str, Any], param: Tensor) -> tuple[int, torch.dtype, bool]:
         """What the states of a parameter depend on: its group, its dtype, and whether they may be of 8 bits."""
-        return place, param.dtype, param.numel() >= group.get("min_8bit_size", 0)
+        return place, param.dtype, here(param).numel() >= group.get("min_8bit_size", 0)
 
     def make(self, groups: list[dict[str, Any]], wanted: set[tuple[int, torch.dtype, bool]]) -> dict[Any, Any]:
         """The entry of one element by each key: a state is of one number, or of a code with its scale."""
@@ -59,20 +59,22 @@ class Hosted:
 
     def __init__(self, param: Tensor, rule: str) -> None:
         self.param = param
+        #: What of it is in this process: all, unless it is a DTensor.
+        self.local = here(param)
         self._rule = _core.rules()[rule]
         #: The numbers that each of its steps moves on.
         self.counted = ("step", *self._rule["scalars"])
         #: The float32 or float64 values of a parameter of that dtype, which has no master in its state.
         self._copy: Tensor | None = None
         #: Version and memory of the parameter as the last step left them; None: nothing of it is known.
-        self.seen: tuple[int, int] | None = None
+        self.seen: tuple[int, int, int] | None = None
         self.rows: dict[str, Tensor] = {}
         self._known: dict[str, tuple[Tensor, int]] = {}
 
     @property
     def is_narrow(self) -> bool:
         """Whether the parameter is stored in fewer bits than the arithmetic has."""
-        return self.param.dtype in NARROW
+        return self.local.dtype in NARROW
 
     @property
     def has_master(self) -> bool:
@@ -84,13 +86,20 @@ class Hosted:
         """Whether the next step has to read the parameter."""
         if self.is_narrow and not self.has_master:
             return True
-        return self.seen != (self.param._version, self.param.data_ptr())
+        return self.seen != self._now()
+
+    def _now(self) -> tuple[int, int, int]:
+        return self.param._version, self.local._version, self.local.data_ptr()
+
+    def look(self) -> None:
+        """Notes that what is there now is known."""
+        self.seen = self._now()
 
     @property
     def copy(self) -> Tensor:
         """The host's values of a parameter that is not narrow, as a row."""
-        if self._copy is None or self._copy.numel() != self.param.numel() or self._copy.dtype != self.param.dtype:
-            self._copy = untouched(self.param.numel(), self.param.dtype)
+        if self._copy is None or self._copy.numel() != self.local.numel() or self._copy.dtype != self.local.dtype:
+            self._copy = untouched(self.local.numel(), self.local.dtype)
         return self._copy
 
     def prepare(self, entry: dict[str, Any], begun: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
@@ -108,6 +117,7 @@ class Hosted:
             TypeError: A tensor of the state of another dtype or kind than can be.
             ValueError: One of another shape or memory.
         """
+        self.local = here(self.param)
         states = [state for state in self._rule["states"] if state in begun]
         made: dict[str, Any] = {}
         begins = False
@@ -117,10 +127,11 @@ class Hosted:
             if tensor is None:
                 begins = begins or state in states
                 self._make(state, begun, made)
-                tensor, scale = made[state], made.get(f"{state}_scale")
+                scale = made.get(f"{state}_scale")
             else:
                 scale = entry.get(f"{state}_scale")
-                self._check(state, tensor, begun, f"state[{name}][{state!r}]")
+                self._check(state, tensor, f"state[{name}][{state!r}]")
+            tensor = here(made.get(state, tensor))
             rows[state] = flat(tensor)
             if tensor.dtype == torch.uint8:
                 rows[f"{state}_scale"] = self._scales(scale, f"state[{name}]['{state}_scale']")
@@ -132,11 +143,12 @@ class Hosted:
 
     @torch.no_grad()
     def _make(self, state: str, begun: dict[str, Any], made: dict[str, Any]) -> None:
-        one, param = begun[state], self.param
+        one, param = begun[state], self.local
         row = untouched(param.numel(), one.dtype)
-        made[state] = row.as_strided(param.shape, param.stride()) if param.numel() else row.view(param.shape)
+        tensor = row.as_strided(param.shape, param.stride()) if param.numel() else row.view(param.shape)
+        made[state] = as_part(tensor, self.param)
         if state == "ema" or state in self._rule["copies"]:
-            made[state].copy_(param.detach())
+            tensor.copy_(param)
             return
         if float(one):
             row.fill_(one.item())
@@ -144,31 +156,32 @@ class Hosted:
         if scale is not None:
             made[f"{state}_scale"] = torch.full((scale_count(param.numel()),), float(scale))
 
-    def _check(self, state: str, tensor: Any, begun: dict[str, Any], label: str) -> None:
+    def _check(self, state: str, tensor: Any, label: str) -> None:
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
             raise TypeError(f"{label}: expected a dense tensor, got {type(tensor).__qualname__}")
-        if self._known.get(state, (None,))[0] is tensor and self._known[state][1] == tensor.data_ptr():
+        given, tensor, param = tensor, here(tensor), self.local
+        known = self._known.get(state)
+        if known is not None and known[0] is given and known[1] == tensor.data_ptr():
             return
         if tensor.device.type != "cpu":
             raise TypeError(f"{label}: expected a tensor on the CPU, got one on {tensor.device}")
-        whole = state in ("ema", "master") or state in self._rule["exact"] or self.param.dtype == torch.float64
-        allowed = [exact(self.param.dtype)] if whole else [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
+        whole = state in ("ema", "master") or state in self._rule["exact"] or param.dtype == torch.float64
+        allowed = [exact(param.dtype)] if whole else [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
         if tensor.dtype not in allowed:
             expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
             raise TypeError(f"{label}: expected {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
-        if tensor.shape != self.param.shape:
-            raise ValueError(f"{label}: expected shape {tuple(self.param.shape)}, got {tuple(tensor.shape)}")
-        if not is_dense(tensor) or not same_order(tensor, self.param):
+        if tensor.shape != param.shape:
+            raise ValueError(f"{label}: expected shape {tuple(param.shape)}, got {tuple(tensor.shape)}")
+        if not is_dense(tensor) or not same_order(tensor, param):
             raise ValueError(
-                f"{label}: expected the memory layout of its parameter, strides {self.param.stride()}, "
-                f"got {tensor.stride()}"
+                f"{label}: expected the memory layout of its parameter, strides {param.stride()}, got {tensor.stride()}"
             )
         if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + tensor.numel()) * tensor.dtype.itemsize:
             raise ValueError(f"{label}: its storage is smaller than its shape: it was resized or freed")
-        self._known[state] = tensor, tensor.data_ptr()
+        self._known[state] = given, tensor.data_ptr()
 
     def _scales(self, scale: Any, label: str) -> Tensor:
-        expected = (scale_count(self.param.numel()),)
+        expected = (scale_count(self.local.numel()),)
         if not isinstance(scale, Tensor):
             raise TypeError(f"{label}: expected the scales of codes of 8 bits, got {type(scale).__qualname__}")
         if scale.dtype != torch.float32 or scale.device.type != "cpu" or not scale.is_contiguous():

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +11,12 @@ from torch import Tensor
 from fusedstep import _core
 from fusedstep.torch.offload.copies import copies_of
 from fusedstep.torch.offload.device import DeviceStep, refuse, squares, staying
-from fusedstep.torch.offload.layout import NARROW, flat, is_direct, read_gradient, refuse_param
+from fusedstep.torch.offload.layout import NARROW, flat, here, is_direct, read_gradient, refuse_param
 from fusedstep.torch.offload.pipeline import Measured, Pipeline, Stepped, cut
 from fusedstep.torch.offload.ring import Gradient, Ring
 from fusedstep.torch.offload.states import Beginnings, Hosted
 from fusedstep.torch.offload.threads import budgeted
+from fusedstep.torch.optim.shards import is_dtensor
 from fusedstep.torch.optim.tensors import COUNTS
 
 #: Options that look at a whole tensor or at all of them, with the value that asks for nothing.
@@ -44,13 +45,32 @@ class Plan:
     timeout: float
 
 
-def members(groups: list[dict[str, Any]]) -> Iterator[tuple[int, int, Any, Tensor]]:
-    """Of each parameter its place among all, its group's place, its name or its place, and itself."""
+class Member(NamedTuple):
+    """A parameter among the groups.
+
+    Attributes:
+        number: Its place among all.
+        place: Its group's.
+        name: Its name, or its place.
+        param: Itself.
+        grad: Its gradient; None where it has none.
+    """
+
+    number: int
+    place: int
+    name: Any
+    param: Tensor
+    grad: Tensor | None
+
+
+def members(groups: list[dict[str, Any]]) -> Iterator[Member]:
+    """All parameters."""
     number = 0
     for place, group in enumerate(groups):
         names = group.get("param_names") or [None] * len(group["params"])
-        for name, param in zip(names, group["params"], strict=True):
-            yield number, place, number if name is None else name, param
+        grads = group.get("_grads") or [param.grad for param in group["params"]]
+        for name, param, grad in zip(names, group["params"], grads, strict=True):
+            yield Member(number, place, number if name is None else name, param, grad)
             number += 1
 
 
@@ -85,6 +105,9 @@ class OffloadStep:
                     raise ValueError(f"{name}: expected {nothing} with HostOffload, which steps tensors in pieces")
         if self._plan.fraction < 1.0:
             refuse(self._name, groups)
+            for m in members(groups):
+                if is_dtensor(m.param):
+                    raise ValueError(f"offload_fraction: expected 1 with a DTensor, which params[{m.name!r}] is")
         self._native.check(groups)
 
     @property
@@ -103,42 +126,65 @@ class OffloadStep:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def step(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> bool:
-        """One step; False where no parameter has a gradient, or where it was left out."""
+    def begin(self, groups: list[dict[str, Any]], state: dict[Any, Any]) -> None:
+        """Makes the states of the parameters that have a gradient, as they begin: no step."""
+        self.check(groups)
+        those = [m for m in members(groups) if m.grad is not None and m.param not in self.staying(groups)]
+        made = {param: self._made(m, state, begun)[0] for m, param, begun in self._begun(groups, those)}
+        for param, entry in made.items():
+            if "master" in entry:
+                here(entry["master"]).copy_(here(param))
+            state.setdefault(param, {}).update(entry)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def step(
+        self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float, parts: Any = None, add: Any = None
+    ) -> bool:
+        """One step; False where no parameter has a gradient, or where it was left out.
+
+        `parts` and `add` are as a native step takes them: where parameters are parts of larger ones, where in these
+        they lie, and what adds up the sums of all parts.
+        """
         if self._failed is not None:
             raise RuntimeError(f"step: an earlier one ended midway ({self._failed}): load a state dict and the weights")
         self.check(groups)
         with budgeted():
             if self.slots(groups) == 0 and self._plan.fraction == 1.0:
-                return self._whole(groups, state, grad_scale)
-            return self._through(groups, state, grad_scale)
+                return self._whole(groups, state, grad_scale, parts, add)
+            return self._through(groups, state, grad_scale, parts, add)
+
+    def _begun(self, groups: list[dict[str, Any]], those: list[Member]) -> Iterator[tuple[Member, Tensor, Any]]:
+        """Of each member what one element of it begins with."""
+        keys = [Beginnings.key(m.place, groups[m.place], m.param) for m in those]
+        begun = self._beginnings.make(groups, set(keys))
+        return ((m, m.param, begun[key]) for m, key in zip(those, keys, strict=True))
+
+    def _made(self, member: Member, state: dict[Any, Any], begun: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        refuse_param(member.param, f"params[{member.name!r}]")
+        hosted = Hosted(member.param, self._rule)
+        return hosted.prepare(state.get(member.param) or {}, begun, repr(member.name))
 
     # Whole tensors of the host.
 
-    def _whole(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> bool:
-        new = [m for m in members(groups) if m[3].grad is not None and not state.get(m[3])]
+    def _whole(
+        self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float, parts: Any, add: Any
+    ) -> bool:
+        new = [m for m in members(groups) if m.grad is not None and not state.get(m.param)]
         if not new:
-            return self._native.step(groups, state, grad_scale)
-        parts: list[Any] = [None for _ in members(groups)]
-        begun = self._begun(groups, new)
+            return self._native.step(groups, state, grad_scale, parts, add)
+        parts = list(parts) if parts is not None else [None for _ in members(groups)]
         fresh = {}
-        for number, place, name, param in new:
-            refuse_param(param, f"params[{name!r}]")
-            entry, begins = Hosted(param, self._rule).prepare(
-                {}, begun[Beginnings.key(place, groups[place], param)], repr(name)
-            )
-            parts[number] = (number, 0, param.numel(), True, begins)
-            fresh[param] = entry
+        for m, param, begun in self._begun(groups, new):
+            fresh[param], begins = self._made(m, state, begun)
+            part = parts[m.number] or (m.number, 0, param.numel(), True)
+            parts[m.number] = (*part, begins)
         trial = {**state, **fresh}
-        if not self._native.step(groups, trial, grad_scale, parts=parts):
+        if not self._native.step(groups, trial, grad_scale, parts, add):
             return False
-        for param, entry in fresh.items():
-            state[param] = trial.get(param, entry)
+        for param in fresh:
+            state[param] = trial[param]
         return True
-
-    def _begun(self, groups: list[dict[str, Any]], those: list[Any]) -> dict[Any, Any]:
-        wanted = {Beginnings.key(place, groups[place], param) for _, place, _, param in those}
-        return self._beginnings.make(groups, wanted)
 
     # Through slots.
 
@@ -176,7 +222,7 @@ class OffloadStep:
     def arrived(self, groups: list[dict[str, Any]], name: Any, param: Tensor) -> None:
         """Brings a gradient that a backward pass has made into the ring, as far as it has room."""
         grad = param.grad
-        if grad is None or self._failed is not None or not is_direct(param, grad):
+        if grad is None or self._failed is not None or is_dtensor(param) or not is_direct(param, grad):
             return
         with self._lock:
             if not self.ring.slots:
@@ -186,7 +232,7 @@ class OffloadStep:
             source, copies, row = Gradient(grad), self.copies(param.device), flat(grad)
             if self.ring.renew(param, row, source):
                 return
-            for piece in cut(param, self._plan.slot_elements):
+            for piece in cut(param, param.numel(), self._plan.slot_elements):
                 if self.ring.load(piece, row, f"grads[{name!r}]", source, copies) is None:
                     break
 
@@ -200,45 +246,56 @@ class OffloadStep:
         self._failed = None
         self.ring.clear()
 
-    def _collect(self, groups: list[dict[str, Any]], state: dict[Any, Any], those: list[Any]) -> list[Stepped]:
+    def _collect(
+        self, groups: list[dict[str, Any]], state: dict[Any, Any], those: list[Member], parts: Any
+    ) -> list[Stepped]:
         """What is known and checked of the parameters that the host steps."""
-        begun = self._begun(groups, those)
         stepped = []
-        for number, place, name, param in those:
+        for m, param, begun in self._begun(groups, those):
             hosted = self._hosted.get(param) or Hosted(param, self._rule)
             before = state.get(param) or {}
-            made, begins = hosted.prepare(before, begun[Beginnings.key(place, groups[place], param)], repr(name))
-            grad = read_gradient(param, f"grads[{name!r}]")
+            made, begins = hosted.prepare(before, begun, repr(m.name))
+            grad = read_gradient(hosted.local, m.grad, f"grads[{m.name!r}]")
             self._hosted[param] = hosted
+            size = hosted.local.numel()
+            _, offset, whole, _ = (parts and parts[m.number]) or (m.number, 0, size, True)
             one = Stepped(
                 hosted,
-                number,
-                place,
-                name,
+                m.number,
+                offset,
+                whole,
+                m.place,
+                m.name,
                 grad,
                 self.copies(param.device),
                 {**before, **made},
                 begins,
                 self._plan.always_read or hosted.is_read or "master" in made,
-                cut(param, self._plan.slot_elements),
-                Gradient(param.grad),
+                cut(param, size, self._plan.slot_elements),
+                Gradient(param.grad if not is_dtensor(param) and param.grad is not None else grad),
             )
             one.numbers = dict(hosted.numbers(one.entry))
             stepped.append(one)
         return stepped
 
-    def _through(self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float) -> bool:
+    def _through(
+        self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float, parts: Any, add: Any
+    ) -> bool:
         self._stays = stays = self.staying(groups)
-        those = [m for m in members(groups) if m[3].grad is not None]
-        for _, _, name, param in those:
-            refuse_param(param, f"params[{name!r}]")
-        stepped = self._collect(groups, state, [m for m in those if m[3] not in stays])
-        rest = [(groups[g], p, read_gradient(p, f"grads[{name!r}]")) for _, g, name, p in those if p in stays]
+        those = [m for m in members(groups) if m.grad is not None]
+        for m in those:
+            refuse_param(m.param, f"params[{m.name!r}]")
+        stepped = self._collect(groups, state, [m for m in those if m.param not in stays], parts)
+        rest = [
+            (groups[m.place], m.param, read_gradient(here(m.param), m.grad, f"grads[{m.name!r}]"))
+            for m in those
+            if m.param in stays
+        ]
         if not those:
             self.ring.clear()
             return False
         self.fit(groups, [one.grad for one in stepped])
-        run = Pipeline(self._native, self.ring, groups, stepped, grad_scale, self._plan.timeout)
+        run = Pipeline(self._native, self.ring, groups, stepped, grad_scale, add, self._plan.timeout)
         whole = groups[0]
         measured: Measured | None = None
         try:
@@ -260,7 +317,9 @@ class OffloadStep:
             entry = state.setdefault(one.param, {})
             entry.update(one.entry)
             one.hosted.advance(entry, one.after)
-            one.hosted.seen = (one.param._version, one.param.data_ptr())
+            if is_dtensor(one.param):
+                torch.autograd.graph.increment_version(one.param)
+            one.hosted.look()
         return True
 
     def _step_rest(self, rest: list[Any], state: dict[Any, Any], grad_scale: float) -> None:

@@ -13,7 +13,7 @@ from fusedstep.optimizers import OPTIONS
 from fusedstep.optimizers.base.reading import parts_of, real_number, whole_number
 from fusedstep.torch.optim import codes
 from fusedstep.torch.optim.shards import is_dtensor, is_sharded
-from fusedstep.torch.optim.tensors import COUNTS, FLOATS, local, number, state_shape
+from fusedstep.torch.optim.tensors import COUNTS, FLOATS, number, state_shape
 
 # Hyper-parameters that groups of older versions lack, and those that only this library has.
 _SINCE = {"amsgrad", "decoupled_weight_decay", "nesterov", "accumulator", *OPTIONS}
@@ -117,12 +117,12 @@ def _entry(rule: str, entry: Mapping[str, Any], param: Tensor, home: torch.devic
     return loaded
 
 
-def _stored(rule: str, entry: dict[str, Any], given: Any, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+def _stored(rule: str, entry: dict[str, Any], given: Any, param: Any, group: dict[str, Any]) -> dict[str, Any]:
     """The entry as `state_dtype` has it: in 16 bits what came in 16 bits, in 8 bits what a state dict of shards has."""
     stored, known = group.get("state_dtype"), _core.rules()[rule]
     if stored in (None, "float32") or param.dtype == torch.float64:
         return entry
-    encodes = stored == "8bit" and is_sharded(param) and local(param, "params").numel() >= group["min_8bit_size"]
+    encodes = stored == "8bit" and is_sharded(param) and param.to_local().numel() >= group["min_8bit_size"]
     for name in [name for name in known["states"] if name in entry and name not in known["exact"]]:
         if encodes and entry[name].dtype == torch.float32:
             entry[name], entry[f"{name}_scale"] = codes.encoded(rule, name, entry[name])

@@ -1,0 +1,103 @@
+"""What `HostOffload` refuses, before anything is written."""
+
+import copy
+
+import offload_cases as c
+import pytest
+import torch
+
+from fusedstep.torch import HostOffload, optim
+
+SLOTS = {"slots": 3, "slot_elements": 4096}
+
+
+@pytest.mark.parametrize("rule", sorted(optim.REGISTRY.keys() - set(c.ELEMENTWISE)))
+def test_rules_of_whole_tensors(rule):
+    kind = optim.REGISTRY[rule]
+    with pytest.raises(ValueError, match=f"optimizer: expected one whose rule is elementwise, got {kind.__name__}"):
+        HostOffload(c.parameters(torch.float32, [(3, 3)]), kind, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"cautious": True}, ValueError, "cautious: expected False with HostOffload"),
+        ({"telemetry": True}, ValueError, "telemetry: expected False with HostOffload"),
+        ({"in_backward": True}, ValueError, "in_backward: expected False with HostOffload"),
+        ({"slots": -1}, ValueError, "slots: expected a number >= 0, got -1"),
+        ({"slots": True}, TypeError, "slots: expected a whole number, got True"),
+        ({"slots": 1.0}, TypeError, r"slots: expected a whole number, got 1\.0"),
+        ({"slot_elements": 5000}, ValueError, "slot_elements: expected a multiple of 4096, got 5000"),
+        ({"slot_elements": 0}, ValueError, "slot_elements: expected a number >= 1, got 0"),
+        ({"prefetch": 1}, TypeError, "prefetch: expected True or False, got 1"),
+        ({"always_read": None}, TypeError, "always_read: expected True or False, got None"),
+        ({"timeout": 0}, ValueError, "timeout: expected a number > 0, got 0"),
+        ({"timeout": "1"}, TypeError, "timeout: expected a number of seconds, got '1'"),
+        ({"lr": -1.0}, ValueError, "lr: expected a finite number >= 0"),
+        ({"momentum": 0.9}, TypeError, "momentum"),
+        ({"master_weights": True, "stochastic_rounding": True}, ValueError, "stochastic_rounding"),
+    ],
+)
+def test_arguments(given, error, message):
+    with pytest.raises(error, match=message):
+        HostOffload(c.parameters(torch.bfloat16), optim.AdamW, **given)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, "adamw", optim.FusedOptimizer])
+def test_optimizer(kind):
+    with pytest.raises(TypeError, match=r"optimizer: expected a class of fusedstep\.torch\.optim"):
+        HostOffload(c.parameters(torch.bfloat16), kind)
+
+
+@pytest.mark.parametrize(
+    ("param", "error", "message"),
+    [
+        (torch.zeros(4, 6)[:, ::2], ValueError, r"params\['w'\]: expected elements side by side in memory"),
+        (torch.zeros(3, dtype=torch.complex64), TypeError, r"params\['w'\]: expected float32"),
+        (torch.zeros(3, device="meta"), TypeError, r"params\['w'\]: expected numbers"),
+        (torch.eye(3).to_sparse(), TypeError, r"params\['w'\]: expected a dense tensor"),
+    ],
+)
+def test_parameters(param, error, message):
+    with pytest.raises(error, match=message):
+        HostOffload([("w", torch.nn.Parameter(param))], optim.AdamW, **SLOTS)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_gradients_and_states_before_anything_is_written(last):
+    params = [(name, torch.nn.Parameter(torch.ones(5000).bfloat16())) for name in "abc"]
+    optimizer = HostOffload(params, optim.AdamW, **SLOTS)
+    c.take([optimizer], 1)
+    before = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for _, p in params]
+    name, bad = params[2 if last else 0]
+    grads = [p.grad for _, p in params]
+    entry = optimizer.state[bad]
+    moment = entry["exp_avg"]
+
+    def fails(error, message):
+        with pytest.raises(error, match=message):
+            optimizer.step()
+
+    bad.grad = bad.grad.to_sparse()
+    fails(TypeError, rf"grads\['{name}'\]: expected a dense tensor, got one with layout torch.sparse_coo")
+    for (_, p), grad in zip(params, grads, strict=True):
+        p.grad = grad
+    label = rf"state\['{name}'\]\['exp_avg'\]"
+    for value, error, message in (
+        (moment.double(), TypeError, "expected float32 or bfloat16 or float16 or uint8, got float64"),
+        (moment[:-1], ValueError, r"expected shape \(5000,\), got \(4999,\)"),
+        (moment.tolist(), TypeError, "expected a dense tensor, got list"),
+        (torch.zeros(10000)[::2], ValueError, "expected the memory layout of its parameter"),
+        (torch.zeros(5000, dtype=torch.uint8), TypeError, "expected the scales of codes of 8 bits"),
+    ):
+        entry["exp_avg"] = value
+        fails(error, "exp_avg_scale" if value is not None and "scales" in message else f"{label}: {message}")
+    entry["exp_avg"] = moment
+    optimizer.param_groups[0]["lr"] = -1.0
+    fails(ValueError, "lr: expected a finite number >= 0")
+    optimizer.param_groups[0]["lr"] = 1e-3
+    for (_, p), value in zip(params, before[1], strict=True):
+        assert torch.equal(p, value)
+    for name, value in before[0]["state"][2].items():
+        assert torch.equal(optimizer.state[params[2][1]][name], value)
+    optimizer.step()
