@@ -101,7 +101,7 @@ def _add_forecast(group: Any, algorithms: tuple[str, ...]) -> None:
     group.add_argument(
         "--slots", type=positive_int, default=Setting.slots, metavar="N", help="on the host at a time (4)"
     )
-    group.add_argument("--slot-mib", type=positive, default=32.0, metavar="MIB", help="gradients of a slot (32)")
+    group.add_argument("--slot-mib", type=positive, default=8.0, metavar="MIB", help="gradients of a slot (8)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ class Setting:
 
     tokens: int = 4096
     bucket_bytes: int = 25 << 20
-    slot_bytes: int = 32 << 20
+    slot_bytes: int = 8 << 20
     slots: int = 4
     clip: bool = True
 
@@ -176,10 +176,8 @@ def _run(mode: str, nodes: int, elements: int, machine: Machine, traffic: Traffi
         return simulate.data_parallel(work, Assumed(machine, traffic, ranks))
     if mode == "sharded":
         return simulate.sharded(work, Assumed(machine, traffic, ranks), ranks)
-    # Gradients come into the host's memory, and values leave it, while it steps. Their norm is summed on arrival.
-    costs = Assumed(
-        machine, replace(traffic, norm=0), ranks, on_a_host=machine.accelerators, copies=traffic.grad + traffic.param
-    )
+    # Gradients come into the host's memory, and values leave it, while it steps.
+    costs = Assumed(machine, traffic, ranks, on_a_host=machine.accelerators, copied=(traffic.grad, traffic.param))
     return simulate.offloaded(work, costs, ranks, link=machine.link_gbs * GIGA, slots=setting.slots)
 
 
@@ -203,10 +201,9 @@ def needs(
         return elements * traffic.memory / GIGA, 0.0
     if mode == "sharded":
         return elements * traffic.memory / nodes / GIGA, 0.0
-    held = traffic.kept + (traffic.grad if setting.clip else 0)
     ring = setting.slots * setting.slot_bytes * machine.accelerators * (1 + traffic.param / traffic.grad)
     on_accelerator = elements / (nodes * machine.accelerators) * (traffic.param + traffic.grad)
-    return (elements / nodes * held + ring) / GIGA, on_accelerator / GIGA
+    return (elements / nodes * traffic.kept + ring) / GIGA, on_accelerator / GIGA
 
 
 def _lacks(memory: tuple[float, float], machine: Machine) -> str | None:

@@ -64,14 +64,14 @@ class Assumed:
         traffic: Bytes of a step.
         ranks: Of the whole cluster.
         on_a_host: Ranks that share a host's memory.
-        copies: Bytes an element that other parts move through the host's memory meanwhile.
+        copied: Bytes an element that copies move through the host's memory meanwhile: into it, and out of it.
     """
 
     machine: Machine
     traffic: Traffic
     ranks: int
     on_a_host: int = 1
-    copies: float = 0.0
+    copied: tuple[float, float] = (0.0, 0.0)
 
     def exchange(self, kind: str, nbytes: float) -> Time:
         """By latency and bandwidth of the network."""
@@ -87,11 +87,11 @@ class Assumed:
 
     def step(self, elements: float) -> float:
         """At the part of the memory's bandwidth that the step reaches."""
-        return elements * (self.traffic.moved + self.copies) / self._bandwidth()
+        return elements * (self.traffic.moved + sum(self.copied)) / self._bandwidth()
 
     def norm(self, elements: float) -> float:
-        """A pass over the gradients."""
-        return elements * self.traffic.norm / self._bandwidth()
+        """A pass over the gradients, where there is one."""
+        return elements * (self.traffic.norm + self.copied[0]) / self._bandwidth() if self.traffic.norm else 0.0
 
     def _bandwidth(self) -> float:
         return self.machine.host_gbs * GIGA * self.machine.efficiency / self.on_a_host

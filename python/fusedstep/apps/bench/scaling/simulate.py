@@ -168,37 +168,38 @@ def offloaded(work: Work, costs: Costs, ranks: int, *, link: float, slots: int) 
     """As sharded, with the step on the host: a rank's part of every bucket goes there, is stepped, and comes back.
 
     Gradients leave, are stepped and go back one bucket after the other, at most `slots` of them on the way. With a clip
-    the first step waits for the last gradient and the norm; the host then holds all gradients.
+    they go there twice, but for those that the slots still hold: once to be measured, then to be stepped.
 
     Args:
         work: The model.
-        costs: Of the collectives between accelerators, and of the host's step.
+        costs: Of the collectives between accelerators, and of the host's step and norm.
         ranks: Accelerators of the cluster.
         link: Bytes a second between accelerator and host, each way.
         slots: Buckets on the host at a time.
     """
     line = Timeline(hidden=work.arrival)
     sizes, parts = work.buckets(), [size / ranks for size in work.buckets()]
-    gathered = _exchanges(line, "all_gather", [size * work.param_bytes for size in sizes], costs)
-    scattered = _exchanges(line, "reduce_scatter", [size * work.grad_bytes for size in sizes], costs)
+    scattered = Stage("network", _exchanges(line, "reduce_scatter", [size * work.grad_bytes for size in sizes], costs))
+    gathered = Stage("network", _exchanges(line, "all_gather", [size * work.param_bytes for size in sizes], costs))
     down = [part * work.grad_bytes / link for part in parts]
-    stepped = [costs.step(part) for part in parts]
-    up = [part * work.param_bytes / link for part in parts]
-    for name, seconds in (("link", sum(down) + sum(up)), ("step", sum(stepped))):
-        line.busy[name] += seconds
-    going = [Stage("network", scattered), Stage("down", down, takes_slot=not work.clip)]
-    coming = [
-        Stage("host", stepped, takes_slot=work.clip),
-        Stage("up", up, frees_slot=True),
-        Stage("network", gathered),
-    ]
-    if not work.clip:
-        line.end = max(pipeline([*going, *coming], work.ready(), slots), default=0.0)
-        return line
-    line.end = max(pipeline(going, work.ready()), default=0.0)
-    # The norm of a part is summed as it arrives.
-    _norm(line, costs, 0.0)
-    line.end = max(pipeline(coming, [line.end] * len(parts), slots), default=line.end)
+    stepped = Stage("host", [costs.step(part) for part in parts])
+    up = Stage("up", [part * work.param_bytes / link for part in parts], frees_slot=True)
+    ready = work.ready()
+    line.busy["link"] += sum(down)
+    if work.clip:
+        measured = Stage("host", [costs.norm(part) for part in parts], frees_slot=True)
+        line.end = max(pipeline([scattered, Stage("down", down, takes_slot=True), measured], ready, slots), default=0.0)
+        line.busy["norm"] += sum(measured.seconds)
+        _norm(line, costs, 0.0)
+        ready = [line.end] * len(parts)
+        down = [0.0 if k < slots else seconds for k, seconds in enumerate(down)]
+        line.busy["link"] += sum(down)
+    going = [] if work.clip else [scattered]
+    line.end = max(
+        pipeline([*going, Stage("down", down, takes_slot=True), stepped, up, gathered], ready, slots), default=line.end
+    )
+    line.busy["link"] += sum(up.seconds)
+    line.busy["step"] += sum(stepped.seconds)
     return line
 
 
