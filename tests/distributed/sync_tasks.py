@@ -1,8 +1,15 @@
 """What the ranks of the tests of SyncBatchNorm do."""
 
+import copy
+import pickle
+from datetime import timedelta
+
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.tensor
+import torch.fx.experimental.proxy_tensor
+import torch.utils.flop_counter
 
 from fusedstep.torch import SyncBatchNorm, convert_sync_batch_norm
 from fusedstep.torch import nn as ours
@@ -136,6 +143,84 @@ def overwritten(rank, size):
         with torch.no_grad():
             h.zero_()
     y.sum().backward()
+
+
+def copies(rank, size):
+    """A copy of a layer with a group of its own, and its pickle."""
+    group = dist.new_group([0, 1])
+    layer = SyncBatchNorm(2, process_group=group)
+    shared = copy.deepcopy(layer).process_group is group and copy.copy(layer).process_group is group
+    y = copy.deepcopy(layer)(torch.full((1, 2), float(rank)))
+    try:
+        pickle.dumps(layer)
+    except TypeError as error:
+        return shared, plain(y), str(error)
+    return shared, plain(y), None
+
+
+def missing(rank, size):
+    """A rank that does not come, and a time-out."""
+    if rank != 1:
+        dist.group.WORLD.get_group_store().set_timeout(timedelta(seconds=0.3))
+        SyncBatchNorm(2)(torch.ones(2, 2))
+
+
+def over_tcp(rank, size, port):
+    """With a store at a port, as torchrun gives one."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size,
+                            timeout=timedelta(seconds=20))  # fmt: skip
+    try:
+        return plain(SyncBatchNorm(2)(torch.full((1, 2), float(rank))))
+    finally:
+        dist.destroy_process_group()
+
+
+def tracers(rank, size):
+    """What looks on, and what it is told."""
+    layer, x = SyncBatchNorm(2), torch.randn(3, 2)
+    wanted = plain(layer(x))
+    proxies = torch.fx.experimental.proxy_tensor
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (size,))
+    dtensor = torch.distributed.tensor.distribute_tensor(x, mesh, [torch.distributed.tensor.Replicate()])
+
+    def fake():
+        with torch._subclasses.FakeTensorMode():
+            layer(torch.randn(3, 2))
+
+    calls = {
+        "make_fx": lambda: proxies.make_fx(layer)(x),
+        "make_fx_fake": lambda: proxies.make_fx(layer, tracing_mode="fake")(x),
+        "jit": lambda: torch.jit.trace(layer, x),
+        "grad": lambda: torch.func.grad(lambda x: layer(x).sum())(x),
+        "vmap": lambda: torch.vmap(layer)(x[None]),
+        "fake": fake,
+        "dtensor": lambda: layer(dtensor),
+    }
+    heard = {}
+    for name, call in calls.items():
+        try:
+            call()
+            heard[name] = None
+        except (RuntimeError, TypeError) as error:
+            heard[name] = f"{type(error).__name__}: {error}"
+    # Who only counts is no tracer.
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        counted = plain(layer(x))
+    compiled = torch.compile(layer.eval(), backend="aot_eager", fullgraph=True)
+    meta = SyncBatchNorm(2, device="meta")(torch.randn(3, 2, device="meta"))
+    return heard, np.array_equal(wanted, counted), torch.equal(compiled(x), layer(x)), tuple(meta.shape)
+
+
+def residuals(rank, size, parts):
+    """Residuals that are not like the input."""
+    x = torch.from_numpy(parts[rank])
+    layer = SyncBatchNorm(3, activation="relu", dtype=torch.float64)
+    found = [plain(layer(x, torch.full((3,), -0.25))), plain(layer(x, 0.5)), plain(layer(x, x.float()))]
+    try:
+        layer(x, torch.ones(7))
+    except ValueError as error:
+        return found, str(error)
+    return found, None
 
 
 def network():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import socket
 
 import numpy as np
 import pytest
@@ -156,6 +157,17 @@ class TestAgainstTorch:
             assert_close(answers[1]["state"][name], value, 2.0**-7)
         assert_close(sum(answer["dweight"][0] for answer in answers), expected["dweight"][0], 0.05)
 
+    def test_residuals_of_other_shapes_and_dtypes(self, ranks):
+        ((first, second),) = draw((3, 2), (2, 3), 1)
+        parts = [first[0][..., 0], second[0][..., 0]]
+        x = torch.from_numpy(np.concatenate(parts))
+        z = torch.nn.functional.batch_norm(x, None, None, training=True)
+        answers = ranks.run(2, sync_tasks.residuals, parts=parts)
+        for k, residual in enumerate([-0.25, 0.5, x.float()]):
+            actual = np.concatenate([found[k] for found, _ in answers])
+            assert_close(actual, torch.relu(z + residual).numpy(), 1e-12)
+        assert all("residual: expected a shape like" in text for _, text in answers)
+
     def test_large_mean(self, ranks):
         # In float32 sums of squares, nothing would be left of the variance.
         batches = [[tuple(np.float32(array + (1e4 if k == 0 else 0)) for k, array in enumerate(part)) for part in parts]
@@ -184,6 +196,13 @@ class TestCollectives:
 
     def test_none_in_a_group_of_one(self, ranks):
         assert ranks.run(2, sync_tasks.alone) == [(True, 0)] * 2
+
+    def test_store_at_a_port(self, ranks):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        answers = ranks.run(2, sync_tasks.over_tcp, initialized=False, port=port)
+        assert_close(np.concatenate(answers), [[-1.0] * 2, [1.0] * 2], 1e-4)
 
     def test_none_without_torch_distributed(self, ranks):
         assert ranks.run(1, sync_tasks.without_group, initialized=False) == [(True, True)]
@@ -275,6 +294,20 @@ class TestErrors:
         first, second = ranks.ask(2, sync_tasks.overwritten)
         assert "modified by an inplace operation" in second.text
         assert first.text.startswith("rank 1 refused: RuntimeError")
+
+    def test_tracers_and_modes(self, ranks):
+        for heard, counted, compiled, meta in ranks.run(2, sync_tasks.tracers):
+            assert heard.pop("dtensor") == "TypeError: input: expected a plain tensor, got a DTensor"
+            for name, text in heard.items():
+                assert "SyncBatchNorm of fusedstep.torch exchanges statistics" in str(text), name
+            assert counted
+            assert compiled
+            assert meta == (3, 2)
+
+    def test_a_rank_that_does_not_come(self, ranks):
+        first, _, last = ranks.ask(3, sync_tasks.missing)
+        for answer in (first, last):
+            assert repr(answer) == "RuntimeError: SyncBatchNorm 0 of the group: rank 1 did not come to it"
 
     def test_activation(self):
         with pytest.raises(ValueError, match="activation: expected 'relu' or None, got 'tanh'"):
@@ -368,6 +401,12 @@ class TestConvert:
         assert type(model[0]) is torch.nn.BatchNorm1d
         with pytest.raises(TypeError, match="got list"):
             convert_sync_batch_norm([model])
+
+    def test_copies_with_a_group(self, ranks):
+        for rank, (shared, y, text) in enumerate(ranks.run(2, sync_tasks.copies)):
+            assert shared
+            assert_close(y, [[2 * rank - 1] * 2], 1e-4)
+            assert text == "process_group: cannot be pickled; save the state dict"
 
     def test_copies(self):
         layer = SyncBatchNorm(3, activation="relu")

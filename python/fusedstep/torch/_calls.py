@@ -29,15 +29,19 @@ def needs_operator(*tensors: torch.Tensor | None) -> bool:
     return False
 
 
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has numbers of its own now, and nobody records what becomes of them."""
+def is_traced() -> bool:
+    """Whether somebody records the calls of tensors, or they have no numbers."""
     if torch._C._is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if torch._C._len_torch_dispatch_stack() == 0:
         return False
-    if torch._C._len_torch_dispatch_stack() > 0:
-        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-        if get_proxy_mode() is not None:
-            return False
+    return get_proxy_mode() is not None or not is_plain(torch.empty(0))
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is no subclass, and lies on the CPU."""
     return type(tensor) in _PLAIN and tensor.is_cpu
 
 

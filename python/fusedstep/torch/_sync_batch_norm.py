@@ -20,6 +20,7 @@ from fusedstep.torch._calls import (
     check_input,
     fits,
     is_plain,
+    is_traced,
     ordered_as,
     refusal,
     wide,
@@ -81,7 +82,13 @@ def batch_norm(
     Raises:
         TypeError: As there, on the rank that it concerns.
         ValueError: As there; on all ranks, where one of them refuses or calls for something else. Nothing is written.
+        RuntimeError: A tracer looks on; not all ranks come.
     """
+    if is_traced():
+        raise RuntimeError(
+            "SyncBatchNorm of fusedstep.torch exchanges statistics, which torch.func, a tracer or FakeTensorMode "
+            "cannot follow. In evaluation it does not."
+        )
     number = _meet(layer, group)
     weight, bias, channels = layer.weight, layer.bias, int(layer.num_features)  # type: ignore[arg-type]
     try:
@@ -119,10 +126,7 @@ def _check(input: Any, channels: int, activation: str | None, **others: Any) -> 
     """TypeError or ValueError for what no rank can compute with."""
     check_input(input, "input")
     if not is_plain(input):
-        raise TypeError(
-            "input: expected a tensor that is computed at once: ranks exchange statistics, which torch.func, a tracer "
-            f"or a {type(input).__qualname__} cannot follow"
-        )
+        raise TypeError(f"input: expected a plain tensor, got a {type(input).__qualname__}")
     if input.ndim < 2 or input.shape[1] != channels or channels == 0:
         raise ValueError(f"input: expected (N, {channels}, …), got shape {tuple(input.shape)}")
     if activation is not None and activation != "relu":
@@ -162,10 +166,10 @@ def _meet(layer: torch.nn.Module, group: Any) -> int:
         store.set(f"{place}/verdict", verdict)
     try:
         verdict = store.get(f"{place}/verdict").decode()
-    except dist.DistError as error:
-        raise RuntimeError(
-            f"rank {dist.get_rank()}: not all ranks have come to SyncBatchNorm {number} of their group"
-        ) from error
+    except RuntimeError as error:
+        name = _name(group)
+        away = [name(k) for k in range(size) if not store.check([f"{place}/{k}"])]
+        raise RuntimeError(f"SyncBatchNorm {number} of the group: {', '.join(away)} did not come to it") from error
     if verdict != "alike":
         raise ValueError(verdict)
     met.numbers[layer] = number

@@ -181,6 +181,17 @@ class SyncBatchNorm(_BatchNorm):
         )
         self.process_group = process_group
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.process_group is not None:
+            state["process_group"] = _Kept(self.process_group)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if isinstance(self.process_group, _Kept):
+            self.process_group = self.process_group.group
+
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"input: expected two axes or more, (N, C, …), got shape {tuple(input.shape)}")
@@ -197,10 +208,10 @@ class SyncBatchNorm(_BatchNorm):
             Like input.
 
         Raises:
-            TypeError: As of `BatchNorm2d`; a tensor of a tracer.
+            TypeError: As of `BatchNorm2d`; a subclass of tensors.
             ValueError: As of `BatchNorm2d`; ranks that call for different things, or one of which refuses its input:
                 on all ranks.
-            RuntimeError: Not all ranks have come to this layer within the time-out of the group's store.
+            RuntimeError: A tracer looks on; not all ranks have come to this layer within the time-out of the group.
         """
         if not self.training or isinstance(input, torch.fx.Proxy):
             return super().forward(input, residual, activation=activation)
@@ -220,6 +231,19 @@ class SyncBatchNorm(_BatchNorm):
         if batches is not None:
             batches.add_(1)
         return y
+
+
+class _Kept:
+    """A process group, which a copy of a layer shares: it cannot be copied."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: Any) -> "_Kept":
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("process_group: cannot be pickled; save the state dict")
 
 
 # A collective is no part of a compiled graph: the pass breaks it. torch's own decorator imports the compiler at once.
