@@ -7,15 +7,20 @@
 namespace fusedstep::runtime {
 namespace {
 
-// Kept between calls, and only grows: the pages of a fresh one would cost more than the sums.
+struct Line {
+  alignas(64) double doubles[8];
+};
+
+// Of whole cache lines, so that vectors do not straddle two of them. Kept between calls, and only grows: the pages of a
+// fresh one would cost more than the sums.
 double* workspace(std::int64_t doubles) {
-  thread_local std::unique_ptr<double[]> memory;
+  thread_local std::unique_ptr<Line[]> memory;
   thread_local std::int64_t size = 0;
   if (doubles > size) {
-    memory = std::make_unique_for_overwrite<double[]>(std::size_t(doubles));
+    memory = std::make_unique_for_overwrite<Line[]>(std::size_t(doubles + 7) / 8);
     size = doubles;
   }
-  return memory.get();
+  return static_cast<double*>(static_cast<void*>(memory.get()));
 }
 
 // A larger output does not stay in the cache; written past the cache, its memory is not read first.
@@ -55,7 +60,18 @@ struct Work {
   }
 };
 
-std::int64_t per_channel(Layout layout, std::int64_t c) { return layout == kRows ? padded_width(c) : c; }
+// Entries of an array with one number a channel, in whole cache lines.
+std::int64_t per_channel(Layout layout, std::int64_t c) {
+  return ((layout == kRows ? padded_width(c) : c) + 7) / 8 * 8;
+}
+
+constexpr std::int64_t kShift = 8;
+// Where the coefficients of rows stand as the output does in its cache line, vectors of both are aligned at once: what
+// is streamed begins at a line.
+double* placed_as(double* coefficients, const void* output, bool stream) {
+  if (stream) coefficients += reinterpret_cast<std::uintptr_t>(output) % 64 / sizeof(double);
+  return coefficients;
+}
 
 template <class Args>
 bool streams(const BatchNormPlan& plan, const Args& args) {
@@ -115,10 +131,10 @@ void batch_norm(const BatchNormPlan& plan, BatchNormArgs args, bool training) {
     return;
   }
   const std::int64_t channels = per_channel(plan.layout, args.c);
-  double* memory = workspace((1 + kCoefficients) * channels + work.sums(false));
+  double* memory = workspace((1 + kCoefficients) * channels + kShift + work.sums(false));
   args.pivot = memory;
-  if (training) take_statistics(work, memory + (1 + kCoefficients) * channels, false);
-  apply(work, memory + channels);
+  if (training) take_statistics(work, memory + (1 + kCoefficients) * channels + kShift, false);
+  apply(work, placed_as(memory + channels, args.y, args.stream));
 }
 
 void batch_norm_gradient_sums(const BatchNormPlan& plan, BatchNormGradientArgs args) {
@@ -132,7 +148,8 @@ void batch_norm_gradient_sums(const BatchNormPlan& plan, BatchNormGradientArgs a
 void batch_norm_gradient(const BatchNormPlan& plan, BatchNormGradientArgs args) {
   args.stream = streams(plan, args);
   const Work<const BatchNormGradientArgs> work(plan, args, 3);
-  apply_gradient(work, workspace(kCoefficients * per_channel(plan.layout, args.c)));
+  double* memory = workspace(kCoefficients * per_channel(plan.layout, args.c) + kShift);
+  apply_gradient(work, placed_as(memory, args.dx, args.stream));
 }
 
 void batch_norm_backward(const BatchNormPlan& plan, BatchNormGradientArgs args) {

@@ -210,16 +210,17 @@ struct OfChannel {
   FUSEDSTEP_INLINE void take(const OfChannel&) {}
 };
 
-// Coefficients for runs of one channel each: channel c, then the next one with every run. From lay_out().
+// Coefficients for runs of one channel each: channel c, then the next one with every run. From arrays of one value
+// each, `pitch` entries apart.
 template <class Scalar, template <class> class Coefficients>
 struct PerRun {
   const Scalar* arrays;
-  std::int64_t channels, c;
+  std::int64_t pitch, c, channels;
   Coefficients<Scalar> coefficients = {};
 
   FUSEDSTEP_INLINE void begin() {
     coefficients = [&]<int... K>(std::integer_sequence<int, K...>) FUSEDSTEP_LAMBDA {
-      return Coefficients<Scalar>{arrays[K * channels + c]...};
+      return Coefficients<Scalar>{arrays[K * pitch + c]...};
     }(std::make_integer_sequence<int, Coefficients<Scalar>::values>());
     if (++c == channels) c = 0;
   }
@@ -348,22 +349,43 @@ FUSEDSTEP_INLINE void each_part(const Runs& r, Part part) {
   }
 }
 
+// write(to, run, runs, streamed) writes `runs` from number `run` on. Short runs, one behind the other, would be
+// streamed in broken lines: they are written to scratch, and streamed from there.
+inline constexpr std::int64_t kShortRun = 256, kScratch = 2048;
+template <class T, class Write>
+FUSEDSTEP_INLINE void write_runs(T* out, const Runs& r, bool streamed, Write write) {
+  if (!streamed || r.runs == 1 || r.l >= kShortRun || r.pitch != r.l) return write(out, 0, r, streamed);
+  alignas(64) T scratch[kScratch];
+  const std::int64_t at_once = kScratch / r.l;
+  for (std::int64_t run = 0; run < r.runs; run += at_once) {
+    const std::int64_t runs = r.runs - run < at_once ? r.runs - run : at_once;
+    write(scratch, run, Runs{runs, r.l, r.l, r.words}, false);
+    write_lanes(out + run * r.l, runs * r.l, true,
+                [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { return load(scratch + i, n); });
+  }
+}
+
 // y of runs of values. Narrow dtypes are decoded and encoded block by block.
 template <class T, class Coefficients>
-inline void normalize(T* y, const T* x, const T* residual, std::uint16_t* mask, const Runs& r, bool streamed,
+inline void normalize(T* y, const T* x, const T* residual, std::uint16_t* mask, const Runs& all, bool streamed,
                       Coefficients coefficients) {
-  if constexpr (Arithmetic<T>::narrow) {
-    alignas(64) float values[kBlock], added[kBlock];
-    each_part(r, [&](std::int64_t at, std::int64_t word, const Runs& block) FUSEDSTEP_LAMBDA {
-      decode_block(x + at, values, block.l);
-      if (residual) decode_block(residual + at, added, block.l);
-      normalize_floats(values, values, residual ? added : nullptr, mask ? mask + word : nullptr, block, false,
-                       coefficients);
-      encode_block(values, y + at, block.l, streamed);
-    });
-  } else {
-    normalize_floats(y, x, residual, mask, r, streamed, coefficients);
-  }
+  write_runs(y, all, streamed, [&](T* to, std::int64_t run, const Runs& r, bool past_cache) FUSEDSTEP_LAMBDA {
+    const T* const from = x + run * r.pitch;
+    const T* const beside = residual ? residual + run * r.pitch : nullptr;
+    std::uint16_t* const bits = mask ? mask + run * r.words : nullptr;
+    if constexpr (Arithmetic<T>::narrow) {
+      alignas(64) float values[kBlock], added[kBlock];
+      each_part(r, [&](std::int64_t at, std::int64_t word, const Runs& block) FUSEDSTEP_LAMBDA {
+        decode_block(from + at, values, block.l);
+        if (residual) decode_block(beside + at, added, block.l);
+        normalize_floats(values, values, residual ? added : nullptr, mask ? bits + word : nullptr, block, false,
+                         coefficients);
+        encode_block(values, to + at, block.l, past_cache);
+      });
+    } else {
+      normalize_floats(to, from, beside, bits, r, past_cache, coefficients);
+    }
+  });
 }
 
 template <class T, bool Relu, class Coefficients>
@@ -401,20 +423,28 @@ __attribute__((noinline)) void select(T* out, const T* dy, const std::uint16_t* 
 
 // dx of runs of values, and dresidual unless it is null.
 template <class T, class Coefficients>
-inline void differentiate(T* dx, T* dresidual, const T* dy, const T* x, const std::uint16_t* mask, const Runs& r,
+inline void differentiate(T* dx, T* dresidual, const T* dy, const T* x, const std::uint16_t* mask, const Runs& all,
                           bool streamed, Coefficients coefficients) {
-  if (dresidual) select(dresidual, dy, mask, r, streamed);
-  if constexpr (Arithmetic<T>::narrow) {
-    alignas(64) float values[kBlock], gradient[kBlock];
-    each_part(r, [&](std::int64_t at, std::int64_t word, const Runs& block) FUSEDSTEP_LAMBDA {
-      decode_block(x + at, values, block.l);
-      decode_block(dy + at, gradient, block.l);
-      differentiate_floats(values, gradient, values, mask ? mask + word : nullptr, block, false, coefficients);
-      encode_block(values, dx + at, block.l, streamed);
+  if (dresidual) {
+    write_runs(dresidual, all, streamed, [&](T* to, std::int64_t run, const Runs& r, bool past_cache) FUSEDSTEP_LAMBDA {
+      select(to, dy + run * r.pitch, mask + run * r.words, r, past_cache);
     });
-  } else {
-    differentiate_floats(dx, dy, x, mask, r, streamed, coefficients);
   }
+  write_runs(dx, all, streamed, [&](T* to, std::int64_t run, const Runs& r, bool past_cache) FUSEDSTEP_LAMBDA {
+    const T *const given = dy + run * r.pitch, *const from = x + run * r.pitch;
+    const std::uint16_t* const bits = mask ? mask + run * r.words : nullptr;
+    if constexpr (Arithmetic<T>::narrow) {
+      alignas(64) float values[kBlock], gradient[kBlock];
+      each_part(r, [&](std::int64_t at, std::int64_t word, const Runs& block) FUSEDSTEP_LAMBDA {
+        decode_block(from + at, values, block.l);
+        decode_block(given + at, gradient, block.l);
+        differentiate_floats(values, gradient, values, mask ? bits + word : nullptr, block, false, coefficients);
+        encode_block(values, to + at, block.l, past_cache);
+      });
+    } else {
+      differentiate_floats(to, given, from, bits, r, past_cache, coefficients);
+    }
+  });
 }
 
 }  // namespace fusedstep::FUSEDSTEP_SET

@@ -46,20 +46,17 @@ FUSEDSTEP_INLINE void add_terms(Sums<Exact, V>& u, Sums<Exact, V>& v, std::int64
   v.add(t.v, V{});
 }
 
-// Adds up the terms of a block into two sums. term<N>(offset of the value in the array, its run, its place in the run,
-// lanes) gives the terms of N lanes. Each turn takes as many of the 32 lanes as the registers hold.
+// Adds the terms of planes [from, to) of a block to two sums of 32 lanes. term<N>(offset of the value in the array, its
+// run, its place in the run, lanes) gives the terms of N lanes. Each turn takes as many lanes as the registers hold.
 template <bool Exact, class Args, class Term>
-FUSEDSTEP_INLINE void sum_block(const Args& a, std::int64_t c, std::int64_t block, double* sums, Term term) {
+FUSEDSTEP_INLINE void add_planes(const Args& a, std::int64_t c, const PlanesBlock& b, std::int64_t from,
+                                 std::int64_t to, double* first_lanes, double* second_lanes, Term term) {
   constexpr int summed = kSummed<Exact>, lanes = summed < kLanes ? summed : kLanes, packs = summed / lanes;
   using V = Pack<double, lanes>;
-  alignas(64) double first_lanes[kWords<Exact> * kSumLanes], second_lanes[kWords<Exact> * kSumLanes];
-  clear(first_lanes);
-  clear(second_lanes);
-  const PlanesBlock b = block_of(a.n, a.l, block);
-  const std::int64_t planes = summed == kSumLanes ? b.runs : b.l < kSumStrip ? kSumStrip / b.l : 1;
+  const std::int64_t planes = summed == kSumLanes ? to - from : b.l < kSumStrip ? kSumStrip / b.l : 1;
   const std::int64_t part = summed == kSumLanes || b.l < kSumStrip ? b.l : kSumStrip;
-  for (std::int64_t plane = 0; plane < b.runs; plane += planes) {
-    const std::int64_t end = b.runs - plane < planes ? b.runs : plane + planes;
+  for (std::int64_t plane = from; plane < to; plane += planes) {
+    const std::int64_t end = to - plane < planes ? to : plane + planes;
     for (std::int64_t at = 0; at < b.l; at += part) {
       const std::int64_t stop = b.l - at < part ? b.l : at + part;
       for (int turn = 0; turn < kSumLanes && turn < stop - at; turn += summed) {
@@ -88,12 +85,62 @@ FUSEDSTEP_INLINE void sum_block(const Args& a, std::int64_t c, std::int64_t bloc
       }
     }
   }
+}
+
+// Adds up the terms of a block into two sums.
+template <bool Exact, class Args, class Term>
+FUSEDSTEP_INLINE void sum_block(const Args& a, std::int64_t c, std::int64_t block, double* sums, Term term) {
+  alignas(64) double first_lanes[kWords<Exact> * kSumLanes], second_lanes[kWords<Exact> * kSumLanes];
+  clear(first_lanes);
+  clear(second_lanes);
+  const PlanesBlock b = block_of(a.n, a.l, block);
+  add_planes<Exact>(a, c, b, 0, b.runs, first_lanes, second_lanes, term);
   const TwoDoubles first_total = total_of<Exact>(first_lanes), second_total = total_of<Exact>(second_lanes);
   sums[0] = first_total.high;
   sums[kWords<Exact>] = second_total.high;
   if constexpr (Exact) {
     sums[1] = first_total.low;
     sums[3] = second_total.low;
+  }
+}
+
+// Small planes of neighbouring channels are taken together, for alone each is a few cache lines, far from the next: the
+// planes of a group of channels, of some samples at a time.
+inline constexpr std::int64_t kSmallPlane = 256;
+inline constexpr int kGroup = 32;
+inline constexpr std::int64_t kSamplesAtOnce = 8;
+// What a group holds stays in the second-level cache.
+inline constexpr std::int64_t kGroupBytes = 512 << 10;
+
+// Channels of a group; 1: they are taken one by one.
+template <class T, class Args>
+inline std::int64_t group_of(const Args& a, int arrays) {
+  if (a.l >= kSmallPlane) return 1;
+  const std::int64_t channels = kGroupBytes / (a.n * a.l * std::int64_t(sizeof(T)) * arrays);
+  return channels < 2 ? 1 : channels < kGroup ? channels : kGroup;
+}
+
+// Two sums of each of `count` channels from c on. term(channel) gives the terms of one as sum_block takes them.
+template <class Args, class TermOf>
+FUSEDSTEP_INLINE void sum_group(const Args& a, std::int64_t c, int count, TwoDoubles* first, TwoDoubles* second,
+                                TermOf term_of) {
+  alignas(64) double lanes[2][kGroup][kSumLanes];
+  for (int k = 0; k < count; ++k) first[k] = second[k] = {0.0, 0.0};
+  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const PlanesBlock b = block_of(a.n, a.l, block);
+    for (int k = 0; k < count; ++k) {
+      clear(lanes[0][k]);
+      clear(lanes[1][k]);
+    }
+    for (std::int64_t from = 0; from < b.runs; from += kSamplesAtOnce) {
+      const std::int64_t to = b.runs - from < kSamplesAtOnce ? b.runs : from + kSamplesAtOnce;
+      for (int k = 0; k < count; ++k) add_planes<false>(a, c + k, b, from, to, lanes[0][k], lanes[1][k], term_of(k));
+    }
+    for (int k = 0; k < count; ++k) {
+      gather(first[k], total_of<false>(lanes[0][k]));
+      gather(second[k], total_of<false>(lanes[1][k]));
+    }
   }
 }
 
@@ -114,16 +161,19 @@ inline void plane_pivots(const BatchNormArgs& a) {
   for (std::int64_t c = 0; c < a.c; ++c) a.pivot[c] = plane_pivot(static_cast<const T*>(a.x) + c * a.l, a.l);
 }
 
+// The terms of x - pivot and its square; `ahead` values on, x is prefetched.
+template <bool Exact, class T>
+FUSEDSTEP_INLINE auto moments_from(const T* x, double pivot, std::int64_t ahead) {
+  return [=]<int N>(std::int64_t i, std::int64_t, std::int64_t, std::int64_t n) FUSEDSTEP_LAMBDA {
+    fetch_line(x + i + ahead);
+    return moment_terms<Exact>(load_wide<N>(x + i, n), spread<Pack<double, N>>(pivot), n);
+  };
+}
+
 template <class T, bool Exact>
 __attribute__((noinline)) void block_moments(const BatchNormArgs& a, std::int64_t c, std::int64_t block, double pivot,
                                              double* sums) {
-  const T* x = static_cast<const T*>(a.x);
-  const std::int64_t ahead = planes_ahead(a.c, a.l);
-  sum_block<Exact>(a, c, block, sums,
-                   [&]<int N>(std::int64_t i, std::int64_t, std::int64_t, std::int64_t n) FUSEDSTEP_LAMBDA {
-                     fetch_line(x + i + ahead);
-                     return moment_terms<Exact>(load_wide<N>(x + i, n), spread<Pack<double, N>>(pivot), n);
-                   });
+  sum_block<Exact>(a, c, block, sums, moments_from<Exact>(static_cast<const T*>(a.x), pivot, planes_ahead(a.c, a.l)));
 }
 
 // Items are blocks: all blocks of channel 0, then those of channel 1, and so on.
@@ -179,7 +229,7 @@ FUSEDSTEP_INLINE void each_plane(const Args& a, std::int64_t begin, std::int64_t
 template <class T, template <class> class Coefficients>
 FUSEDSTEP_INLINE auto per_run(const void* arrays, std::int64_t channels, std::int64_t run) {
   using Scalar = typename Arithmetic<T>::Scalar;
-  return PerRun<Scalar, Coefficients>{static_cast<const Scalar*>(arrays), channels, run % channels};
+  return PerRun<Scalar, Coefficients>{static_cast<const Scalar*>(arrays), channels, run % channels, channels};
 }
 template <class T, template <class> class Coefficients, class Args>
 FUSEDSTEP_INLINE auto of_channel(const Args& a, std::int64_t c) {
@@ -202,9 +252,50 @@ inline void apply_planes(const BatchNormArgs& a, const void* coefficients, std::
   if (a.stream) end_stream();
 }
 
+// Coefficients of `count` channels from c on, for runs of one channel each.
+template <class T, template <class> class Coefficients>
+struct OfGroup {
+  using Scalar = typename Arithmetic<T>::Scalar;
+  Scalar arrays[kCoefficients][kGroup];
+
+  template <class Args>
+  OfGroup(const Args& a, std::int64_t c, int count) {
+    constexpr int values = Coefficients<Scalar>::values;
+    for (int k = 0; k < count; ++k) {
+      Scalar of_channel[values];
+      const Coefficients<Scalar> coefficients = Coefficients<Scalar>::of(a, c + k);
+      __builtin_memcpy(of_channel, &coefficients, sizeof of_channel);
+      for (int v = 0; v < values; ++v) arrays[v][k] = of_channel[v];
+    }
+  }
+  PerRun<Scalar, Coefficients> of_sample(int count) const { return {arrays[0], kGroup, 0, count}; }
+};
+
+template <class T>
+void forward_group(const BatchNormArgs& a, std::int64_t c, int count) {
+  const T* x = static_cast<const T*>(a.x);
+  double pivots[kGroup];
+  for (int k = 0; k < count; ++k) pivots[k] = plane_pivot(x + (c + k) * a.l, a.l);
+  TwoDoubles sums[kGroup], squares[kGroup];
+  sum_group(a, c, count, sums, squares,
+            [&](int k) FUSEDSTEP_LAMBDA { return moments_from<false>(x, pivots[k], kSamplesAtOnce * a.c * a.l); });
+  for (int k = 0; k < count; ++k) take_statistics(a, c + k, pivots[k], sums[k], squares[k]);
+  const OfGroup<T, Affine> coefficients(a, c, count);
+  for (std::int64_t sample = 0; sample < a.n; ++sample) {
+    normalize_runs<T>(a, sample * a.c + c, 0, {count, a.l, a.l, mask_words(a.l)}, coefficients.of_sample(count));
+  }
+}
+
 template <class T>
 inline void forward_planes(const BatchNormArgs& a, std::int64_t begin, std::int64_t end) {
-  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  const std::int64_t blocks = plane_blocks(a.n, a.l), group = group_of<T>(a, 1);
+  if (group > 1) {
+    for (std::int64_t c = begin; c < end; c += group) {
+      forward_group<T>(a, c, int(end - c < group ? end - c : group));
+    }
+    if (a.stream) end_stream();
+    return;
+  }
   for (std::int64_t c = begin; c < end; ++c) {
     const double pivot = plane_pivot(static_cast<const T*>(a.x) + c * a.l, a.l);
     TwoDoubles sum = {0.0, 0.0}, squares = {0.0, 0.0};
@@ -224,25 +315,38 @@ inline void forward_planes(const BatchNormArgs& a, std::int64_t begin, std::int6
   if (a.stream) end_stream();
 }
 
+// The terms of dy and dy (x - mean) of channel c.
+template <class T, bool Relu>
+FUSEDSTEP_INLINE auto gradients_of(const BatchNormGradientArgs& a, std::int64_t c, std::int64_t ahead) {
+  const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
+  const std::uint16_t* mask = a.mask;
+  const double mean = a.mean[c];
+  const std::int64_t words = mask_words(a.l);
+  return [=]<int N>(std::int64_t i, std::int64_t run, std::int64_t at, std::int64_t n) FUSEDSTEP_LAMBDA {
+    using V = Pack<double, N>;
+    fetch_line(x + i + ahead);
+    fetch_line(dy + i + ahead);
+    V g;
+    if constexpr (Relu) {
+      g = load_kept<N>(dy + i, n, bits_at(mask + run * words, at));
+    } else {
+      g = load_wide<N>(dy + i, n);
+    }
+    return Terms<V>{g, g * first(load_wide<N>(x + i, n) - mean, n), V{}};
+  };
+}
+
 template <class T, bool Relu>
 __attribute__((noinline)) void block_gradient_sums(const BatchNormGradientArgs& a, std::int64_t c, std::int64_t block,
                                                    double* sums) {
-  const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
-  const double mean = a.mean[c];
-  const std::int64_t ahead = planes_ahead(a.c, a.l), words = mask_words(a.l);
-  sum_block<false>(a, c, block, sums,
-                   [&]<int N>(std::int64_t i, std::int64_t run, std::int64_t at, std::int64_t n) FUSEDSTEP_LAMBDA {
-                     using V = Pack<double, N>;
-                     fetch_line(x + i + ahead);
-                     fetch_line(dy + i + ahead);
-                     V g;
-                     if constexpr (Relu) {
-                       g = load_kept<N>(dy + i, n, bits_at(a.mask + run * words, at));
-                     } else {
-                       g = load_wide<N>(dy + i, n);
-                     }
-                     return Terms<V>{g, g * first(load_wide<N>(x + i, n) - mean, n), V{}};
-                   });
+  sum_block<false>(a, c, block, sums, gradients_of<T, Relu>(a, c, planes_ahead(a.c, a.l)));
+}
+
+template <class T, bool Relu>
+__attribute__((noinline)) void group_gradient_sums(const BatchNormGradientArgs& a, std::int64_t c, int count,
+                                                   TwoDoubles* sum_dy, TwoDoubles* sum_dy_d) {
+  sum_group(a, c, count, sum_dy, sum_dy_d,
+            [&](int k) FUSEDSTEP_LAMBDA { return gradients_of<T, Relu>(a, c + k, kSamplesAtOnce * a.c * a.l); });
 }
 
 template <class T>
@@ -293,9 +397,33 @@ inline void plane_gradient(const BatchNormGradientArgs& a, const void* coefficie
   if (a.stream) end_stream();
 }
 
+template <class T, template <class> class Coefficients>
+inline void differentiate_group(const BatchNormGradientArgs& a, std::int64_t c, int count) {
+  const OfGroup<T, Coefficients> coefficients(a, c, count);
+  for (std::int64_t sample = 0; sample < a.n; ++sample) {
+    differentiate_runs<T>(a, sample * a.c + c, 0, {count, a.l, a.l, mask_words(a.l)}, coefficients.of_sample(count));
+  }
+}
+
+template <class T>
+void backward_group(const BatchNormGradientArgs& a, std::int64_t c, int count) {
+  TwoDoubles sum_dy[kGroup], sum_dy_d[kGroup];
+  a.mask ? group_gradient_sums<T, true>(a, c, count, sum_dy, sum_dy_d)
+         : group_gradient_sums<T, false>(a, c, count, sum_dy, sum_dy_d);
+  for (int k = 0; k < count; ++k) take_gradient_sums(a, c + k, sum_dy[k], sum_dy_d[k]);
+  a.training ? differentiate_group<T, Gradient>(a, c, count) : differentiate_group<T, Scaled>(a, c, count);
+}
+
 template <class T>
 inline void backward_planes(const BatchNormGradientArgs& a, std::int64_t begin, std::int64_t end) {
-  const std::int64_t blocks = plane_blocks(a.n, a.l);
+  const std::int64_t blocks = plane_blocks(a.n, a.l), group = group_of<T>(a, 2);
+  if (group > 1) {
+    for (std::int64_t c = begin; c < end; c += group) {
+      backward_group<T>(a, c, int(end - c < group ? end - c : group));
+    }
+    if (a.stream) end_stream();
+    return;
+  }
   for (std::int64_t c = begin; c < end; ++c) {
     TwoDoubles sum_dy = {0.0, 0.0}, sum_dy_d = {0.0, 0.0};
     for (std::int64_t block = 0; block < blocks; ++block) {

@@ -9,6 +9,16 @@ namespace fusedstep::FUSEDSTEP_SET {
 
 // Rows added up in registers before the sums go back to memory.
 inline constexpr int kRowsAtOnce = 8;
+// Of wide rows fewer: lines that lie so far apart share few places of the first-level cache.
+inline constexpr std::int64_t kWide = 512;
+inline constexpr int kWideAtOnce = 2;
+
+// How many values ahead rows are prefetched, rounded to whole groups of rows.
+inline constexpr std::int64_t kRowsAhead = 4096;
+constexpr std::int64_t rows_ahead(std::int64_t c) {
+  const std::int64_t group = kRowsAtOnce * row_width(c);
+  return (kRowsAhead + group - 1) / group * group;
+}
 
 // sums[place] += the terms of `rows` wide rows from value `at` on. term<N>(offset of the value, place, lanes) gives the
 // terms of N lanes.
@@ -44,8 +54,13 @@ FUSEDSTEP_INLINE void sum_rows(const Args& a, double* workspace, std::int64_t be
     for (std::int64_t k = 0; k < 2 * kWords<Exact> * pitch; ++k) sums[k] = 0.0;
     std::int64_t at = block * block_rows(width) * width;
     const std::int64_t stop = at + block_rows(width) * width < values ? at + block_rows(width) * width : values;
-    for (; at + kRowsAtOnce * width <= stop; at += kRowsAtOnce * width) {
-      add_rows<Exact>(sums, width, at, kRowsAtOnce, width, term);
+    if (width < kWide) {
+      for (; at + kRowsAtOnce * width <= stop; at += kRowsAtOnce * width) {
+        add_rows<Exact>(sums, width, at, kRowsAtOnce, width, term);
+      }
+    }
+    for (; at + kWideAtOnce * width <= stop; at += kWideAtOnce * width) {
+      add_rows<Exact>(sums, width, at, kWideAtOnce, width, term);
     }
     for (; at + width <= stop; at += width) add_rows<Exact>(sums, width, at, 1, width, term);
     if (at < stop) add_rows<Exact>(sums, width, at, 1, stop - at, term);
@@ -101,7 +116,7 @@ inline void row_pivots(const BatchNormArgs& a) {
 template <class T, bool Exact>
 inline void row_moments(const BatchNormArgs& a, double* workspace, std::int64_t begin, std::int64_t end) {
   const T* x = static_cast<const T*>(a.x);
-  const std::int64_t ahead = kRowsAtOnce * row_width(a.c);
+  const std::int64_t ahead = rows_ahead(a.c);
   sum_rows<Exact>(a, workspace, begin, end,
                   [&]<int N>(std::int64_t i, std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
                     __builtin_prefetch(x + i + ahead, 0, 2);
@@ -159,8 +174,10 @@ inline void normalize_rows(const BatchNormArgs& a, const void* arrays, std::int6
 // Items are chunks. The last ones come first: the statistics have read them last, so the cache still holds them.
 template <class Apply>
 FUSEDSTEP_INLINE void each_chunk_from_behind(std::int64_t values, std::int64_t begin, std::int64_t end, Apply apply) {
-  for (std::int64_t chunk = end - 1; chunk >= begin; --chunk) {
-    apply(chunk * kChunk, (chunk + 1) * kChunk < values ? (chunk + 1) * kChunk : values);
+  constexpr std::int64_t kGroup = 64;
+  for (std::int64_t stop = end; stop > begin; stop -= kGroup) {
+    const std::int64_t start = stop - begin < kGroup ? begin : stop - kGroup;
+    apply(start * kChunk, stop * kChunk < values ? stop * kChunk : values);
   }
 }
 
@@ -183,7 +200,7 @@ template <class T, bool Relu>
 inline void row_gradient_sums_of(const BatchNormGradientArgs& a, double* workspace, std::int64_t begin,
                                  std::int64_t end) {
   const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
-  const std::int64_t ahead = kRowsAtOnce * row_width(a.c);
+  const std::int64_t ahead = rows_ahead(a.c);
   sum_rows<false>(
       a, workspace, begin, end, [&]<int N>(std::int64_t i, std::int64_t j, std::int64_t n) FUSEDSTEP_LAMBDA {
         using V = Pack<double, N>;
