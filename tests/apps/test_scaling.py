@@ -274,6 +274,10 @@ class TestForecast:
         if found.gains:
             assert found.gains[breaks] == max(found.gains.values())
 
+    def test_rules_of_whole_tensors_are_not_offloaded(self):
+        assert set(traffics("lamb", "float32", True, "float32", False)) == {"data parallel", "sharded"}
+        assert set(traffics("lion", "float32", True, "float32", False)) == set(MODES)
+
     def test_all_that_can_break_has_advice(self):
         parts = set(forecasts._without(Machine(), ADAMW, Setting()))
         assert parts | {"host memory", "accelerator memory"} == set(ADVICE)
@@ -395,7 +399,7 @@ class TestCommand:
         )
         assert status == 0
         assert "collectives of 3 processes" in err
-        assert "loaded: 5.0 threads ran before the start; the figures are not to be trusted" in out
+        assert "This machine is loaded, so the figures show nothing: 5.0 threads ran before the start" in out
         found = json.loads(target.read_text())["measured"]
         assert [(entry["mode"], entry["ranks"]) for entry in found["steps"]] == [
             (mode, ranks) for ranks in (1, 2, 3) for mode in ("data parallel", "sharded")

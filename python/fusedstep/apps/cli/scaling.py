@@ -177,8 +177,10 @@ def _report(options: argparse.Namespace, here: Any, found: dict[str, Any] | None
     if found is not None:
         for table in report.measured(found, here):
             console.print(table)
-        for reason in found["loaded"]:
-            console.print(f"loaded: {reason}; the figures are not to be trusted", style="bold")
+        if found["loaded"]:
+            console.print(
+                f"This machine is loaded, so the figures show nothing: {'; '.join(found['loaded'])}.", style="bold"
+            )
     console.print(report.forecasts(forecasts, machine, traffics))
     for line in report.advice(forecasts):
         console.print(line, highlight=False)

@@ -9,7 +9,7 @@ from typing import Any
 from fusedstep.apps.bench.scaling import simulate
 from fusedstep.apps.bench.scaling.machine import GIGA, Assumed, Machine
 from fusedstep.apps.bench.scaling.simulate import Timeline, Work
-from fusedstep.apps.bench.scaling.traffic import Traffic, traffic
+from fusedstep.apps.bench.scaling.traffic import Traffic, needs_whole_tensors, traffic
 
 MODES = ("data parallel", "sharded", "offloaded")
 #: The fewest and the most buckets of a step: a bucket is no larger than a layer, and larger models have larger layers.
@@ -120,18 +120,24 @@ def grid(
     """All combinations; `traffics` has the bytes by mode."""
     return [
         forecast(mode, count, size, machine, traffics[mode], setting)
-        for mode in MODES
+        for mode in traffics
         for size in elements
         for count in nodes
     ]
 
 
 def traffics(rule: str, dtype: str, clip: bool, state_dtype: str, master_weights: bool) -> dict[str, Traffic]:
-    """The bytes of a step by mode. Offloaded gradients and weights are of bfloat16, and the host has the masters."""
+    """The bytes of a step by mode.
+
+    Offloaded gradients and weights are of bfloat16, and the host has the masters. Rules that need sums over whole
+    tensors are not offloaded.
+    """
     stored: dict[str, Any] = {"state_dtype": state_dtype}
     whole = traffic(rule, dtype, clip=clip, master_weights=master_weights, **stored)
-    offloaded = traffic(rule, "bfloat16", clip=clip, masters_lead=True, master_weights=True, **stored)
-    return {"data parallel": whole, "sharded": whole, "offloaded": offloaded}
+    found = {"data parallel": whole, "sharded": whole}
+    if not needs_whole_tensors(rule):
+        found["offloaded"] = traffic(rule, "bfloat16", clip=clip, masters_lead=True, master_weights=True, **stored)
+    return found
 
 
 def fewest_nodes(mode: str, elements: int, machine: Machine, traffic: Traffic, setting: Setting) -> int | None:

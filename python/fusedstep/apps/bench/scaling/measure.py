@@ -17,7 +17,7 @@ from fusedstep.apps.bench.scaling.traffic import Traffic
 #: Prediction and measurement agree if neither is this many times the other.
 AGREES = 1.2
 #: A machine is loaded if others run more than this many threads,
-LOAD = 0.3
+LOAD = 0.5
 #: if a process that only computes is for less than this share of its time on a processor,
 ON_PROCESSOR = 0.95
 #: or if the memory's speed at the end is so many times that at the beginning, or the other way round.
@@ -250,7 +250,7 @@ def _rate(team: Team, side: str, plan: Plan, on_processor: list[float] | None = 
 def _line(team: Team, kind: str, plan: Plan) -> Line:
     """From three sizes up to a bucket."""
     nbytes = plan.bucket * (2 if plan.dtype == "bfloat16" else 4)
-    sizes = [64, nbytes // 8, nbytes]
+    sizes = [64, nbytes // 2, nbytes]
     about = {"kind": kind, "elements": plan.elements, "rounds": plan.rounds}
     return fit(sizes, [_slowest(team.ask("collective", nbytes=size, **about)) for size in sizes])
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusedstep._common.extras import require
-from fusedstep.apps.bench.scaling.forecast import MODES, Forecast
+from fusedstep.apps.bench.scaling.forecast import Forecast
 
 #: Of Okabe and Ito.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -20,13 +20,14 @@ def figure(forecasts: Sequence[Forecast], steps: Sequence[dict[str, Any]]) -> An
         steps: What was measured, see `measure`; may be empty.
     """
     rows = 2 + bool(steps)
+    modes = list(dict.fromkeys(entry.mode for entry in forecasts))
     drawn = require("matplotlib.figure", "gallery").Figure(figsize=(9.0, 3.3 * rows), layout="constrained")
     parts = drawn.subfigures(rows, 1)
     shown = _middle({entry.elements for entry in forecasts})
     names = sorted({name for entry in forecasts for name in entry.busy})
     for row, (panel, draw) in enumerate(((parts[0], _added), (parts[1], _parts))):
-        axes = panel.subplots(1, len(MODES), sharey=True)
-        for mode, one in zip(MODES, axes, strict=True):
+        axes = panel.subplots(1, len(modes), sharey=True, squeeze=False)[0]
+        for mode, one in zip(modes, axes, strict=True):
             mine = [entry for entry in forecasts if entry.mode == mode and (row == 0 or entry.elements == shown)]
             draw(one, mine, names)
             _over_nodes(one, mine)

@@ -85,9 +85,14 @@ def traffic(
     size = param.itemsize
     masters = "master" in optimizer.state[0]
     moved = size + (size if masters and masters_lead else 2 * size) + 2 * kept
-    if hasattr(RULES[rule], "measure"):
+    if needs_whole_tensors(rule):
         moved += 2 * size + kept
     return Traffic(moved, kept, size, size, size if clip else 0)
+
+
+def needs_whole_tensors(rule: str) -> bool:
+    """Whether a rule first needs sums over whole tensors."""
+    return hasattr(RULES[rule], "measure")
 
 
 def check(rule: str, dtype: str) -> None:
