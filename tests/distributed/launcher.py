@@ -24,30 +24,40 @@ class Processes:
         self._calls = 0
         self.processes, self._pipes = [], []
 
-    def _start(self, count):
+    def _start(self, rank):
         context = get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there,), daemon=True)
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(self._threads)
         try:
-            for _ in range(count):
-                here, there = context.Pipe()
-                process = context.Process(target=_serve, args=(there,), daemon=True)
-                process.start()
-                there.close()
-                self.processes.append(process)
-                self._pipes.append(here)
+            process.start()
         finally:
             del os.environ["OMP_NUM_THREADS"]
             if before is not None:
                 os.environ["OMP_NUM_THREADS"] = before
+        there.close()
+        if rank < len(self.processes):
+            self.processes[rank], self._pipes[rank] = process, here
+        else:
+            self.processes.append(process)
+            self._pipes.append(here)
 
     def send(self, function, world, folder, *args, collective=COLLECTIVE):
         """Has `world` ranks call `function(rank, world, *args)` within a group of theirs."""
-        self._start(world - len(self.processes))
+        new = [rank for rank in range(world) if rank >= len(self.processes) or not self.processes[rank].is_alive()]
+        for rank in new:
+            self._start(rank)
+        # They import what others have already: no collective's time is spent on it.
+        for rank in new:
+            self._pipes[rank].send_bytes(pickle.dumps((function, None)))
+        for rank in new:
+            assert self._pipes[rank].poll(CALL), f"rank {rank} does not start"
+            self._pipes[rank].recv_bytes()
         self._calls += 1
         store = str(folder / f"store{os.getpid()}-{self._calls}")
         for rank in range(world):
-            self._pipes[rank].send_bytes(pickle.dumps((function, rank, world, store, collective, args)))
+            self._pipes[rank].send_bytes(pickle.dumps((function, (rank, world, store, collective, args))))
 
     def receive(self, world, seconds=CALL):
         """(True, result), or (False, traceback), of each rank that has answered; None of those that died."""
@@ -91,21 +101,24 @@ def _serve(pipe):
     torch.set_num_threads(1)
     while True:
         try:
-            function, rank, world, store, collective, args = pickle.loads(pipe.recv_bytes())
+            function, call = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
-        try:
-            torch.distributed.init_process_group(
-                "gloo",
-                init_method=f"file://{store}",
-                rank=rank,
-                world_size=world,
-                timeout=timedelta(seconds=collective),
-            )
-            answer = (True, function(rank, world, *args))
-        except BaseException:
-            answer = (False, traceback.format_exc())
-        finally:
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+        answer = (True, None) if call is None else _answer(function, *call)
         pipe.send_bytes(pickle.dumps(answer))
+
+
+def _answer(function, rank, world, store, collective, args):
+    import torch
+
+    within = timedelta(seconds=collective)
+    try:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=within
+        )
+        return True, function(rank, world, *args)
+    except BaseException:
+        return False, traceback.format_exc()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -5,7 +5,7 @@ import torch
 from shards_of import bits, close, full
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fusedstep.torch import optim
@@ -163,8 +163,27 @@ def check_cpu_offload(rank, world):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def check_flat_parameters(rank, world):
+    """FullyShardedDataParallel's pieces: element by element they are right, and nothing else is taken."""
+    dtype, cpu = torch.float64, torch.device("cpu")
+    alone = network(dtype)
+    train(alone, optim.AdamW(alone.parameters(), lr=0.01), dtype, steps=5)
+    for original in (True, False):
+        model = FullyShardedDataParallel(network(dtype), device_id=cpu, use_orig_params=original)
+        train(model, optim.AdamW(model.parameters(), lr=0.01), dtype, rank, world, steps=5)
+        with FullyShardedDataParallel.summon_full_params(model):
+            for expected, got in zip(alone.parameters(), model.module.parameters(), strict=True):
+                close(1e-12)(got.detach(), expected.detach(), f"{original}")
+        with pytest.raises(ValueError, match=r"max_grad_norm: expected None, for params\[0\] is a piece of Fully"):
+            optim.AdamW(model.parameters(), max_grad_norm=1.0)
+        with pytest.raises(ValueError, match="params: expected none that are pieces for lamb"):
+            optim.LAMB(model.parameters())
+
+
 @pytest.mark.parametrize(
-    "check", [check_zero, check_what_ranks_tell, check_cpu_offload], ids=lambda check: check.__name__
+    "check",
+    [check_zero, check_what_ranks_tell, check_cpu_offload, check_flat_parameters],
+    ids=lambda check: check.__name__,
 )
 def test_three_ranks(processes, tmp_path, check):
     processes.run(check, 3, tmp_path)

@@ -116,6 +116,10 @@ def check_mixed(rank, world):
     for one, other in zip(whole, mixed, strict=True):
         close(1e-13)(full(other), one.detach(), "")
     assert "_grads" not in opts[1].param_groups[0]
+    mixed[2].grad = None
+    mixed[2].grad = grads[2].clone()
+    with pytest.raises(TypeError, match=r"grads\[2\]: expected a DTensor, as its parameter is, got a plain tensor"):
+        opts[1].step()
 
 
 def check_muon_is_refused(rank, world):
@@ -233,6 +237,13 @@ def check_two_dimensions(rank, world):
     whole, opt_whole, parts, opt_parts = pair("adamw", mesh, torch.bfloat16, shard=fully_shard, **NARROW)
     steps(whole, parts, opt_whole, opt_parts)
     same(whole, parts, opt_whole, opt_parts, bits)
+
+    # One rank of four: all hear of it, those too that are in no line with it.
+    _, _, parts, opt = pair("adamw", mesh, lr=0.5 if rank == 1 else 0.25)
+    for param in parts.parameters():
+        param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['lr'\]: rank \d has 0.2?5, rank \d has 0.2?5"):
+        opt.step()
 
     # As FSDP2 shards what tensor parallelism has sharded already.
     for placements in ([_StridedShard(0, split_factor=2), Shard(0)], [Shard(0), Shard(1)]):

@@ -45,17 +45,27 @@ def _text(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, bool | int | float | str) else type(value).__qualname__
 
 
-def agree(description: Mapping[str, str], group: Any) -> None:
-    """ValueError, in all processes of a group, where they describe an optimizer differently."""
+def agree(description: Mapping[str, str], groups: list[Any]) -> None:
+    """ValueError, in all processes, where those of the dimensions of a mesh describe an optimizer differently."""
     distributed = torch.distributed
-    every: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(every, dict(description), group=group)
-    ranks = distributed.get_process_group_ranks(group)
+    problem = None
+    for group in groups:
+        every: list[Any] = [None] * distributed.get_world_size(group)
+        distributed.all_gather_object(every, (problem, dict(description)), group=group)
+        ranks = distributed.get_process_group_ranks(group)
+        heard = [theirs for theirs, _ in every if theirs is not None]
+        problem = heard[0] if heard else _difference([found for _, found in every], ranks)
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _difference(every: list[dict[str, str]], ranks: list[int]) -> str | None:
     for rank, theirs in zip(ranks, every, strict=True):
         for name in {**every[0], **theirs}:
             ours, got = every[0].get(name), theirs.get(name)
             if ours != got:
-                raise ValueError(f"{name}: rank {rank} has {got or 'none'}, rank {ranks[0]} has {ours or 'none'}")
+                return f"{name}: rank {rank} has {got or 'none'}, rank {ranks[0]} has {ours or 'none'}"
+    return None
 
 
 def check_ranks(optimizer: torch.optim.Optimizer, process_group: Any = None) -> None:
@@ -85,4 +95,4 @@ def check_ranks(optimizer: torch.optim.Optimizer, process_group: Any = None) -> 
         raise TypeError(f"optimizer: expected one of torch.optim, got {type(optimizer).__qualname__}")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise RuntimeError("process_group: torch.distributed has none yet: call init_process_group before")
-    agree(described(optimizer), torch.distributed.group.WORLD if process_group is None else process_group)
+    agree(described(optimizer), [torch.distributed.group.WORLD if process_group is None else process_group])

@@ -22,6 +22,10 @@ _WHOLE = {
     "sparse_adam": "takes gradients of some of its rows",
 }
 
+#: Rules that add something up over whole tensors; options that do, with the value that asks for nothing.
+_SUMS = ("lamb", "lars", "prodigy")
+_OF_ALL = {"max_grad_norm": None, "skip_nonfinite": False, "telemetry": False, "cautious": False}
+
 
 def is_dtensor(tensor: Any) -> bool:
     """Whether it is a DTensor. Imports nothing: without `torch.distributed.tensor` there is none."""
@@ -114,12 +118,18 @@ class Shards:
         self._names: list[str] = []
         #: Those of which no place is known, with the number of their group.
         self._unplaced: list[tuple[int, int, Any]] = []
+        #: Of each DTensor its group, its place there, its number and its placements.
+        self._dtensors: list[tuple[int, int, int, Any]] = []
         families: dict[Any, _Family] = {}
+        meshes: dict[Any, None] = {}
         for place, group in enumerate(groups):
-            for name, param in zip(_names(group, len(self.parts)), group["params"], strict=True):
+            for k, (name, param) in enumerate(zip(_names(group, len(self.parts)), group["params"], strict=True)):
                 number = len(self.parts)
                 self._names.append(repr(name))
                 self.parts.append(None)
+                if is_dtensor(param):
+                    meshes.setdefault(param.device_mesh)
+                    self._dtensors.append((place, k, number, param.placements))
                 if not is_sharded(param):
                     continue
                 offset = _offset(param)
@@ -131,6 +141,7 @@ class Shards:
                     families[key] = _family(param)
                 families[key].members.append(number)
         self._families = list(families.values())
+        self._meshes = list(meshes)
 
     @classmethod
     def of(cls, groups: list[dict[str, Any]]) -> "Shards | None":
@@ -151,6 +162,8 @@ class Shards:
             for name, param in zip(_names(group, count), group["params"], strict=True):
                 if is_dtensor(param):
                     _refuse(rule, group, param, f"params[{name!r}]")
+                elif getattr(param, "_fsdp_flattened", False):
+                    _refuse_flat(rule, group, f"params[{name!r}]")
             count += len(group["params"])
 
     def add(self, places: list[int], sums: Sums, count: int | None = None) -> Sums:
@@ -178,9 +191,9 @@ class Shards:
         return list(found.values())
 
     def agree(self, description: dict[str, str]) -> None:
-        """ValueError where processes describe the optimizer differently."""
-        for group, _ in self._groups():
-            agree(description, group)
+        """ValueError where processes describe the optimizer differently, those with replicas as well."""
+        for mesh in self._meshes:
+            agree(description, [mesh.get_group(k) for k in range(mesh.ndim) if mesh.size(k) > 1])
 
     def everywhere(self, here: bool) -> bool:
         """Whether something holds in all processes."""
@@ -202,7 +215,7 @@ class Shards:
         """
         for place, number, param in self._unplaced:
             _refuse_random(groups[place], param, f"params[{self._names[number]}]")
-        laid = _laid_alike(groups)
+        laid = self._laid_alike(groups)
         try:
             for group, grads in laid:
                 group["_grads"] = grads
@@ -213,6 +226,23 @@ class Shards:
                 del group["_grads"]
         if self._families and all(param.grad is None for group in groups for param in group["params"]):
             self._step_of_nothing(make(), groups[0])
+
+    def _laid_alike(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Any]]]:
+        """Groups with gradients that lie elsewhere than their parameters, and gradients that do not."""
+        moved: dict[int, list[Any]] = {}
+        for place, k, number, placements in self._dtensors:
+            param = groups[place]["params"][k]
+            grad = param.grad
+            if grad is None or getattr(grad, "placements", None) == placements:
+                continue
+            if not is_dtensor(grad):
+                raise TypeError(
+                    f"grads[{self._names[number]}]: expected a DTensor, as its parameter is, got a plain tensor"
+                )
+            if place not in moved:
+                moved[place] = [other.grad for other in groups[place]["params"]]
+            moved[place][k] = grad.redistribute(param.device_mesh, placements)
+        return [(groups[place], grads) for place, grads in moved.items()]
 
     def _step_of_nothing(self, native: Any, group: dict[str, Any]) -> None:
         """Asks as often as those do who have gradients, so that they hear of it."""
@@ -252,6 +282,16 @@ def _refuse(rule: str, group: dict[str, Any], param: Any, label: str) -> None:
         _refuse_random(group, param, label)
 
 
+def _refuse_flat(rule: str, group: dict[str, Any], label: str) -> None:
+    """ValueError where a step needs more of a parameter than `FullyShardedDataParallel` leaves on a rank."""
+    why = f"{label} is a piece of FullyShardedDataParallel's, which does not say of what: use fully_shard"
+    if rule in _SUMS or rule in _WHOLE:
+        raise ValueError(f"params: expected none that are pieces for {rule}, whose step needs whole tensors; {why}")
+    for name, nothing in _OF_ALL.items():
+        if group.get(name) not in (None, nothing):
+            raise ValueError(f"{name}: expected {nothing}, for {why}")
+
+
 def _refuse_random(group: dict[str, Any], param: Any, label: str) -> None:
     """ValueError where random words are needed that nobody can say, for the part is not one piece of the whole."""
     asked = "stochastic_rounding" if group.get("stochastic_rounding") and param.dtype in _NARROW else None
@@ -262,19 +302,3 @@ def _refuse_random(group: dict[str, Any], param: Any, label: str) -> None:
             f"{asked}: expected none with {label}, whose part here is not one piece of its memory (placements "
             f"{param.placements}): random rounding goes by the place in the whole"
         )
-
-
-def _laid_alike(groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Any]]]:
-    """Groups with gradients that lie elsewhere than their parameters, and gradients that do not."""
-    laid = []
-    for group in groups:
-        grads: list[Any] = []
-        moved = False
-        for param in group["params"]:
-            grad = param.grad
-            if grad is not None and is_dtensor(param) and grad.placements != param.placements:
-                grad, moved = grad.redistribute(param.device_mesh, param.placements), True
-            grads.append(grad)
-        if moved:
-            laid.append((group, grads))
-    return laid

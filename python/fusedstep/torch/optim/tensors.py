@@ -54,18 +54,24 @@ def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-@torch.no_grad()
 def local(tensor: Any, name: str) -> Any:
     """A plain tensor of the same memory: of a DTensor, its part in this process."""
     if not isinstance(tensor, Tensor):
         return tensor
-    if hasattr(tensor, "to_local"):
-        tensor = tensor.to_local()
-    refuse(tensor, name)
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        raise TypeError(f"{name}: expected a plain tensor, got {type(tensor).__qualname__}, whose memory is its own")
-    with torch._C.DisableTorchFunctionSubclass():
-        return tensor.detach()
+    part = getattr(tensor, "_local_tensor", None)  # what `to_local` gives, without its detour through autograd
+    if type(part) is Tensor:
+        refuse(part, name)
+        return part.detach()
+    with torch.no_grad():
+        if hasattr(tensor, "to_local"):
+            tensor = tensor.to_local()
+        refuse(tensor, name)
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            raise TypeError(
+                f"{name}: expected a plain tensor, got {type(tensor).__qualname__}, whose memory is its own"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return tensor.detach()
 
 
 def gradient(grad: Any, name: str) -> Any:
