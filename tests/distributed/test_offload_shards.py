@@ -133,8 +133,38 @@ def check_missing(rank, world, way):
     assert not offloaded.state
 
 
+def check_data_parallel(rank, world, way):
+    """`DistributedDataParallel`'s hooks see gradients that are not yet added up, in buckets that are written later."""
+
+    def in_place(state, bucket):
+        torch.distributed.all_reduce(bucket.buffer())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    for as_views in (False, True):
+        models = [Weights([(9000,), (3, 5)], torch.bfloat16) for _ in range(2)]
+        wrapped = []
+        for model in models:
+            model.forward = lambda x, model=model: sum((p * x).sum() for p in model.parameters())
+            wrapped.append(torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=as_views))
+            wrapped[-1].register_comm_hook(None, in_place)
+        plain = optim.AdamW(models[0].parameters(), lr=0.01, master_weights=True)
+        offloaded = HostOffload(models[1].parameters(), optim.AdamW, lr=0.01, **WAYS[way])
+        for step in range(4):
+            for model, optimizer in zip(wrapped, (plain, offloaded), strict=True):
+                optimizer.zero_grad(set_to_none=False)
+                model(torch.tensor(1.0 + rank + step, dtype=torch.bfloat16) * (-1) ** step).backward()
+                optimizer.step()
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("check", [check_bits, check_clip, check_backward_and_weights_that_changed, check_checkpoint])
+@pytest.mark.parametrize(
+    "check",
+    [check_bits, check_clip, check_backward_and_weights_that_changed, check_checkpoint, check_data_parallel],
+)
 def test_two_ranks(processes, tmp_path, check, way):
     processes.run(check, 2, tmp_path, way)
 

@@ -101,3 +101,25 @@ def test_gradients_and_states_before_anything_is_written(last):
     for name, value in before[0]["state"][2].items():
         assert torch.equal(optimizer.state[params[2][1]][name], value)
     optimizer.step()
+
+
+def test_overlaps():
+    """Seen though the pieces of the two are in different slots."""
+    memory = torch.zeros(12000, dtype=torch.bfloat16)
+    params = [(name, torch.nn.Parameter(memory[k : k + 8000])) for name, k in (("a", 0), ("b", 4000))]
+    optimizer = HostOffload(params, optim.AdamW, slots=1, slot_elements=4096)
+    for _, p in params:
+        p.grad = torch.ones_like(p)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"params\['b'\]: overlaps params\['a'\] in memory"):
+            optimizer.step()
+    assert not memory.any()
+    assert not optimizer.state
+    params[1][1].data = memory[:8000].clone()
+    optimizer.step()
+    entry = optimizer.state[params[0][1]]
+    entry["exp_avg"] = entry["exp_avg_sq"]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"state\['a'\]\['exp_avg_sq'\]: overlaps state\['a'\]\['exp_avg'\]"):
+            optimizer.step()
+    assert entry["step"] == 1

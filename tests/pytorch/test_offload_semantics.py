@@ -386,6 +386,30 @@ def test_distributed_state_dict(flatten):
     assert all(torch.equal(p, q) for p, q in zip(c.params_of(fresh), before, strict=True))
 
 
+@WAYS
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit", "min_8bit_size": 100}], ids=str)
+def test_default_device_and_dtype(way, options):
+    """Those of PyTorch for new tensors are the model's: what the host keeps is the CPU's, in its own dtypes."""
+    plain, offloaded = c.both("nadam", torch.bfloat16, offloaded=way, **options)
+    c.take([plain], 2)
+    grads = [c.gradients(c.params_of(offloaded), step) for step in range(2)]
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            for each in grads:
+                for p, grad in zip(c.params_of(offloaded), each, strict=True):
+                    p.grad = grad
+                offloaded.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for p, q in zip(c.params_of(plain), c.params_of(offloaded), strict=True):
+        assert torch.equal(c.bits(p), c.bits(q))
+        assert all(value.device.type == "cpu" for value in offloaded.state[q].values())
+        for name in ("exp_avg", "exp_avg_scale", "master"):
+            if name in plain.state[p]:
+                assert torch.equal(c.bits(offloaded.state[q][name]), c.bits(plain.state[p][name]))
+
+
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_modes(mode):
     plain, offloaded = c.both("adamw", torch.bfloat16)

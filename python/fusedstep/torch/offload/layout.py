@@ -1,5 +1,7 @@
 """Tensors as rows of numbers in the order of their memory, on any device."""
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -120,6 +122,23 @@ def is_direct(param: Tensor, grad: Tensor) -> bool:
         and is_dense(grad)
         and same_order(grad, param)
     )
+
+
+def refuse_overlaps(named: Iterable[tuple[str, Tensor]]) -> None:
+    """ValueError where two of the dense tensors share memory."""
+    spans = sorted(
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name)
+        for name, tensor in named
+        if tensor.numel()
+    )
+    for (device, _, end, name), (other_device, start, _, other) in pairwise(spans):
+        if device == other_device and start < end:
+            raise ValueError(f"{other}: overlaps {name} in memory")
+
+
+def is_alone(grad: Tensor) -> bool:
+    """Whether nobody can write into a gradient without its version: not so in a bucket of `DistributedDataParallel`."""
+    return not grad._is_view() and grad.untyped_storage().nbytes() == grad.nbytes
 
 
 def _holds(stored: torch.dtype, grad: torch.dtype) -> bool:

@@ -227,7 +227,7 @@ class Pipeline:
 
     def _report(self, measured: Measured | None) -> bool:
         """A step of nothing, for what the native step says of it."""
-        nothing = torch.zeros(0)
+        nothing = torch.zeros(0, dtype=torch.float32, device="cpu")
         groups = [{**group, "params": [], "param_names": []} for group in self._groups]
         groups[0] |= {"params": [nothing], "_grads": [nothing.clone()], "param_names": [None]}
         self._native.taken = self.taken

@@ -67,7 +67,9 @@ class Slot:
     def __init__(self, elements: int, grad_bytes: int, value_bytes: int, pinned: bool) -> None:
         self.elements = elements
         self._widths = grad_bytes, value_bytes
-        self._memory = [torch.empty(elements * width, dtype=torch.uint8, pin_memory=pinned) for width in self._widths]
+        self._memory = [
+            torch.empty(elements * width, dtype=torch.uint8, device="cpu", pin_memory=pinned) for width in self._widths
+        ]
         self.loads: list[Load] = []
         self.used = 0
         #: Copies of values of the slot that may still be under way, with whose they are.

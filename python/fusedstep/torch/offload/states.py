@@ -39,7 +39,7 @@ class Beginnings:
         """The entry of one element by each key: a state is of one number, or of a code with its scale."""
         made, asked = {}, []
         for key in sorted(wanted, key=str):
-            param = self._params.setdefault(key, torch.zeros(1, dtype=key[1]))
+            param = self._params.setdefault(key, torch.zeros(1, dtype=key[1], device="cpu"))
             place, _, large = key
             group = {name: value for name, value in groups[place].items() if name != "param_names"}
             asked.append({**group, "params": [param], "_grads": [param], "min_8bit_size": 0 if large else 2**62})
@@ -69,7 +69,9 @@ class Hosted:
         #: Version and memory of the parameter as the last step left them; None: nothing of it is known.
         self.seen: tuple[int, int, int] | None = None
         self.rows: dict[str, Tensor] = {}
-        self._known: dict[str, tuple[Tensor, int]] = {}
+        self._known: dict[str, tuple[Any, int]] = {}
+        #: Whether memory has become another since it was last looked at.
+        self.moved = True
 
     @property
     def is_narrow(self) -> bool:
@@ -117,7 +119,8 @@ class Hosted:
             TypeError: A tensor of the state of another dtype or kind than can be.
             ValueError: One of another shape or memory.
         """
-        self.local = here(self.param)
+        before, self.local = self.local, here(self.param)
+        self.moved = self.moved or before.data_ptr() != self.local.data_ptr()
         states = [state for state in self._rule["states"] if state in begun]
         made: dict[str, Any] = {}
         begins = False
@@ -139,6 +142,7 @@ class Hosted:
             if counted in begun and entry.get(counted) is None:
                 made[counted] = number(float(begun[counted]))
         self.rows = rows
+        self.moved = self.moved or bool(made)
         return made, begins
 
     @torch.no_grad()
@@ -154,7 +158,9 @@ class Hosted:
             row.fill_(one.item())
         scale = begun.get(f"{state}_scale")
         if scale is not None:
-            made[f"{state}_scale"] = torch.full((scale_count(param.numel()),), float(scale))
+            made[f"{state}_scale"] = torch.full(
+                (scale_count(param.numel()),), float(scale), dtype=torch.float32, device="cpu"
+            )
 
     def _check(self, state: str, tensor: Any, label: str) -> None:
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
@@ -179,6 +185,7 @@ class Hosted:
         if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + tensor.numel()) * tensor.dtype.itemsize:
             raise ValueError(f"{label}: its storage is smaller than its shape: it was resized or freed")
         self._known[state] = given, tensor.data_ptr()
+        self.moved = True
 
     def _scales(self, scale: Any, label: str) -> Tensor:
         expected = (scale_count(self.local.numel()),)
@@ -189,6 +196,12 @@ class Hosted:
         if tuple(scale.shape) != expected:
             raise ValueError(f"{label}: expected shape {expected}, got {tuple(scale.shape)}")
         return scale
+
+    def spans(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """All memory that steps write, by the names that errors use."""
+        yield f"params[{name}]", self.local
+        for state, row in self.rows.items():
+            yield f"state[{name}][{state!r}]", row
 
     def slices(self, start: int, stop: int) -> dict[str, Any]:
         """The states of elements [start, stop)."""

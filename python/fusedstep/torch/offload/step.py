@@ -11,7 +11,16 @@ from torch import Tensor
 from fusedstep import _core
 from fusedstep.torch.offload.copies import copies_of
 from fusedstep.torch.offload.device import DeviceStep, refuse, squares, staying
-from fusedstep.torch.offload.layout import NARROW, flat, here, is_direct, read_gradient, refuse_param
+from fusedstep.torch.offload.layout import (
+    NARROW,
+    flat,
+    here,
+    is_alone,
+    is_direct,
+    read_gradient,
+    refuse_overlaps,
+    refuse_param,
+)
 from fusedstep.torch.offload.pipeline import Measured, Pipeline, Stepped, cut
 from fusedstep.torch.offload.ring import Gradient, Ring
 from fusedstep.torch.offload.states import Beginnings, Hosted
@@ -222,7 +231,9 @@ class OffloadStep:
     def arrived(self, groups: list[dict[str, Any]], name: Any, param: Tensor) -> None:
         """Brings a gradient that a backward pass has made into the ring, as far as it has room."""
         grad = param.grad
-        if grad is None or self._failed is not None or is_dtensor(param) or not is_direct(param, grad):
+        if grad is None or self._failed is not None or is_dtensor(param):
+            return
+        if not is_direct(param, grad) or not is_alone(grad):
             return
         with self._lock:
             if not self.ring.slots:
@@ -276,6 +287,10 @@ class OffloadStep:
             )
             one.numbers = dict(hosted.numbers(one.entry))
             stepped.append(one)
+        if any(one.hosted.moved for one in stepped):
+            refuse_overlaps(span for one in stepped for span in one.hosted.spans(repr(one.name)))
+            for one in stepped:
+                one.hosted.moved = False
         return stepped
 
     def _through(

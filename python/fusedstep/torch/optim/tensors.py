@@ -108,7 +108,7 @@ def new_state(param: Tensor, stored: str, shape: str, value: float, copies: bool
     codes, scale = encode_8bit(np.full(1, value, np.float32), stored == "int8")
     state = torch.full_like(param, int(codes[0]), dtype=torch.uint8)
     count = scale_count(local(param, "params").numel())
-    return state, torch.full((count,), float(scale[0]))
+    return state, torch.full((count,), float(scale[0]), dtype=torch.float32, device=state.device)
 
 
 @torch.inference_mode(False)
@@ -122,4 +122,4 @@ def copied(param: Tensor) -> Tensor:
 @torch.inference_mode(False)
 def number(value: float) -> Tensor:
     """A number of the state, in PyTorch's dtype for it."""
-    return torch.tensor(value, dtype=_get_scalar_dtype())  # type: ignore[no-untyped-call]
+    return torch.tensor(value, dtype=_get_scalar_dtype(), device="cpu")  # type: ignore[no-untyped-call]
