@@ -1,6 +1,8 @@
 // The native half of an optimizer: from its groups, state and gradients to items of the engine, and back.
 #include <pybind11/native_enum.h>
 
+#include <optional>
+
 #include "bind/memory.h"
 #include "bind/module.h"
 #include "bind/step/entries.h"
@@ -41,10 +43,60 @@ class Optimizer {
     known_ = engine_.check_params(params);
   }
 
-  // `given`: per group, its parameters as they were given.
+  // `given`: per group, its parameters as they were given; `measured`: None, or (value, exponent, nonfinite), the
+  // squares of all gradients together and how many elements are not finite, where that is known.
   py::object step(const py::list& groups, const py::dict& state, const py::list& given, py::handle grads,
-                  py::handle grad_scale) {
+                  py::handle grad_scale, const py::object& measured) {
     const CallInProgress call(*this, groups, state);
+    const double scale = collect(groups, state, given, grads, grad_scale);
+    std::optional<GradientSquares> known;
+    if (!measured.is_none()) {
+      const auto [value, exponent, nonfinite] = measured.cast<std::tuple<double, int, double>>();
+      known = GradientSquares{{value, exponent}, nonfinite};
+    }
+    Ledger ledger;
+    py::object made;
+    const auto settle = [&](const Outcome& outcome) {
+      entries_.write(ledger, state, items_);
+      entries_.write_shared(ledger, groups, shared_);
+      if (outcome.measured || !settings_[0].whole.telemetry) made = report(outcome, taken_ + 1);
+    };
+    try {
+      const Outcome& outcome =
+          engine_.run(items_, settings_, shared_, scale, std::ref(settle), nullptr, known ? &*known : nullptr);
+      if (!outcome.skipped) count_step(ledger);
+      return made ? made : report(outcome, taken_);
+    } catch (...) {
+      if (engine_.written() && !ledger.empty()) count_step(ledger);
+      throw;
+    }
+  }
+
+  // All checks of a step, which writes nothing. Where `measure`, of each gradient (value, exponent, nonfinite): its
+  // squares, and how many elements are not finite.
+  py::list look(const py::list& groups, const py::dict& state, const py::list& given, py::handle grads,
+                py::handle grad_scale, bool measure) {
+    const CallInProgress call(*this, groups, state);
+    const double scale = collect(groups, state, given, grads, grad_scale);
+    engine_.check(items_, settings_, shared_, scale);
+    py::list all;
+    if (!measure || items_.empty()) return all;
+    for (const GradientSquares& sums : engine_.measure(items_, settings_)) {
+      all.append(py::make_tuple(sums.squares.value, sums.squares.exponent, sums.nonfinite));
+    }
+    return all;
+  }
+
+  // ValueError where what the last checks of two optimizers saw overlaps.
+  void refuse_overlaps(const py::list& groups, Optimizer& other, const py::list& its_groups) {
+    const CallInProgress call(*this, groups, py::dict()), its_call(other, its_groups, py::dict());
+    engine_.refuse_overlaps(other.engine_);
+  }
+
+ private:
+  // All that a step needs; its scale.
+  double collect(const py::list& groups, const py::dict& state, const py::list& given, py::handle grads,
+                 py::handle grad_scale) {
     const double scale = number(grad_scale, "grad_scale");
     if (taken_ + 1 >= kMaxSteps) value_error({"step"}, "expected fewer than 2^53 steps, got " + std::to_string(taken_));
     read_settings(groups, Schedules::ask);
@@ -58,24 +110,9 @@ class Optimizer {
       engine_.view_states(item);
     }
     entries_.read_shared(groups, settings_[0], shared_);
-    Ledger ledger;
-    py::object made;
-    const auto settle = [&](const Outcome& known) {
-      entries_.write(ledger, state, items_);
-      entries_.write_shared(ledger, groups, shared_);
-      if (known.measured || !settings_[0].whole.telemetry) made = report(known, taken_ + 1);
-    };
-    try {
-      const Outcome& outcome = engine_.run(items_, settings_, shared_, scale, std::ref(settle));
-      if (!outcome.skipped) count_step(ledger);
-      return made ? made : report(outcome, taken_);
-    } catch (...) {
-      if (engine_.written() && !ledger.empty()) count_step(ledger);
-      throw;
-    }
+    return scale;
   }
 
- private:
   // One call at a time: the workspace is shared, and a schedule, or another thread while this one computes, may call.
   // Holds what the call was given, and only meanwhile: the garbage collector cannot see what a native object holds.
   class CallInProgress {
@@ -201,7 +238,10 @@ void register_optimizer(py::module_& m) {
   register_report(m);
   py::class_<Optimizer>(m, "Optimizer", py::is_final(), whole_from_birth())
       .def(py::init<const std::string&, Structure, std::int64_t>())
-      .def("step", &Optimizer::step)
+      .def("step", &Optimizer::step, py::arg("groups"), py::arg("state"), py::arg("given"), py::arg("grads"),
+           py::arg("grad_scale"), py::arg("measured") = py::none())
+      .def("look", &Optimizer::look)
+      .def("refuse_overlaps", &Optimizer::refuse_overlaps)
       .def("check", &Optimizer::check)
       .def_property_readonly("taken", &Optimizer::taken)
       .def_property_readonly("known", &Optimizer::known);

@@ -64,7 +64,20 @@ class Optimizer:
         given: list[Any],
         grads: object,
         grad_scale: float,
+        measured: tuple[float, int, float] | None = None,
     ) -> StepReport: ...
+    def look(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[int, dict[str, Any]],
+        given: list[Any],
+        grads: object,
+        grad_scale: float,
+        measure: bool,
+    ) -> list[tuple[float, int, float]]: ...
+    def refuse_overlaps(
+        self, groups: list[dict[str, Any]], other: Optimizer, its_groups: list[dict[str, Any]]
+    ) -> None: ...
     def check(self, groups: list[dict[str, Any]]) -> None: ...
 
 def apply(

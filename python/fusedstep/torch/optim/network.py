@@ -1,6 +1,5 @@
 """Muon for a whole network: hidden weights by Muon, all other parameters by AdamW, in one optimizer."""
 
-import re
 from collections.abc import Callable
 from inspect import Parameter
 from typing import Any
@@ -8,15 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from fusedstep import _core, optimizers
+from fusedstep.optimizers.network.choice import NETWORK as _NETWORK
+from fusedstep.optimizers.network.choice import OWN as _OWN
+from fusedstep.optimizers.network.choice import is_at_an_end
 from fusedstep.torch.optim.classes import made, signature_of
 from fusedstep.torch.optim.two_rules import ADAMW, MUON, TwoRules
 
 _Matrices: Any = made(optimizers.Muon, "fusedstep.torch.optim")
 _ADAMW = {name: p.default for name, p in signature_of(optimizers.AdamW).parameters.items() if name != "params"}
-_OWN = ("lr", "betas", "eps", "weight_decay")
-#: What only a whole network's optimizer takes.
-_NETWORK = ("use_muon", *(f"adamw_{name}" for name in _OWN))
-_AT_AN_END = re.compile(r"embed|(^|[._])(head|wte|wpe)([._]|$)")
 
 Predicate = Callable[[str | None, Tensor], bool]
 
@@ -136,7 +134,7 @@ def is_hidden(name: str | None, param: Tensor) -> bool:
     """Whether axes and name are those of a hidden weight."""
     if name is None:
         raise ValueError("use_muon: expected a predicate for parameters without names")
-    return param.ndim >= 2 and not _AT_AN_END.search(str(name).lower())
+    return param.ndim >= 2 and not is_at_an_end(name)
 
 
 def _hidden_of(groups: list[dict[str, Any]]) -> Predicate:
