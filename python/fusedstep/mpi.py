@@ -36,7 +36,7 @@ def _check_comm(comm: Any) -> None:
         raise TypeError(f"comm: expected a communicator of mpi4py, got {type(comm).__qualname__}")
 
 
-def reduce_gradients(grads: Any, comm: Any, *, average: bool = True, bucket_bytes: int = 2**22) -> None:
+def reduce_gradients(grads: Any, comm: Any, *, average: bool = True, bucket_bytes: int = 2**24) -> None:
     """Adds the gradients of all ranks, in place.
 
     They are added in the order of ranks, in float64, and rounded once; those of bfloat16 to float32 first. So all ranks
@@ -47,7 +47,8 @@ def reduce_gradients(grads: Any, comm: Any, *, average: bool = True, bucket_byte
             that has no gradient on any rank. float32, float64 or bfloat16.
         comm: A communicator of mpi4py.
         average: Whether to divide by the number of ranks.
-        bucket_bytes: Gradients travel together, so many bytes at once. Twice that memory is taken beside them.
+        bucket_bytes: Gradients travel together, so many bytes at once, in float32 or float64. Up to four times that
+            memory is taken beside them.
 
     Raises:
         MissingExtraError: mpi4py is not installed.

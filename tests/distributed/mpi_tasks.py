@@ -152,7 +152,7 @@ def main():
     """All of it; rank 0 writes what all have found."""
     state, given = cases()
     found = {
-        "reduced": {(average, size): reduced(average, size) for average in (True, False) for size in (8, 100, 2**22)},
+        "reduced": {(average, size): reduced(average, size) for average in (True, False) for size in (8, 100, 2**24)},
         "forms": reduced_forms(),
         "refusals": refusals(),
         "norm_refusals": norm_refusals(),

@@ -39,7 +39,9 @@ def tensor_of(array, dtype, last):
     return x.contiguous(memory_format=torch.channels_last) if last else x
 
 
-def passes(rank, size, batches, state, options, dtype="float64", last=False, residual=False, training=True):
+def passes(
+    rank, size, batches, state, options, dtype="float64", last=False, residual=False, training=True, frozen=False
+):
     """Some passes over this rank's parts: outputs, gradients and state, and the collectives of each."""
     kind = getattr(torch, dtype)
     channels = batches[0][0][0].shape[1]
@@ -47,7 +49,7 @@ def passes(rank, size, batches, state, options, dtype="float64", last=False, res
     found = {"y": [], "dx": [], "dweight": [], "dbias": [], "dresidual": [], "calls": [], "strides": []}
     for parts in batches:
         x, r, dy = (tensor_of(array, kind, last) for array in parts[rank])
-        x.requires_grad_()
+        x.requires_grad_(not frozen)
         r = r.requires_grad_() if residual else None
         layer.zero_grad()
         before = collectives()
@@ -60,7 +62,7 @@ def passes(rank, size, batches, state, options, dtype="float64", last=False, res
         found["dweight"].append(plain(layer.weight.grad) if layer.affine else None)
         found["dbias"].append(plain(layer.bias.grad) if layer.affine else None)
         found["dresidual"].append(plain(r.grad) if residual else None)
-        found["strides"].append((y.stride() == x.stride(), y.dtype == x.dtype, x.grad.dtype == x.dtype))
+        found["strides"].append((y.stride() == x.stride(), y.dtype == x.dtype, frozen or x.grad.dtype == x.dtype))
     found["state"] = {name: plain(value) for name, value in layer.state_dict().items()}
     return found
 
@@ -251,7 +253,7 @@ def mean_loss(model, x, labels, share):
     return torch.nn.functional.cross_entropy(model(x), labels, reduction="sum") * share
 
 
-def train(rank, size, engine, steps, dtype="float64", checkpoint=False):
+def train(rank, size, engine, steps, dtype="float64", checkpoint=False, each=False):
     """Parameters and buffers after some steps on this rank's parts."""
     kind = getattr(torch, dtype)
     model = convert_sync_batch_norm(network().to(kind))
@@ -261,7 +263,10 @@ def train(rank, size, engine, steps, dtype="float64", checkpoint=False):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        wrapped = fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+        mesh = init_device_mesh("cpu", (size,))
+        for layer in [layer for layer in model if each and list(layer.parameters())]:
+            fully_shard(layer, mesh=mesh)
+        wrapped = fully_shard(model, mesh=mesh)
     else:
         wrapped = torch.compile(torch.nn.parallel.DistributedDataParallel(model), backend="eager")
     opt = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)

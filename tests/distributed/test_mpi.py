@@ -70,7 +70,7 @@ class TestReduceGradients:
     @pytest.mark.parametrize("average", [True, False])
     def test_sums(self, found, average):
         given = [mpi_data.leaves(mpi_data.grads_of(rank)) for rank in range(3)]
-        for size in (8, 100, 2**22):
+        for size in (8, 100, 2**24):
             for k, arrays in enumerate(zip(*given, strict=True)):
                 result = found[0]["reduced"][average, size][k]
                 assert result.dtype == arrays[0].dtype
@@ -87,7 +87,7 @@ class TestReduceGradients:
         for average in (True, False):
             first = found[0]["reduced"][average, 8]
             for answer in found:
-                for size in (8, 100, 2**22):
+                for size in (8, 100, 2**24):
                     for a, b in zip(first, answer["reduced"][average, size], strict=True):
                         assert a.tobytes() == b.tobytes()
 

@@ -187,6 +187,20 @@ class TestCollectives:
                                 options={"dtype": torch.float64, "activation": activation}, residual=True)  # fmt: skip
             assert [answer["calls"] for answer in answers] == [[(1, 1)] * 3] * 3
 
+    def test_none_backward_without_a_gradient_of_the_input(self, ranks):
+        batches, state = draw((5, 3), (2, 1)), state_of(5)
+        for activation in (None, "relu"):
+            options = {"dtype": torch.float64, "activation": activation}
+            answers = ranks.run(2, sync_tasks.passes, batches=batches, state=state, options=options, residual=True,
+                                frozen=True)  # fmt: skip
+            assert [answer["calls"] for answer in answers] == [[(1, 0)] * 2] * 2
+            expected = in_one_process(batches, state, residual=True, activation=activation)
+            for k in range(2):
+                for name in ("dweight", "dbias"):
+                    assert_close(sum(answer[name][k] for answer in answers), expected[name][k], 1e-11)
+                actual = np.concatenate([answer["dresidual"][k] for answer in answers])
+                assert_close(actual, expected["dresidual"][k], 1e-12)
+
     def test_none_in_evaluation(self, ranks):
         batches, state = draw((5, 3), (2, 1)), state_of(5)
         options = {"dtype": torch.float64}
@@ -317,7 +331,7 @@ class TestErrors:
 STEPS = 20
 
 
-def trained(size, dtype):
+def trained(dtype):
     """Parameters and buffers after torch's own steps on the whole batches."""
     kind = getattr(torch, dtype)
     model = sync_tasks.network().to(kind)
@@ -332,14 +346,20 @@ def trained(size, dtype):
 class TestEngines:
     @pytest.mark.parametrize(("size", "engine"), [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp"), (2, "compiled")])
     def test_training(self, ranks, size, engine):
-        expected = trained(size, "float64")
+        expected = trained("float64")
         for answer in ranks.run(size, sync_tasks.train, engine=engine, steps=STEPS):
             assert answer.keys() == expected.keys()
             for name, value in expected.items():
                 assert_close(answer[name], value, 1e-12)
 
+    def test_layers_sharded_one_by_one(self, ranks):
+        expected = trained("float64")
+        for answer in ranks.run(3, sync_tasks.train, engine="fsdp", steps=STEPS, each=True):
+            for name, value in expected.items():
+                assert_close(answer[name], value, 1e-12)
+
     def test_activation_checkpointing(self, ranks):
-        expected = trained(2, "float64")
+        expected = trained("float64")
         for answer in ranks.run(2, sync_tasks.train, engine="ddp", steps=STEPS, checkpoint=True):
             for name, value in expected.items():
                 # The repeated pass updates the running statistics again, as torch's layers do.
