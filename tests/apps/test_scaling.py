@@ -342,7 +342,7 @@ class TestTeam:
             team.ask("prepare", side="step", elements=100)
             answers = team.ask("rate", seconds=0.001)
             assert len(answers) == 2
-            assert all(answer["rate"] > 0 for answer in answers)
+            assert all(answer["typical"] > 0 and answer["mean"] > 0 for answer in answers)
 
     def test_an_error_is_told_with_its_rank(self):
         with (

@@ -177,14 +177,12 @@ def measure(plan: Plan, traffic: Traffic, say: Callable[[str], None]) -> dict[st
         MeasurementError: A process failed, or took too long.
     """
     before = load()
-    share: list[float] = []
     say("memory and step, all threads")
     with plan.team(1, cores(), group=False) as team:
-        first = _rate(team, "roof", plan)
-        bandwidth, all_threads = first * ROOF_BYTES, _rate(team, "step", plan)
+        (first,), (all_threads,) = _rates(team, "roof", plan), _rates(team, "step", plan)
     say("memory and step, one thread")
     with plan.team(1, 1, group=False) as team:
-        alone = _rate(team, "roof", plan, share) * ROOF_BYTES, _rate(team, "step", plan, share)
+        (roof,), (step,) = _rates(team, "roof", plan), _rates(team, "step", plan)
     exchanges: dict[int, dict[str, Line]] = {}
     steps: list[dict[str, Any]] = []
     norm = 0.0
@@ -192,18 +190,28 @@ def measure(plan: Plan, traffic: Traffic, say: Callable[[str], None]) -> dict[st
         say(f"collectives of {ranks} process{'es' * (ranks > 1)}")
         with plan.team(ranks, 1, group=True) as team:
             if norm == 0.0:
-                norm = ranks / sum(answer["rate"] for answer in _rates(team, "norm", plan.elements, plan))
+                norm = max(answer["typical"] for answer in _rates(team, "norm", plan))
             exchanges[ranks] = {kind: _line(team, kind, plan) for kind in KINDS}
             steps += [_taken(team, mode, ranks, plan, say) for mode in ("data parallel", "sharded")]
-    constants = Constants(cores(), bandwidth, alone[0], 1 / alone[1], 1 / all_threads, norm, exchanges)
+    constants = Constants(
+        cores(),
+        ROOF_BYTES / first["typical"],
+        ROOF_BYTES / roof["typical"],
+        step["typical"],
+        all_threads["typical"],
+        norm,
+        exchanges,
+    )
     for entry in steps:
         entry["predicted"] = predicted(entry["mode"], entry["ranks"], plan, constants, traffic)
         entry["ratio"] = entry["measured"] / entry["predicted"]
-    beside = _beside(plan, 1 / all_threads, say) if plan.beside else None
+    beside = _beside(plan, all_threads["mean"], say) if plan.beside else None
     say("memory again")
     with plan.team(1, cores(), group=False) as team:
-        last = _rate(team, "roof", plan)
-    return {"constants": constants, "steps": steps, "beside": beside, "loaded": loaded(before, share, first / last)}
+        (last,) = _rates(team, "roof", plan)
+    share = [roof["on_processor"], step["on_processor"]]
+    reasons = loaded(before, share, last["typical"] / first["typical"])
+    return {"constants": constants, "steps": steps, "beside": beside, "loaded": reasons}
 
 
 def loaded(before: float, on_processor: Sequence[float], drift: float) -> list[str]:
@@ -234,17 +242,10 @@ def predicted(mode: str, ranks: int, plan: Plan, constants: Constants, traffic: 
     return simulate.data_parallel(work, costs).end
 
 
-def _rates(team: Team, side: str, elements: int, plan: Plan) -> list[dict[str, float]]:
-    team.ask("prepare", side=side, elements=elements)
+def _rates(team: Team, side: str, plan: Plan) -> list[dict[str, float]]:
+    """Of each process, see `Worker.rate`."""
+    team.ask("prepare", side=side, elements=plan.elements)
     return team.ask("rate", seconds=plan.seconds)
-
-
-def _rate(team: Team, side: str, plan: Plan, on_processor: list[float] | None = None) -> float:
-    """Elements a second."""
-    (answer,) = _rates(team, side, plan.elements, plan)
-    if on_processor is not None:
-        on_processor.append(answer["on_processor"])
-    return float(answer["rate"])
 
 
 def _line(team: Team, kind: str, plan: Plan) -> Line:
@@ -274,6 +275,6 @@ def _beside(plan: Plan, on_all: float, say: Callable[[str], None]) -> dict[str, 
     """
     say(f"{plan.beside} processes of one thread")
     with plan.team(plan.beside, 1, group=False) as team:
-        answers = _rates(team, "step", plan.elements, plan)
-    many = 1 / sum(answer["rate"] for answer in answers)
+        answers = _rates(team, "step", plan)
+    many = 1 / sum(1 / answer["mean"] for answer in answers)
     return {"processes": plan.beside, "seconds": many, "seconds_of_one": on_all, "ratio": many / on_all}

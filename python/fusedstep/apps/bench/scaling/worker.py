@@ -65,12 +65,22 @@ class Worker:
         self.side()
 
     def rate(self, seconds: float) -> dict[str, float]:
-        """Calls of that side that fit into a time: elements a second, and the share of that time on a processor."""
-        calls, cpu, start = 0, process_time(), perf_counter()
-        while (wall := perf_counter() - start) < seconds or calls < 2:
+        """Calls of that side that fit into a time, at least two.
+
+        Returns:
+            Seconds an element, by the median call (`typical`) and by the whole time (`mean`), and the share of that
+            time on a processor.
+        """
+        calls, cpu, start = [perf_counter()], process_time(), perf_counter()
+        while calls[-1] - start < seconds or len(calls) < 3:
             self.side()
-            calls += 1
-        return {"rate": calls * self.elements / wall, "on_processor": (process_time() - cpu) / wall}
+            calls.append(perf_counter())
+        wall = calls[-1] - start
+        return {
+            "typical": float(np.median(np.diff(calls))) / self.elements,
+            "mean": wall / (len(calls) - 1) / self.elements,
+            "on_processor": (process_time() - cpu) / wall,
+        }
 
     def collective(self, kind: str, nbytes: int, elements: int, rounds: int) -> list[float]:
         """Seconds an exchange of arrays of so many bytes, one after the other, up to so many elements in all."""
