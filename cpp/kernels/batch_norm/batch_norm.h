@@ -296,10 +296,11 @@ FUSEDSTEP_INLINE Pack<double, N> load_kept(const T* p, std::int64_t n, unsigned 
   return widen(keep(load<N>(p, n), bits));
 }
 
-// Runs of l contiguous values, `pitch` values apart; their masks are `words` words apart. goes_on: the first run
-// continues a run of an earlier call.
+// Runs of l contiguous values, `pitch` values apart; their masks are `words` words apart. `ahead`: so many values on is
+// what will be taken next, after memory that the processor's own prefetch does not bridge; 0: there is no such gap.
+// goes_on: the first run continues a run of an earlier call.
 struct Runs {
-  std::int64_t runs, l, pitch, words;
+  std::int64_t runs, l, pitch, words, ahead = 0;
   bool goes_on = false;
 };
 
@@ -313,7 +314,11 @@ void normalize_values(T* y, const T* x, const T* residual, std::uint16_t* mask, 
     BitWriter writer = {mask + k * r.words};
     write_lanes(y, r.l, streamed, [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA {
       auto z = local.next(n)(load(x + i, n));
-      if constexpr (Residual) z = z + load(residual + k * r.pitch + i, n);
+      if constexpr (Residual) {
+        const T* const added = residual + k * r.pitch + i;
+        if (r.ahead != 0) __builtin_prefetch(added + r.ahead, 0, 2);
+        z = z + load(added, n);
+      }
       if constexpr (Relu) {
         unsigned passing;
         z = rectified(z, passing);
@@ -344,7 +349,7 @@ template <class Part>
 FUSEDSTEP_INLINE void each_part(const Runs& r, Part part) {
   for (std::int64_t k = 0; k < r.runs; ++k) {
     for (std::int64_t i = 0; i < r.l; i += kBlock) {
-      part(k * r.pitch + i, k * r.words + i / 16, Runs{1, r.l - i < kBlock ? r.l - i : kBlock, 0, 0, i > 0});
+      part(k * r.pitch + i, k * r.words + i / 16, Runs{1, r.l - i < kBlock ? r.l - i : kBlock, 0, 0, 0, i > 0});
     }
   }
 }
@@ -359,10 +364,15 @@ FUSEDSTEP_INLINE void write_runs(T* out, const Runs& r, bool streamed, Write wri
   const std::int64_t at_once = kScratch / r.l;
   for (std::int64_t run = 0; run < r.runs; run += at_once) {
     const std::int64_t runs = r.runs - run < at_once ? r.runs - run : at_once;
-    write(scratch, run, Runs{runs, r.l, r.l, r.words}, false);
+    write(scratch, run, Runs{runs, r.l, r.l, r.words, r.ahead}, false);
     write_lanes(out + run * r.l, runs * r.l, true,
                 [&](std::int64_t i, std::int64_t n) FUSEDSTEP_LAMBDA { return load(scratch + i, n); });
   }
+}
+
+template <class T>
+FUSEDSTEP_INLINE void fetch(const T* values, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; i += 64 / std::int64_t(sizeof(T))) __builtin_prefetch(values + i, 0, 2);
 }
 
 // y of runs of values. Narrow dtypes are decoded and encoded block by block.
@@ -377,6 +387,7 @@ inline void normalize(T* y, const T* x, const T* residual, std::uint16_t* mask, 
       alignas(64) float values[kBlock], added[kBlock];
       each_part(r, [&](std::int64_t at, std::int64_t word, const Runs& block) FUSEDSTEP_LAMBDA {
         decode_block(from + at, values, block.l);
+        if (residual && r.ahead != 0) fetch(beside + at + r.ahead, block.l);
         if (residual) decode_block(beside + at, added, block.l);
         normalize_floats(values, values, residual ? added : nullptr, mask ? bits + word : nullptr, block, false,
                          coefficients);

@@ -7,7 +7,7 @@ namespace fusedstep::FUSEDSTEP_SET {
 
 // How many values ahead planes are prefetched, rounded to whole planes: the processor's own prefetch stops at the end
 // of each.
-inline constexpr std::int64_t kPlanesAhead = 128;
+inline constexpr std::int64_t kPlanesAhead = 1024;
 constexpr std::int64_t planes_ahead(std::int64_t c, std::int64_t l) { return c * l * (1 + kPlanesAhead / l); }
 
 FUSEDSTEP_INLINE void fetch_line(const void* p) { __builtin_prefetch(p, 0, 2); }
@@ -209,10 +209,23 @@ inline void normalize_runs(const BatchNormArgs& a, std::int64_t run, std::int64_
             a.mask ? a.mask + run * mask_words(a.l) + at / 16 : nullptr, r, a.stream, coefficients);
 }
 
-// The runs of a block of channel c.
-template <class Args>
-FUSEDSTEP_INLINE Runs runs_of(const Args& a, const PlanesBlock& b) {
-  return {b.runs, b.l, a.c * a.l, a.c * mask_words(a.l)};
+// apply(run, at, runs) for all planes of channel c, a few at a time or large ones in parts. Backwards: what was read
+// last is likeliest still in the cache.
+inline constexpr std::int64_t kAppliedAtOnce = 2048;
+template <class Args, class Apply>
+FUSEDSTEP_INLINE void each_plane_from_behind(const Args& a, std::int64_t c, Apply apply) {
+  const std::int64_t parts = plane_parts(a.l), planes = 1 + (kAppliedAtOnce - 1) / a.l;
+  const std::int64_t pitch = a.c * a.l, words = a.c * mask_words(a.l);
+  for (std::int64_t end = a.n; end > 0; end -= planes) {
+    const std::int64_t first = end < planes ? 0 : end - planes;
+    if (parts == 1) {
+      apply(first * a.c + c, 0, Runs{end - first, a.l, pitch, words, -planes * pitch});
+      continue;
+    }
+    for (std::int64_t at = (parts - 1) * kPlanesBlock; at >= 0; at -= kPlanesBlock) {
+      apply(first * a.c + c, at, Runs{1, a.l - at < kPlanesBlock ? a.l - at : kPlanesBlock, 0, 0, -kPlanesBlock});
+    }
+  }
 }
 
 // apply(run, at, runs) for items [begin, end): planes in the order of memory, or parts of large ones.
@@ -282,7 +295,8 @@ void forward_group(const BatchNormArgs& a, std::int64_t c, int count) {
   for (int k = 0; k < count; ++k) take_statistics(a, c + k, pivots[k], sums[k], squares[k]);
   const OfGroup<T, Affine> coefficients(a, c, count);
   for (std::int64_t sample = 0; sample < a.n; ++sample) {
-    normalize_runs<T>(a, sample * a.c + c, 0, {count, a.l, a.l, mask_words(a.l)}, coefficients.of_sample(count));
+    const Runs runs = {count, a.l, a.l, mask_words(a.l), a.c * a.l};
+    normalize_runs<T>(a, sample * a.c + c, 0, runs, coefficients.of_sample(count));
   }
 }
 
@@ -306,11 +320,9 @@ inline void forward_planes(const BatchNormArgs& a, std::int64_t begin, std::int6
       gather(squares, block_sum<false>(sums + 1));
     }
     take_statistics(a, c, pivot, sum, squares);
-    // Backwards: what was read last is likeliest still in the cache.
-    for (std::int64_t block = blocks - 1; block >= 0; --block) {
-      const PlanesBlock b = block_of(a.n, a.l, block);
-      normalize_runs<T>(a, b.plane * a.c + c, b.at, runs_of(a, b), of_channel<T, Affine>(a, c));
-    }
+    each_plane_from_behind(a, c, [&](std::int64_t run, std::int64_t at, const Runs& r) FUSEDSTEP_LAMBDA {
+      normalize_runs<T>(a, run, at, r, of_channel<T, Affine>(a, c));
+    });
   }
   if (a.stream) end_stream();
 }
@@ -433,12 +445,10 @@ inline void backward_planes(const BatchNormGradientArgs& a, std::int64_t begin, 
       gather(sum_dy_d, block_sum<false>(sums + 1));
     }
     take_gradient_sums(a, c, sum_dy, sum_dy_d);
-    for (std::int64_t block = blocks - 1; block >= 0; --block) {
-      const PlanesBlock b = block_of(a.n, a.l, block);
-      const std::int64_t run = b.plane * a.c + c;
-      a.training ? differentiate_runs<T>(a, run, b.at, runs_of(a, b), of_channel<T, Gradient>(a, c))
-                 : differentiate_runs<T>(a, run, b.at, runs_of(a, b), of_channel<T, Scaled>(a, c));
-    }
+    each_plane_from_behind(a, c, [&](std::int64_t run, std::int64_t at, const Runs& r) FUSEDSTEP_LAMBDA {
+      a.training ? differentiate_runs<T>(a, run, at, r, of_channel<T, Gradient>(a, c))
+                 : differentiate_runs<T>(a, run, at, r, of_channel<T, Scaled>(a, c));
+    });
   }
   if (a.stream) end_stream();
 }
