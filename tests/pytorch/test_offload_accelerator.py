@@ -120,3 +120,9 @@ def test_gradient_scaler():
         scaler.update()
         offloaded.zero_grad()
     assert_same(plain, offloaded)
+
+
+def test_without_slots():
+    params = [("w", torch.nn.Parameter(torch.ones(3, device=device())))]
+    with pytest.raises(ValueError, match=r"slots: expected at least 1 with params\['w'\] on"):
+        HostOffload(params, optim.AdamW, slots=0)

@@ -157,9 +157,20 @@ class TestThreads:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         monkeypatch.setattr(threads, "num_threads", lambda: 3)
         assert threads.budget() is None
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert threads.budget() is None
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         monkeypatch.setattr(threads, "num_threads", lambda: 1)
+        assert threads.budget() == 4
         monkeypatch.setenv("FUSEDSTEP_NUM_THREADS", "1")
         assert threads.budget() is None
+
+    def test_without_torchruns_threads(self, monkeypatch):
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        assert threads.budget() is None
+        monkeypatch.setattr(threads, "num_threads", lambda: 8)
+        assert threads.budget() == 4
 
 
 def test_threads_of_a_step():

@@ -175,6 +175,18 @@ class TestOthersWrite:
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 loss.backward()
 
+    def test_backward_through_a_changed_state_is_refused(self, way):
+        _, offloaded = c.both("adamw", torch.bfloat16, offloaded={**way}, ema_decay=0.9)
+        c.take([offloaded], 1)
+        weight = torch.ones((), requires_grad=True)
+        states = {k: v for k, v in offloaded.state[c.params_of(offloaded)[0]].items() if k != "step"}
+        assert states.keys() == {"exp_avg", "exp_avg_sq", "ema", "master"}
+        losses = [(weight * value).sum() for value in states.values()]
+        c.take([offloaded], 1, first=1)
+        for loss in losses:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+
     def test_state_replaced(self, way):
         plain, offloaded = c.both("adamw", torch.bfloat16, offloaded=way)
         c.take((plain, offloaded), 2)

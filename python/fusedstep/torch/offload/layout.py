@@ -19,10 +19,12 @@ def exact(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.no_grad()
 def here(tensor: Any) -> Any:
     """A tensor without its history; of a DTensor its part in this process."""
-    return (tensor.to_local() if is_dtensor(tensor) else tensor).detach()
+    if is_dtensor(tensor):
+        with torch.no_grad():
+            tensor = tensor.to_local()
+    return tensor.detach()
 
 
 def as_part(tensor: Tensor, param: Any) -> Tensor:

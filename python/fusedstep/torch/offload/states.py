@@ -69,7 +69,7 @@ class Hosted:
         #: Version and memory of the parameter as the last step left them; None: nothing of it is known.
         self.seen: tuple[int, int, int] | None = None
         self.rows: dict[str, Tensor] = {}
-        self._known: dict[str, tuple[Any, int]] = {}
+        self._known: dict[str, tuple[Any, Tensor]] = {}
         #: Whether memory has become another since it was last looked at.
         self.moved = True
 
@@ -120,23 +120,22 @@ class Hosted:
             ValueError: One of another shape or memory.
         """
         before, self.local = self.local, here(self.param)
-        self.moved = self.moved or before.data_ptr() != self.local.data_ptr()
+        if before.data_ptr() != self.local.data_ptr() or before.shape != self.local.shape:
+            self.moved = True
+            self._known.clear()
         states = [state for state in self._rule["states"] if state in begun]
         made: dict[str, Any] = {}
         begins = False
         rows: dict[str, Tensor] = {}
         for state in [*states, *(copy for copy in ("ema", "master") if copy in begun)]:
-            tensor = entry.get(state)
+            tensor, scale = entry.get(state), entry.get(f"{state}_scale")
             if tensor is None:
                 begins = begins or state in states
                 self._make(state, begun, made)
-                scale = made.get(f"{state}_scale")
-            else:
-                scale = entry.get(f"{state}_scale")
-                self._check(state, tensor, f"state[{name}][{state!r}]")
-            tensor = here(made.get(state, tensor))
-            rows[state] = flat(tensor)
-            if tensor.dtype == torch.uint8:
+                tensor, scale = made[state], made.get(f"{state}_scale")
+            row = self._row(state, tensor, f"state[{name}][{state!r}]")
+            rows[state] = row
+            if row.dtype == torch.uint8:
                 rows[f"{state}_scale"] = self._scales(scale, f"state[{name}]['{state}_scale']")
         for counted in self.counted:
             if counted in begun and entry.get(counted) is None:
@@ -162,15 +161,25 @@ class Hosted:
                 (scale_count(param.numel()),), float(scale), dtype=torch.float32, device="cpu"
             )
 
-    def _check(self, state: str, tensor: Any, label: str) -> None:
-        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
-            raise TypeError(f"{label}: expected a dense tensor, got {type(tensor).__qualname__}")
-        given, tensor, param = tensor, here(tensor), self.local
+    def _row(self, state: str, given: Any, label: str) -> Tensor:
+        """A tensor of the state, checked, as a row."""
+        if not isinstance(given, Tensor) or given.layout is not torch.strided:
+            raise TypeError(f"{label}: expected a dense tensor, got {type(given).__qualname__}")
+        tensor = here(given)
         known = self._known.get(state)
-        if known is not None and known[0] is given and known[1] == tensor.data_ptr():
-            return
+        if known is not None and known[0] is given and known[1].data_ptr() == tensor.data_ptr():
+            return known[1]
+        self._check(state, tensor, label)
+        self._known[state] = given, flat(tensor)
+        self.moved = True
+        return self._known[state][1]
+
+    def _check(self, state: str, tensor: Tensor, label: str) -> None:
+        param = self.local
         if tensor.device.type != "cpu":
             raise TypeError(f"{label}: expected a tensor on the CPU, got one on {tensor.device}")
+        if tensor.is_inference():
+            raise ValueError(f"{label}: expected a tensor that autograd knows, got one made in inference mode")
         whole = state in ("ema", "master") or state in self._rule["exact"] or param.dtype == torch.float64
         allowed = [exact(param.dtype)] if whole else [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
         if tensor.dtype not in allowed:
@@ -184,8 +193,6 @@ class Hosted:
             )
         if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + tensor.numel()) * tensor.dtype.itemsize:
             raise ValueError(f"{label}: its storage is smaller than its shape: it was resized or freed")
-        self._known[state] = given, tensor.data_ptr()
-        self.moved = True
 
     def _scales(self, scale: Any, label: str) -> Tensor:
         expected = (scale_count(self.local.numel()),)
@@ -205,6 +212,8 @@ class Hosted:
 
     def slices(self, start: int, stop: int) -> dict[str, Any]:
         """The states of elements [start, stop)."""
+        if start == 0 and stop == self.local.numel():
+            return dict(self.rows)
         return {
             name: row[start // SCALED : -(-stop // SCALED)] if name.endswith("_scale") else row[start:stop]
             for name, row in self.rows.items()
@@ -217,7 +226,6 @@ class Hosted:
             if value is not None:
                 yield name, int(value) if name == "step" else float(value)
 
-    @torch.no_grad()
     def advance(self, entry: dict[str, Any], after: dict[str, Any]) -> None:
         """Takes over the counts that the native step has left in the entry of a piece."""
         for name in self.counted:

@@ -117,6 +117,10 @@ class OffloadStep:
             for m in members(groups):
                 if is_dtensor(m.param):
                     raise ValueError(f"offload_fraction: expected 1 with a DTensor, which params[{m.name!r}] is")
+        if self._plan.slots == 0:
+            for m in members(groups):
+                if m.param.device.type != "cpu":
+                    raise ValueError(f"slots: expected at least 1 with params[{m.name!r}] on {m.param.device}, got 0")
         self._native.check(groups)
 
     @property
@@ -138,7 +142,8 @@ class OffloadStep:
     def begin(self, groups: list[dict[str, Any]], state: dict[Any, Any]) -> None:
         """Makes the states of the parameters that have a gradient, as they begin: no step."""
         self.check(groups)
-        those = [m for m in members(groups) if m.grad is not None and m.param not in self.staying(groups)]
+        stays = self.staying(groups)
+        those = [m for m in members(groups) if m.grad is not None and m.param not in stays]
         made = {param: self._made(m, state, begun)[0] for m, param, begun in self._begun(groups, those)}
         for param, entry in made.items():
             if "master" in entry:
@@ -332,10 +337,14 @@ class OffloadStep:
             entry = state.setdefault(one.param, {})
             entry.update(one.entry)
             one.hosted.advance(entry, one.after)
-            if is_dtensor(one.param):
-                torch.autograd.graph.increment_version(one.param)
+            self._tell(one, entry)
             one.hosted.look()
         return True
+
+    def _tell(self, one: Stepped, entry: dict[str, Any]) -> None:
+        """Tells autograd of what the native step has written through other tensors of the same memory."""
+        wrote = [entry[name] for name in one.hosted.rows]
+        torch.autograd.graph.increment_version([*wrote, one.param] if is_dtensor(one.param) else wrote)
 
     def _step_rest(self, rest: list[Any], state: dict[Any, Any], grad_scale: float) -> None:
         report = self._native.report

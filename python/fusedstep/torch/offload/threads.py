@@ -13,16 +13,15 @@ def budget() -> int | None:
 
     With `LOCAL_WORLD_SIZE`, which torchrun sets, it is the usable processors by the processes of this machine, and at
     least 1; of a process that its launcher has bound to fewer processors than it has itself, all of these. torchrun
-    also sets `OMP_NUM_THREADS=1`, which is not followed then. What somebody has chosen by `FUSEDSTEP_NUM_THREADS` or
-    `fusedstep.runtime.set_num_threads` is.
+    also sets `OMP_NUM_THREADS=1`, which is not followed then. What somebody has chosen by `FUSEDSTEP_NUM_THREADS`, by
+    a larger `OMP_NUM_THREADS` or by `fusedstep.runtime.set_num_threads` is.
     """
     given = os.environ.get("LOCAL_WORLD_SIZE", "")
     if not given.isdigit() or int(given) < 1 or os.environ.get("FUSEDSTEP_NUM_THREADS"):
         return None
-    usable = _core.usable_processors()
     openmp = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    usual = int(openmp) if openmp.isdigit() and int(openmp) > 0 else usable
-    if num_threads() != usual:
+    usable = _core.usable_processors()
+    if openmp not in ("", "1") or num_threads() != (int(openmp) if openmp else usable):
         return None
     return usable if _is_bound() else max(1, usable // int(given))
 
