@@ -175,3 +175,20 @@ def test_groups_and_closures():
         optimizer.step(None)
     assert len(optimizer.param_groups) == 1
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64])
+def test_numbers_that_the_kernels_do_not_have(dtype):
+    """Torch's own step takes them."""
+    mine, theirs = (torch.linspace(0.5, 2.0, 4).to(dtype).requires_grad_() for _ in range(2))
+    for p, optimizer in ((mine, optim.LBFGS([mine], max_iter=3)), (theirs, torch.optim.LBFGS([theirs], max_iter=3))):
+
+        def closure(p=p):
+            p.grad = None
+            loss = (p - 1).abs().square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    assert torch.equal(mine, theirs)
+    assert not torch.equal(mine, torch.linspace(0.5, 2.0, 4).to(dtype))
