@@ -24,6 +24,8 @@ pytestmark = [
     pytest.mark.filterwarnings("error:::fusedstep.*"),
 ]
 LIBRARIES = (torch.optim, fusedstep.torch.optim)
+#: Has `HostOffload` send parameters of the CPU through slots too.
+SLOTS = {"slots": 2, "slot_elements": 4096}
 
 
 def example(name):
@@ -76,11 +78,15 @@ class TestAccelerate:
         assert [curve[0] for curve in curves] == ["20", "20"]
         assert float(curves[0][1]) == pytest.approx(float(curves[1][1]), abs=2e-4)
 
-    def test_a_saved_state_goes_on_with_the_same_bits(self, accelerate, tmp_path):
+    @pytest.mark.parametrize("offloaded", [False, True])
+    def test_a_saved_state_goes_on_with_the_same_bits(self, accelerate, tmp_path, offloaded):
         accelerator = accelerate.Accelerator(cpu=True)
         torch.manual_seed(0)
         model = nn.Linear(4, 3)
-        optimizer = fusedstep.torch.optim.AdamW(model.parameters(), lr=0.1, ema_decay=0.9)
+        if offloaded:
+            optimizer = fusedstep.torch.HostOffload(model.parameters(), fusedstep.torch.optim.AdamW, lr=0.1, **SLOTS)
+        else:
+            optimizer = fusedstep.torch.optim.AdamW(model.parameters(), lr=0.1, ema_decay=0.9)
         model, optimizer = accelerator.prepare(model, optimizer)
         x = torch.randn(8, 4)
 
@@ -152,6 +158,29 @@ class TestLightning:
             assert param.dtype == torch.bfloat16
             assert torch.equal(param, optimizer.state[param]["master"].bfloat16())
 
+    def test_offloaded(self, lightning):
+        """With the bits of the optimizer itself, with masters."""
+        module = example("lightning_digits")
+        rows = torch.utils.data.TensorDataset(torch.ones(4, 64, dtype=torch.bfloat16), torch.arange(4))
+
+        class Offloaded(module.Digits):
+            def configure_optimizers(self):
+                adamw = fusedstep.torch.optim.AdamW
+                return fusedstep.torch.HostOffload(self.layers.named_parameters(), adamw, lr=5e-3, **SLOTS)
+
+        class Kept(module.Digits):
+            def configure_optimizers(self):
+                return fusedstep.torch.optim.AdamW(self.layers.parameters(), lr=5e-3, master_weights=True)
+
+        found = []
+        for kind in (Offloaded, Kept):
+            lightning.seed_everything(0, verbose=False)
+            model = kind("fusedstep")
+            trainer = lightning.Trainer(accelerator="cpu", max_steps=5, precision="bf16-true", **module.SETTINGS)
+            trainer.fit(model, torch.utils.data.DataLoader(rows, batch_size=4))
+            found.append([p.detach() for p in model.parameters()])
+        assert all(map(torch.equal, *found))
+
 
 class TestTrainer:
     @pytest.fixture(autouse=True)
@@ -161,7 +190,7 @@ class TestTrainer:
         pytest.importorskip("accelerate")
         return pytest.importorskip("transformers")
 
-    def trained(self, transformers, library, folder, *, resume=None, **more):
+    def trained(self, transformers, kind, folder, *, resume=None, **more):
         """Losses of six steps, the trainer and its model's parameters."""
         torch.manual_seed(0)
         shape = {"n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
@@ -183,21 +212,24 @@ class TestTrainer:
             transformers.GPT2LMHeadModel(config),
             arguments,
             train_dataset=rows,
-            optimizer_cls_and_kwargs=(library.AdamW, {"lr": 1e-2, **more}),
+            optimizer_cls_and_kwargs=(kind, {"lr": 1e-2, **more}),
         )
         trainer.train(resume_from_checkpoint=resume)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         return losses, trainer, [p.detach().clone() for p in trainer.model.parameters()]
 
     def test_beside_pytorch(self, transformers, tmp_path):
-        theirs, ours = (self.trained(transformers, library, tmp_path)[0] for library in LIBRARIES)
+        theirs, ours = (self.trained(transformers, library.AdamW, tmp_path)[0] for library in LIBRARIES)
         assert len(ours) == 6
         assert ours[-1] < ours[0]
         np.testing.assert_allclose([*map(float, ours)], [*map(float, theirs)], atol=2e-3)
 
-    def test_a_checkpoint_goes_on_with_the_same_bits(self, transformers, tmp_path):
-        ours = fusedstep.torch.optim
-        _, trainer, whole = self.trained(transformers, ours, tmp_path, state_dtype="bfloat16")
+    @pytest.mark.parametrize("offloaded", [False, True])
+    def test_a_checkpoint_goes_on_with_the_same_bits(self, transformers, tmp_path, offloaded):
+        ours, more = fusedstep.torch.optim.AdamW, {"state_dtype": "bfloat16"}
+        if offloaded:
+            ours, more = fusedstep.torch.HostOffload, {"optimizer": ours, **SLOTS, **more}
+        _, trainer, whole = self.trained(transformers, ours, tmp_path, **more)
         assert trainer.optimizer.optimizer.report.step == 6
         groups = trainer.optimizer.param_groups
         assert [(group["weight_decay"], group["state_dtype"]) for group in groups] == [
@@ -205,7 +237,7 @@ class TestTrainer:
             (0, "bfloat16"),
         ]
         checkpoint = str(tmp_path / "checkpoint-3")
-        resumed = self.trained(transformers, ours, tmp_path, resume=checkpoint, state_dtype="bfloat16")[2]
+        resumed = self.trained(transformers, ours, tmp_path, resume=checkpoint, **more)[2]
         assert all(map(torch.equal, whole, resumed))
 
 
