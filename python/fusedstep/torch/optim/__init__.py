@@ -5,8 +5,8 @@
 Each is a `torch.optim.Optimizer` with PyTorch's arguments, defaults, groups, state and state dict, and takes a step of
 all its parameters in one native call: `torch.optim.lr_scheduler`, `torch.amp.GradScaler`, `torch.optim.swa_utils`,
 hooks, `copy.deepcopy` and `pickle` work as they do with PyTorch's. Beside PyTorch's arguments they take the options of
-`fusedstep.Options` by name. Tensors are float32, float64, bfloat16 or float16, on the CPU. They may be DTensors, as those
-of `fully_shard` are: then norms and other sums are those of the whole, and `docs/distributed.md` says what is refused.
+`fusedstep.Options` by name. Tensors are float32, float64, bfloat16 or float16, on the CPU. They may be DTensors, as
+those of `fully_shard` are: then norms and other sums are of the whole, and `docs/distributed.md` says what is refused.
 
 Examples:
     >>> import torch
