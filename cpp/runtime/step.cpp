@@ -99,6 +99,7 @@ void Step::sum(const StepPass (&kernels)[kMathsDtypes], std::vector<double>& sum
   run(kernels, piece_sums_.data(), reads);
   sums.assign(tensors_->size() * kStepSums, 0.0);
   for (std::size_t t = 0; t < tensors_->size(); ++t) {
+    sums[t * kStepSums + kGradSquares] = (*tensors_)[t].squares;
     for (std::int64_t piece = pieces_[t]; piece < pieces_[t + 1]; ++piece) {
       for (int k = 0; k < kStepSums; ++k) sums[t * kStepSums + k] += piece_sums_[std::size_t(piece) * kStepSums + k];
     }

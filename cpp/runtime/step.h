@@ -16,6 +16,7 @@ struct StepTensor {
   // A row-sparse gradient: `grad` has `row_count` rows, for these rows of the parameter. Null: it is dense.
   const std::int64_t* rows;
   std::int64_t row_count, row_size;
+  double squares;  // of the gradient's elements before these, in a larger tensor: where their sum goes on
 };
 
 // What a pass reads: everything, or the gradients alone.

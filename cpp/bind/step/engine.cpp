@@ -144,6 +144,7 @@ void Engine::begin(std::vector<Item>& items, const std::vector<Settings>& groups
   inspector_.begin();
   for (std::size_t k = 0; k < items.size(); ++k) {
     inspector_.inspect(items[k], work_.settings(items[k]), work_.tensors[k]);
+    work_.tensors[k].squares = items[k].part.squares;
   }
   inspector_.refuse_overlaps();
   outcome_ = {};

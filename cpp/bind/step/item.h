@@ -17,6 +17,7 @@ namespace fusedstep::bind {
 struct Part {
   std::int64_t number = -1, offset = 0, whole = -1;
   bool follows = true, first = false;
+  double squares = 0.0;  // of the gradient's elements before `offset`, where they are measured in parts
 };
 
 // One parameter that has a gradient this time. Null states are made when all checks have passed.

@@ -31,7 +31,9 @@ class NumpyStep : public StepBackend {
  public:
   void measure_gradients(const runtime::Rule&, StepWork& work) const override {
     py::list grads;
-    for (const Item& item : *work.items) grads.append(py::make_tuple(item.grad, bool(item.rows)));
+    for (const Item& item : *work.items) {
+      grads.append(py::make_tuple(item.grad, bool(item.rows), item.part.squares));
+    }
     // Per gradient the squares as a pair, and how many elements are not finite.
     const py::list all = step_reference().attr("gradient_sums")(grads);
     work.sums.assign(work.tensors.size() * kStepSums, 0.0);

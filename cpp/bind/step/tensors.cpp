@@ -119,8 +119,8 @@ class TensorStep {
   }
 
   // Of each parameter that has a gradient (value, exponent, nonfinite): its squares, and how many elements are not
-  // finite.
-  py::list measure(const py::list& groups) {
+  // finite. `before`: None, or of each parameter the squares of the elements before these, where its sum goes on.
+  py::list measure(const py::list& groups, const py::object& before) {
     const Turn turn(*this, groups);
     state_ = py::dict();
     read_groups();
@@ -128,6 +128,9 @@ class TensorStep {
     py::list all;
     if (items_.empty()) return all;
     look_at_items();
+    for (Item& item : items_) {
+      if (!before.is_none()) item.part.squares = before[py::int_(item.index)].cast<double>();
+    }
     for (const GradientSquares& sums : engine_.measure(items_, settings_)) {
       all.append(py::make_tuple(sums.squares.value, sums.squares.exponent, sums.nonfinite));
     }
@@ -626,7 +629,7 @@ void register_tensors(py::module_& m) {
       .def("begin", &TensorStep::begin)
       .def("check_step", &TensorStep::check_step)
       .def("refuse_overlaps", &TensorStep::refuse_overlaps)
-      .def("measure", &TensorStep::measure)
+      .def("measure", &TensorStep::measure, py::arg("groups"), py::arg("before") = py::none())
       .def_property_readonly("report", &TensorStep::report)
       .def_property("taken", &TensorStep::taken, &TensorStep::set_taken)
       .def("check", &TensorStep::check);

@@ -30,13 +30,16 @@ Writes = list[tuple[Array, Array]]
 Add = Callable[[list[int], list[list[Ranged]]], list[list[Ranged]]]
 
 
-def gradient_sums(grads: list[tuple[Array, bool]]) -> list[tuple[Ranged, int]]:
-    """Per gradient (and whether it is row-sparse): the sum of its squares, how many elements are not finite."""
+def gradient_sums(grads: list[tuple[Array, bool, float]]) -> list[tuple[Ranged, int]]:
+    """Per gradient the sum of its squares, and how many elements are not finite.
+
+    Beside a gradient stands whether it is row-sparse, and what its sum begins with.
+    """
     sums = []
     with np.errstate(all="ignore"):
-        for given, rows in grads:
+        for given, rows, before in grads:
             grad = widened(plain(given))
-            squares = ranged(sum_of_products(grad, grad, rows), grad, grad, rows)
+            squares = ranged(sum_of_products(grad, grad, rows, total=before), grad, grad, rows)
             sums.append((squares, int(np.count_nonzero(~np.isfinite(grad)))))
     return sums
 
@@ -319,10 +322,11 @@ def gradient_stage(g: Array, p: Array, factor: float, decay: float) -> Array:
     return g
 
 
-def sum_of_products(a: Array, b: Array, rows: bool = False, sums: Callable[..., Iterator[float]] = pair_sums) -> float:
-    """Σ a b in the order of the memory, chunk after chunk, and row after row of a row-sparse gradient."""
+def sum_of_products(
+    a: Array, b: Array, rows: bool = False, sums: Callable[..., Iterator[float]] = pair_sums, total: float = 0.0
+) -> float:
+    """total + Σ a b in the order of the memory, chunk after chunk, and row after row of a row-sparse gradient."""
     pairs = zip(a, b, strict=True) if rows else [(a, b)]
-    total = 0.0
     for x, y in pairs:
         for part in sums(x.ravel(order="K"), y.ravel(order="K")):
             total += part

@@ -193,8 +193,13 @@ class Pipeline:
         for load in slot.loads:
             self._wait(load)
         groups, order = self._call(slot)
-        for (one, _, _), (value, exponent, nonfinite) in zip(order, self._native.measure(groups), strict=True):
-            one.squares.append((value, exponent))
+        # The sum of a tensor goes on where its last piece has ended, as it would within one call. In float64 it may be
+        # out of a double's range, so that pieces have sums of their own.
+        goes_on = [bool(one.squares) and one.hosted.is_float32 for one, _, _ in order]
+        before = [one.squares[-1][0] if on else 0.0 for (one, _, _), on in zip(order, goes_on, strict=True)]
+        found = self._native.measure(groups, before)
+        for (one, _, _), on, (value, exponent, nonfinite) in zip(order, goes_on, found, strict=True):
+            one.squares[len(one.squares) - on :] = [(value, exponent)]
             one.nonfinite += nonfinite
 
     def update(self, measured: Measured | None) -> bool:

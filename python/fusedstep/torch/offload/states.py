@@ -79,6 +79,11 @@ class Hosted:
         return self.local.dtype in NARROW
 
     @property
+    def is_float32(self) -> bool:
+        """Whether the arithmetic is that of float32."""
+        return exact(self.local.dtype) == torch.float32
+
+    @property
     def has_master(self) -> bool:
         """Whether steps are taken in a float32 copy."""
         return "master" in self.rows
