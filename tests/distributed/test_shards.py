@@ -22,9 +22,20 @@ SUMS = [
     ("adamw", {"cautious": True}),
     ("lion", {"cautious": True, "max_grad_norm": 0.5}),
     ("adamw", {"max_grad_norm": 0.5, "skip_nonfinite": True}),
-    ("sgd", {"lr": 0.1, "max_grad_norm": 0.5, "telemetry": True}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "max_grad_norm": 0.5, "telemetry": True}),
     ("lamb", {"telemetry": True}),
 ]
+
+
+MEASURED = (
+    "grad_norm",
+    "update_norm",
+    "param_norm",
+    "update_ratio",
+    "grad_momentum_cosine",
+    "nonfinite",
+    "clip_coefficient",
+)
 
 
 def steps(whole, parts, opt_whole, opt_parts, count=3, scale=1.0):
@@ -60,10 +71,13 @@ def check_sums(rank, world):
             steps(whole, parts, opt_whole, opt_parts)
             same(whole, parts, opt_whole, opt_parts, close(tolerance))
             ours, theirs = opt_whole.report, opt_parts.report
-            for name in ("grad_norm", "clip_coefficient", "update_norm", "param_norm", "nonfinite"):
-                expected, got = getattr(ours, name), getattr(theirs, name)
+            rel = 1e-12 if dtype.itemsize == 8 else 1e-6
+            pairs = [(name, getattr(ours, name), getattr(theirs, name)) for name in MEASURED]
+            for one, other in zip(ours.tensors or (), theirs.tensors or (), strict=True):
+                pairs += zip(MEASURED[:-1], one, other, strict=True)
+            for name, expected, got in pairs:
                 assert (expected is None) == (got is None), name
-                assert expected is None or got == pytest.approx(expected, rel=1e-12 if dtype.itemsize == 8 else 1e-6)
+                assert expected is None or got == pytest.approx(expected, rel=rel), name
             digests = [None] * world
             torch.distributed.all_gather_object(digests, repr((theirs.grad_norm, opt_parts.param_groups[0].get("d"))))
             assert len(set(digests)) == 1, digests

@@ -10,6 +10,7 @@ from torch.optim import lbfgs as _torchs
 
 from fusedstep import _core
 from fusedstep.optimizers.lbfgs.numbers import count, finite, kind, not_negative
+from fusedstep.torch.optim import zero
 from fusedstep.torch.optim.optimizer import observed
 
 _step: Any = torch.optim.LBFGS.step
@@ -69,6 +70,8 @@ class LBFGS(torch.optim.LBFGS):
         history_size: int = 100,
         line_search_fn: str | None = None,
     ) -> None:
+        if zero.is_being_made():
+            zero.refuse(type(self).__name__)
         not_negative(lr, "lr")
         for name, whole in (("max_iter", max_iter), ("max_eval", max_eval), ("history_size", history_size)):
             if name != "max_eval" or whole is not None:

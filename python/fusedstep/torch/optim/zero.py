@@ -30,13 +30,18 @@ def is_being_made() -> bool:
     return False
 
 
+def refuse(kind: str) -> None:
+    """ValueError for an optimizer whose step all gradients together make."""
+    raise ValueError(
+        f"optimizer_class: expected no {kind} within ZeroRedundancyOptimizer: all gradients together make its step, "
+        "and each rank's optimizer sees some"
+    )
+
+
 def refuse_of_all(shared: bool, kind: str, groups: list[dict[str, Any]]) -> None:
     """ValueError where a step needs the gradients of all parameters."""
     if shared:
-        raise ValueError(
-            f"optimizer_class: expected no {kind} within ZeroRedundancyOptimizer: all gradients together make its step "
-            "size, and each rank's optimizer sees some"
-        )
+        refuse(kind)
     for group in groups:
         for name, nothing in _OF_ALL.items():
             if group.get(name) not in (None, nothing):
