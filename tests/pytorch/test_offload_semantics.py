@@ -187,6 +187,17 @@ class TestOthersWrite:
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 loss.backward()
 
+    def test_masters_written_alone(self, way):
+        """The parameter counts, as ever where the two differ."""
+        plain, offloaded = c.both("adamw", torch.bfloat16, offloaded=way)
+        c.take((plain, offloaded), 2)
+        for optimizer in (plain, offloaded):
+            params = c.params_of(optimizer)
+            optimizer.state[params[0]]["master"].mul_(0.5)
+            optimizer.state[params[1]]["master"] = optimizer.state[params[1]]["master"] * 0.5
+        c.take((plain, offloaded), 2, first=2)
+        c.assert_same(plain, offloaded)
+
     def test_state_replaced(self, way):
         plain, offloaded = c.both("adamw", torch.bfloat16, offloaded=way)
         c.take((plain, offloaded), 2)

@@ -67,7 +67,7 @@ class Hosted:
         #: The float32 or float64 values of a parameter of that dtype, which has no master in its state.
         self._copy: Tensor | None = None
         #: Version and memory of the parameter as the last step left them; None: nothing of it is known.
-        self.seen: tuple[int, int, int] | None = None
+        self.seen: tuple[int, ...] | None = None
         self.rows: dict[str, Tensor] = {}
         self._known: dict[str, tuple[Any, Tensor]] = {}
         #: Whether memory has become another since it was last looked at.
@@ -95,8 +95,10 @@ class Hosted:
             return True
         return self.seen != self._now()
 
-    def _now(self) -> tuple[int, int, int]:
-        return self.param._version, self.local._version, self.local.data_ptr()
+    def _now(self) -> tuple[int, ...]:
+        """The versions and the memory of the parameter and of its master, which are one to the other."""
+        tensors = [self.local, self.rows["master"]] if self.has_master else [self.local]
+        return self.param._version, *(of for t in tensors for of in (t._version, t.data_ptr()))
 
     def look(self) -> None:
         """Notes that what is there now is known."""
