@@ -14,7 +14,7 @@ from fusedstep.torch.optim.shards import Shards, is_dtensor
 
 def is_asked(optimizer: Any, closure: Any, shards: Shards | None) -> bool:
     """Whether a step is such a trial: there is no state, all lr are 0, and all gradients are there and 0."""
-    if closure is not None or optimizer.state or not hasattr(optimizer._native, "begin"):
+    if closure is not None or optimizer.state:
         return False
     if not all(_is_zero(group.get("lr")) for group in optimizer.param_groups):
         return False
