@@ -17,6 +17,7 @@ PLANES: tuple[Shape, ...] = (
     (32, 256, 56, 56),
     (32, 128, 28, 28),
     (32, 512, 7, 7),
+    (64, 512, 4, 4),
     (8, 64, 112, 112),
 )
 #: Seen as (N, C, H, W), the channels last in memory.
