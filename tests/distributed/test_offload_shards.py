@@ -160,10 +160,44 @@ def check_data_parallel(rank, world, way):
             assert torch.equal(p, q)
 
 
+def check_zero(rank, world, way):
+    """Within `ZeroRedundancyOptimizer`, whose ranks each offload some of the parameters, of replaced memory too."""
+    # Only in these processes: its import warns.
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    for as_views in (False, True):
+        models = [Weights([(9000,), (3, 5), (4,)], torch.bfloat16) for _ in range(2)]
+        plain = optim.AdamW(models[0].parameters(), lr=0.01, master_weights=True)
+        zero = ZeroRedundancyOptimizer(
+            models[1].parameters(),
+            optimizer_class=HostOffload,
+            parameters_as_bucket_view=as_views,
+            optimizer=optim.AdamW,
+            lr=0.01,
+            **WAYS[way],
+        )
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+                p.grad = torch.randn(p.shape, generator=generator).bfloat16()
+                q.grad = p.grad.clone()
+            plain.step()
+            zero.step()
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "check",
-    [check_bits, check_clip, check_backward_and_weights_that_changed, check_checkpoint, check_data_parallel],
+    [
+        check_bits,
+        check_clip,
+        check_backward_and_weights_that_changed,
+        check_checkpoint,
+        check_data_parallel,
+        check_zero,
+    ],
 )
 def test_two_ranks(processes, tmp_path, check, way):
     processes.run(check, 2, tmp_path, way)
