@@ -127,8 +127,9 @@ def test_skips_what_is_not_finite(slots):
     c.assert_same(plain, offloaded)
 
 
-def test_a_first_step_that_is_skipped_leaves_no_state():
-    _, offloaded = c.both("adamw", torch.bfloat16, skip_nonfinite=True)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_first_step_that_is_skipped_leaves_no_state(way):
+    _, offloaded = c.both("adamw", torch.bfloat16, offloaded=WAYS[way], skip_nonfinite=True)
     for p in c.params_of(offloaded):
         p.grad = torch.full_like(p, float("nan"))
     offloaded.step()

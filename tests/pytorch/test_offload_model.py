@@ -101,6 +101,10 @@ class TestFraction:
         assert offloaded.report.step == 3
         state = offloaded.state_dict()
         offloaded.load_state_dict(state)
+        for optimizer in (plain, offloaded):
+            with torch.no_grad():
+                for p in c.params_of(optimizer):
+                    p.fill_(0.5)
         c.take((plain, offloaded), 1, first=3)
         for p, q in zip(c.params_of(plain), params, strict=True):
             torch.testing.assert_close(offloaded.state[q]["master"], plain.state[p]["master"], rtol=1e-5, atol=1e-7)

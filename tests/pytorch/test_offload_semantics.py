@@ -405,8 +405,10 @@ def test_distributed_state_dict(flatten):
     fresh = HostOffload(model().parameters(), optim.AdamW, **SLOTS)
     before = [p.detach().clone() for p in c.params_of(fresh)]
     holder = torch.nn.ParameterList(c.params_of(fresh))
-    dcp.get_optimizer_state_dict(holder, fresh, options=options)
+    asked = dcp.get_optimizer_state_dict(holder, fresh, options=options)
     assert all(torch.equal(p, q) for p, q in zip(c.params_of(fresh), before, strict=True))
+    masters = [asked[f"state.{k}.master"] if flatten else asked["state"][f"{k}"]["master"] for k in range(len(before))]
+    assert all(torch.equal(p.float(), master) for p, master in zip(before, masters, strict=True))
 
 
 @WAYS
