@@ -3,6 +3,8 @@
 // spells out the same steps.
 #pragma once
 
+#include <bit>
+
 #include "kernels/pack/vectors.h"
 
 namespace fusedstep::FUSEDSTEP_SET {
@@ -16,7 +18,7 @@ FUSEDSTEP_INLINE V polynomial(V x, const S (&coefficients)[N]) {
 
 // The constants of exp by dtype. `least`: below it the result is 0. `round`: 1.5 times a power of two; adding it rounds
 // to the nearest integer and leaves that in the low bits. ln 2 in two parts. `series`: the polynomial. `bias` and
-// `mantissa`: of the floating-point format.
+// `mantissa`: of the floating-point format. 2^(n + lift) is a normal number for all n <= 0 that count.
 template <class S>
 struct Exponential {
   using Bits = std::uint32_t;
@@ -24,7 +26,7 @@ struct Exponential {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float series[] = {1.3814540579915047e-3f, 8.36874544620514e-3f, 4.166838899254799e-2f,
                                      1.666652113199234e-1f, 4.999999403953552e-1f};
-  static constexpr int bias = 127, mantissa = 23;
+  static constexpr int bias = 127, mantissa = 23, lift = 64;
 };
 template <>
 struct Exponential<double> {
@@ -34,32 +36,40 @@ struct Exponential<double> {
   static constexpr double series[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
                                       1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
                                       1.0 / 120,        1.0 / 24,        1.0 / 6,        1.0 / 2};
-  static constexpr int bias = 1023, mantissa = 52;
+  static constexpr int bias = 1023, mantissa = 52, lift = 512;
 };
 
-// p 2^n, rounded once. Near both ends of the range 2^n is no normal number, so it is two factors. n comes twice: as
-// `whole`, and in the low bits of `shifted`.
-template <class V>
+// p 2^n, rounded once. n comes twice: as `whole`, and in the low bits of `shifted`, the bits above which are shifted
+// out. Near both ends of the range 2^n is no normal number, so it is two factors; for n <= 0 one of them is a constant.
+template <bool Positive, class V>
 FUSEDSTEP_INLINE V times_power(V p, [[maybe_unused]] V shifted, [[maybe_unused]] V whole) {
   if constexpr (is_pair<V>) {
-    return {times_power(p.low, shifted.low, whole.low), times_power(p.high, shifted.high, whole.high)};
+    return {times_power<Positive>(p.low, shifted.low, whole.low),
+            times_power<Positive>(p.high, shifted.high, whole.high)};
   } else {
 #if defined(__AVX512F__)
     if constexpr (sizeof(Lane<V>) == 4) return (V)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)whole);
     if constexpr (sizeof(Lane<V>) == 8) return (V)_mm512_maskz_scalef_pd(0xff, (__m512d)p, (__m512d)whole);
 #else
-    // The bits above n in `shifted` are shifted out; n / 2 is rounded down.
     using E = Exponential<Lane<V>>;
     using B = Like<typename E::Bits, V>;
     constexpr auto one = typename E::Bits(E::bias) << E::mantissa;
-    const B bits = (B)shifted, half = (bits >> 1) << E::mantissa, rest = (bits << E::mantissa) - half;
-    return (p * (V)(half + one)) * (V)(rest + one);
+    const B bits = (B)shifted;
+    if constexpr (Positive) {
+      // n / 2 is rounded down.
+      const B half = (bits >> 1) << E::mantissa, rest = (bits << E::mantissa) - half;
+      return (p * (V)(half + one)) * (V)(rest + one);
+    } else {
+      constexpr auto lift = typename E::Bits(E::lift) << E::mantissa;
+      return (p * (V)((bits << E::mantissa) + (one + lift))) * std::bit_cast<Lane<V>>(one - lift);
+    }
 #endif
   }
 }
 
-// e^x = 2^n e^r with |r| <= ln(2) / 2, within 1 ULP, for x <= 89, or 710 in double; below -104, or -746, it is 0.
-template <class V>
+// e^x = 2^n e^r with |r| <= ln(2) / 2, within 1 ULP, for x <= 0, or 89 if Positive (710 in double); below -104, or
+// -746, it is 0.
+template <bool Positive = false, class V>
 FUSEDSTEP_INLINE V exponential_below(V x) {
   using E = Exponential<Lane<V>>;
   x = larger(spread<V>(E::least), x);
@@ -67,10 +77,10 @@ FUSEDSTEP_INLINE V exponential_below(V x) {
   const V whole = shifted - E::round;
   const V r = (x - whole * E::ln2_high) - whole * E::ln2_low;
   const V p = (polynomial(r, E::series) * (r * r) + r) + Lane<V>(1);
-  return times_power(p, shifted, whole);
+  return times_power<Positive>(p, shifted, whole);
 }
 // e^x of any x: infinite above 89.
-FUSEDSTEP_INLINE Floats exponential(Floats x) { return exponential_below(smaller(spread<Floats>(89.0f), x)); }
+FUSEDSTEP_INLINE Floats exponential(Floats x) { return exponential_below<true>(smaller(spread<Floats>(89.0f), x)); }
 
 // log(2^n (1 + f)), f in [sqrt(1/2) - 1, sqrt(2) - 1], by the series in s = f / (2 + f).
 inline constexpr double kLogSeries[] = {1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01,

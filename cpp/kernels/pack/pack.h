@@ -200,6 +200,9 @@ FUSEDSTEP_INLINE auto upper(V v) {
   }
 }
 
+template <class V, class S, int Bytes>
+inline constexpr bool is_vector = std::is_same_v<Lane<V>, S> && sizeof(V) == Bytes;
+
 // a > b ? a : b, and a < b ? a : b: where a is NaN, b.
 template <class V>
   requires(!std::is_arithmetic_v<V>)
@@ -207,9 +210,15 @@ FUSEDSTEP_INLINE V larger(V a, V b) {
   if constexpr (is_pair<V>) {
     return {larger(a.low, b.low), larger(a.high, b.high)};
   } else {
-#if defined(__AVX512F__)
     // GCC would compile it as a comparison and a blend.
+#if defined(__AVX512F__)
     if constexpr (std::is_same_v<V, Floats>) return (V)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    if constexpr (is_vector<V, float, 32>) return (V)_mm256_max_ps((__m256)a, (__m256)b);
+    if constexpr (is_vector<V, double, 32>) return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+    if constexpr (is_vector<V, float, 16>) return (V)_mm_max_ps((__m128)a, (__m128)b);
+    if constexpr (is_vector<V, double, 16>) return (V)_mm_max_pd((__m128d)a, (__m128d)b);
 #endif
     return a > b ? a : b;
   }
@@ -220,8 +229,15 @@ FUSEDSTEP_INLINE V smaller(V a, V b) {
   if constexpr (is_pair<V>) {
     return {smaller(a.low, b.low), smaller(a.high, b.high)};
   } else {
+    // GCC would compile it as a comparison and a blend.
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<V, Floats>) return (V)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    if constexpr (is_vector<V, float, 32>) return (V)_mm256_min_ps((__m256)a, (__m256)b);
+    if constexpr (is_vector<V, double, 32>) return (V)_mm256_min_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+    if constexpr (is_vector<V, float, 16>) return (V)_mm_min_ps((__m128)a, (__m128)b);
+    if constexpr (is_vector<V, double, 16>) return (V)_mm_min_pd((__m128d)a, (__m128d)b);
 #endif
     return a < b ? a : b;
   }
