@@ -249,9 +249,16 @@ class Pipeline:
             entries[values] = {**one.hosted.slices(load.piece.start, load.piece.stop), **one.numbers}
             parts.append((one.number, one.offset + load.piece.start, one.whole, one.reads, one.begins))
         self._native.taken = self.taken
-        if not self._native.step(groups, entries, self._scale, parts=parts, measured=measured):
+        # An interrupt may come after the native step. Its own errors come before it writes.
+        wrote, self.wrote = self.wrote, True
+        try:
+            stepped = self._native.step(groups, entries, self._scale, parts=parts, measured=measured)
+        except Exception:
+            self.wrote = wrote
+            raise
+        if not stepped:
+            self.wrote = wrote
             return False
-        self.wrote = True
         for one, values, load in order:
             if not one.after:
                 one.after = {name: entries[values][name] for name in one.hosted.counted if name in entries[values]}

@@ -129,11 +129,11 @@ class Ring:
         widths = max(grad_bytes, self._widths[0]), max(value_bytes, self._widths[1])
         if widths == self._widths and (self._pinned or not pinned) and self.slots:
             return False
-        self._widths, self._pinned = widths, self._pinned or pinned
-        self.filled.clear()
-        self._open = None
-        self.slots = [Slot(self.elements, *widths, self._pinned) for _ in range(self.count)]
-        self.free = deque(self.slots)
+        pinned = self._pinned or pinned
+        self.slots = [Slot(self.elements, *widths, pinned) for _ in range(self.count)]
+        self.clear()
+        # At last, so that a ring whose memory was refused is made anew.
+        self._widths, self._pinned = widths, pinned
         return True
 
     def load(self, piece: Piece, grad: Tensor, label: str, source: Gradient, copies: Any) -> Load | None:
@@ -166,9 +166,12 @@ class Ring:
         self.free.append(slot)
 
     def clear(self) -> None:
-        """Forgets all gradients."""
-        while self.filled:
-            self.release(self.take())
+        """Forgets all gradients. Slots that somebody has taken, and not given back, are free too."""
+        self.filled.clear()
+        self._open = None
+        for slot in self.slots:
+            slot.clear()
+        self.free = deque(self.slots)
 
     def renew(self, param: Tensor, grad: Tensor, source: Gradient) -> bool:
         """Brings the pieces of a parameter that it holds once more; whether it holds any."""

@@ -193,12 +193,13 @@ class OffloadStep:
             fresh[param], begins = self._made(m, state, begun)
             part = parts[m.number] or (m.number, 0, param.numel(), True)
             parts[m.number] = (*part, begins)
-        trial = {**state, **fresh}
-        if not self._native.step(groups, trial, grad_scale, parts, add):
-            return False
-        for param in fresh:
-            state[param] = trial[param]
-        return True
+        trial, taken = {**state, **fresh}, self._native.taken
+        try:
+            return self._native.step(groups, trial, grad_scale, parts, add)
+        finally:
+            # Also where an interrupt comes after the native step.
+            if self._native.taken != taken:
+                state.update({param: trial[param] for param in fresh})
 
     # Through slots.
 
@@ -326,6 +327,7 @@ class OffloadStep:
             if rest:
                 run.wrote = True
                 self._step_rest(rest, state, grad_scale)
+            self._keep(stepped, state)
         except BaseException as error:
             self.ring.clear()
             self._native.taken = run.taken
@@ -333,13 +335,18 @@ class OffloadStep:
                 self._failed = f"{type(error).__name__}: {error}"
             raise
         self._native.taken = run.taken + 1
+        return True
+
+    def _keep(self, stepped: list[Stepped], state: dict[Any, Any]) -> None:
+        """Enters what the step has made into the state."""
         for one in stepped:
-            entry = state.setdefault(one.param, {})
+            entry = state.get(one.param, {})
             entry.update(one.entry)
+            if entry:
+                state[one.param] = entry
             one.hosted.advance(entry, one.after)
             self._tell(one, entry)
             one.hosted.look()
-        return True
 
     def _tell(self, one: Stepped, entry: dict[str, Any]) -> None:
         """Tells autograd of what the native step has written through other tensors of the same memory."""
