@@ -125,7 +125,7 @@ class TestFraction:
     @pytest.mark.parametrize(
         ("kind", "given", "message"),
         [
-            (optim.Lion, {}, "offload_fraction: expected 1 with Lion, which torch.optim has not"),
+            (optim.Lion, {}, "offload_fraction: expected 1 with Lion, which torch.optim does not have"),
             (optim.AdamW, {"ema_decay": 0.9}, "ema_decay: expected None with offload_fraction < 1, got 0.9"),
             (optim.AdamW, {"state_dtype": "8bit"}, "state_dtype: expected 'float32' with offload_fraction < 1"),
             (optim.AdamW, {"offload_fraction": 0}, r"offload_fraction: expected a number in \(0, 1\], got 0"),

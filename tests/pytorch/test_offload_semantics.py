@@ -128,7 +128,7 @@ def test_an_error_midway_stops_further_steps(monkeypatch):
     kept = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(RuntimeError, match="the device is gone"):
         c.take([optimizer], 1)
-    with pytest.raises(RuntimeError, match=r"ended midway \(RuntimeError: the device is gone\): load a state dict"):
+    with pytest.raises(RuntimeError, match=r"failed midway \(RuntimeError: the device is gone\): load a state dict"):
         c.take([optimizer], 1)
     optimizer.load_state_dict(kept)
     c.take([optimizer], 1)

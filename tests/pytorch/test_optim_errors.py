@@ -236,7 +236,7 @@ def _saved(change):
         (
             lambda entry, group: entry.update(exp_avg=torch.ones(3, 4, device="meta")),
             TypeError,
-            r"\[1\]\['exp_avg'\]: expected numbers",
+            r"\[1\]\['exp_avg'\]: expected a tensor with data",
         ),
         (
             lambda entry, group: entry.update(exp_avg=torch.ones(3, 4).to_sparse()),

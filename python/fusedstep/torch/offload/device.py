@@ -1,4 +1,4 @@
-"""Parameters that stay where they are: PyTorch's optimizer of the same name steps them, on float32 masters."""
+"""The parameters that stay on their device: PyTorch's optimizer of the same name steps them, on float32 masters."""
 
 from inspect import signature
 from typing import Any
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from fusedstep.torch.offload.layout import NARROW
 
-#: Options that PyTorch's optimizers have not, with the value that asks for nothing.
+#: Options that PyTorch's optimizers do not have, with the value that turns them off.
 _OURS = {"ema_decay": None, "stochastic_rounding": False, "state_dtype": "float32"}
-#: Those that have a kernel for all of a step.
+#: Optimizers that take `fused=True`.
 _FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
 
 
 def refuse(name: str, groups: list[dict[str, Any]]) -> None:
     """ValueError where PyTorch cannot step what stays on the device."""
     if not hasattr(torch.optim, name):
-        raise ValueError(f"offload_fraction: expected 1 with {name}, which torch.optim has not, to step the rest")
+        raise ValueError(f"offload_fraction: expected 1 with {name}, which torch.optim does not have")
     for group in groups:
         for option, nothing in _OURS.items():
             if group.get(option) not in (None, nothing):
@@ -25,7 +25,7 @@ def refuse(name: str, groups: list[dict[str, Any]]) -> None:
 
 
 def staying(params: list[Tensor], fraction: float) -> set[Tensor]:
-    """The parameters behind the first that have up to this fraction of all elements."""
+    """All parameters after the first ones, which have up to this fraction of all elements."""
     limit, elements = fraction * sum(param.numel() for param in params), 0
     for place, param in enumerate(params):
         elements += param.numel()
@@ -35,7 +35,7 @@ def staying(params: list[Tensor], fraction: float) -> set[Tensor]:
 
 
 def squares(grads: list[Tensor]) -> list[tuple[float, int, float]]:
-    """Of each gradient its squares as s · 2^k, and how many elements are not finite."""
+    """The sum of squares of each gradient as s · 2^k, and how many elements are not finite."""
     if not grads:
         return []
     sums = [torch.linalg.vector_norm(grad, dtype=torch.float64).square() for grad in grads]
@@ -45,7 +45,7 @@ def squares(grads: list[Tensor]) -> list[tuple[float, int, float]]:
 
 
 class DeviceStep:
-    """A step of what stays.
+    """A step of the parameters that stay on their device.
 
     Args:
         name: The optimizer's, in `torch.optim`.
@@ -66,12 +66,12 @@ class DeviceStep:
         self._arguments = signature(self._kind.__init__).parameters.keys() - {"self", "params", "fused", "foreach"}
 
     def _master(self, param: Tensor, grad: Tensor, entry: dict[str, Any]) -> Tensor:
-        """What is stepped: the parameter, or its float32 copy; with the gradient."""
+        """The tensor to step, with its gradient: the parameter, or its float32 copy."""
         stepped = param.detach()
         if param.dtype in NARROW:
             wide = param.detach().float()
             before = entry.get("master")
-            # What somebody else wrote into the parameter counts.
+            # A parameter that was changed outside replaces its master.
             stepped = wide if before is None else torch.where(before.to(param.dtype) == param, before, wide)
             grad = grad.float()
         stepped.grad = grad.detach() if self._factor == 1.0 else grad.detach() * self._factor
@@ -82,7 +82,7 @@ class DeviceStep:
             try:
                 return self._kind(groups, fused=True)
             except RuntimeError:
-                # Not for this device, or not for these hyper-parameters.
+                # PyTorch has no fused step for this device or for these hyper-parameters.
                 return self._kind(groups)
         return self._kind(groups)
 

@@ -71,19 +71,19 @@ def refuse_param(param: Any, name: str) -> None:
     if param.layout is not torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got one with layout {param.layout}")
     if param.is_meta:
-        raise TypeError(f"{name}: expected numbers, got a tensor on meta")
+        raise TypeError(f"{name}: expected a tensor with data, got one on meta")
     local = here(param)
     if type(local).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        raise TypeError(f"{name}: expected a plain tensor, got {type(param).__qualname__}, whose memory is its own")
+        raise TypeError(f"{name}: expected a plain tensor, got {type(param).__qualname__}")
     if param.dtype not in FLOATS:
         got = str(param.dtype).removeprefix("torch.")
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {got}")
     if param.is_inference():
-        raise ValueError(f"{name}: expected a tensor that autograd knows, got one made in inference mode")
+        raise ValueError(f"{name}: expected a normal tensor, got one made in inference mode")
     if local.is_neg():
-        raise ValueError(f"{name}: expected numbers in memory, got a view that negates them")
+        raise ValueError(f"{name}: expected a tensor without a lazy negation, got a negated view")
     if not is_dense(local):
-        raise ValueError(f"{name}: expected elements side by side in memory, got strides {local.stride()}")
+        raise ValueError(f"{name}: expected elements without gaps in memory, got strides {local.stride()}")
 
 
 def read_gradient(param: Tensor, grad: Any, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""`HostOffload`: an optimizer whose states and steps are the host's, wherever its parameters are."""
+"""`HostOffload`: an optimizer that keeps its states and takes its steps on the host."""
 
 from typing import Any
 from weakref import ref
@@ -11,11 +11,11 @@ from fusedstep.torch.offload.ring import GRANULE
 from fusedstep.torch.offload.step import OffloadStep, Plan, members
 from fusedstep.torch.optim.optimizer import FusedOptimizer
 
-#: Rules that look at whole tensors, with why.
+#: Rules that need whole tensors, with the reason.
 _WHOLE = {
     "lamb": "takes the norms of whole tensors",
     "lars": "takes the norms of whole tensors",
-    "prodigy": "takes one step size of all tensors",
+    "prodigy": "computes one step size from all tensors",
     "adafactor": "takes means over rows and columns",
     "muon": "orthogonalizes whole matrices",
     "sparse_adam": "takes gradients of some rows",
@@ -23,45 +23,45 @@ _WHOLE = {
 
 
 class HostOffload(FusedOptimizer):
-    """An optimizer whose masters, moments and steps are the host's; the parameters may be an accelerator's.
+    """An optimizer that keeps masters and moments on the host and steps there; parameters may be on an accelerator.
 
-    Gradients come to the host in pieces through a ring of `slots`, are stepped there by the same native step as
-    `optimizer`'s own, and the new values go back; see `docs/offload.md`. The result has the bits that `optimizer` with
-    `master_weights=True` gives with the same gradients on the CPU. Where all parameters are on the CPU there is nothing
-    to bring, and tensors are stepped where they lie, unless `slots` asks for the ring.
+    Gradients are copied to the host in pieces, through a ring of `slots`. The native step of `optimizer` steps them
+    there, and the new values are copied back; see `docs/offload.md`. The result has the same bits as `optimizer` with
+    `master_weights=True` and the same gradients on the CPU. If all parameters are on the CPU, they are stepped in place
+    without a ring, unless `slots` is given.
 
-    `state[p]` has the same names as `optimizer`'s, and its tensors are on the CPU: a state dict goes from the one to
-    the other. Masters and moments begin as memory that nobody has touched, so that it comes to lie beside the threads
-    that step it.
+    `state[p]` has the same names as that of `optimizer`, and its tensors are on the CPU. Each of the two loads the
+    state dict of the other. The first step is the first to write the memory of masters and moments, so on a machine of
+    several sockets this memory is on the socket of the threads that step it.
 
-    With `LOCAL_WORLD_SIZE` in the environment, as torchrun sets it, a step takes the usable processors by the processes
-    of this machine, unless `FUSEDSTEP_NUM_THREADS` or `fusedstep.runtime.set_num_threads` says how many.
+    If `LOCAL_WORLD_SIZE` is set, as torchrun does, a step uses the number of usable processors divided by it, unless
+    `FUSEDSTEP_NUM_THREADS` or `fusedstep.runtime.set_num_threads` sets the number of threads.
 
-    A change of a parameter between steps counts, as it does with `optimizer`: it is seen by the tensor's version and
-    memory. A write through `.data` changes neither, so that the master would overwrite it: use `torch.no_grad()`, or
-    `always_read`. In the same way a gradient that hooks have brought is read again where it has changed, and a write
-    through `.grad.data` is not seen: use `prefetch=False`.
+    A parameter that changes between steps is read again, as with `optimizer`. Its version or its address shows the
+    change. A write through `.data` changes neither, so the master would overwrite it: use `torch.no_grad()`, or
+    `always_read`. A gradient that changes after hooks have copied it is copied again. A write through `.grad.data` does
+    not show: use `prefetch=False`.
 
-    An error in the checks of a step leaves everything as it was. An error later, of a copy, leaves some parameters
-    stepped; further steps are refused then until a state dict is loaded.
+    If a check of a step raises an error, nothing has changed. If a later copy fails, some parameters have been stepped;
+    further steps raise an error until a state dict is loaded.
 
     Args:
         params: Parameters, pairs of `named_parameters()`, or groups, as `torch.optim` takes them: dense, on any device.
         optimizer: A class of `fusedstep.torch.optim` whose rule is elementwise.
-        slots: How many slots the ring has. 4 by default; 0, for none, where all parameters are on the CPU.
-        slot_elements: Elements of a slot, and of a piece at most: a multiple of 4,096.
-        offload_fraction: The first parameters, up to this fraction of all elements, are stepped on the host, and the
-            others where they are, by `torch.optim`'s optimizer of the same name on float32 masters.
-        prefetch: Brings gradients in the backward pass, as soon as each is there, while the ring has room.
-        always_read: Reads every parameter back before its step.
-        timeout: Seconds after which a copy that has not ended is an error.
-        **arguments: Those of `optimizer`, by name. `master_weights` is True by default, but with
+        slots: Number of slots of the ring; 0 for no ring. None: 0 if all parameters are on the CPU, otherwise 4.
+        slot_elements: Elements per slot, and at most per piece; a multiple of 4,096.
+        offload_fraction: The host steps the first parameters, up to this fraction of all elements. The optimizer of
+            `torch.optim` with the same name steps the others on their device, with float32 masters.
+        prefetch: Whether to copy each gradient during the backward pass, while the ring has room.
+        always_read: Whether to read every parameter again before each step.
+        timeout: Seconds after which a copy that has not ended raises an error.
+        **arguments: Those of `optimizer`, by name. `master_weights` is True by default, and False by default with
             `stochastic_rounding`.
 
     Raises:
-        TypeError: An argument, or a tensor, of another kind.
-        ValueError: A number out of range; an `optimizer` or an option that looks at whole tensors (`Lamb`, `Lars`,
-            `Prodigy`, `Adafactor`, `Muon`, `SparseAdam`; `cautious`, `telemetry`), or `in_backward`.
+        TypeError: An argument or a tensor of the wrong type.
+        ValueError: A number out of range; an optimizer that needs whole tensors (`LAMB`, `LARS`, `Prodigy`,
+            `Adafactor`, `Muon`, `SparseAdam`); `cautious`, `telemetry` or `in_backward`.
 
     Examples:
         >>> import torch
@@ -93,9 +93,11 @@ class HostOffload(FusedOptimizer):
         super().__init__(params, **arguments)
 
     def _be(self, kind: Any) -> None:
-        """Takes on the rule and the arguments of a class."""
+        """Takes over the rule and the arguments of a class."""
         if not (isinstance(kind, type) and issubclass(kind, FusedOptimizer)) or not hasattr(kind, "rule"):
-            raise TypeError(f"optimizer: expected a class of fusedstep.torch.optim, got {kind!r}")
+            raise TypeError(
+                f"optimizer: expected a class of fusedstep.torch.optim with an elementwise rule, got {kind!r}"
+            )
         if kind.rule in _WHOLE:
             raise ValueError(
                 f"optimizer: expected one whose rule is elementwise, got {kind.__name__}, which {_WHOLE[kind.rule]}"
@@ -115,16 +117,16 @@ class HostOffload(FusedOptimizer):
 
     @property
     def ring_bytes(self) -> int:
-        """The memory of the ring: pinned, where a parameter is an accelerator's."""
+        """Bytes of the ring; this memory is pinned if a parameter is on an accelerator."""
         native: Any = self._native
         native.fit(self.param_groups, [])
         ring_bytes: int = native.ring.nbytes
         return ring_bytes
 
     def _follow_backward(self) -> None:
-        """Hooks that bring gradients, of the parameters that have none yet."""
+        """Adds hooks that copy gradients, to parameters without one."""
         if self.defaults.get("in_backward") not in (None, False):
-            raise ValueError("in_backward: expected False with HostOffload, which steps when all gradients are there")
+            raise ValueError("in_backward: expected False with HostOffload, which steps after the backward pass")
         native: Any = self._native
         if not self._plan.prefetch or not native.slots(self.param_groups):
             return
@@ -140,7 +142,7 @@ class HostOffload(FusedOptimizer):
             self._follow_backward()
 
     def _scale(self) -> float:
-        # A GradScaler whose unscale_ was called changes gradients without their versions.
+        # GradScaler.unscale_ changes gradients but not their versions.
         if getattr(self, "grad_scale", None) is None:
             native: Any = self._native
             native.forget_gradients()
@@ -159,7 +161,7 @@ class HostOffload(FusedOptimizer):
 
 
 def _bringing(optimizer: HostOffload, name: Any) -> Any:
-    """A hook of a parameter, which does not keep the optimizer alive."""
+    """A hook for a parameter; it does not keep the optimizer alive."""
     known = ref(optimizer)
 
     def bring(param: Tensor) -> None:

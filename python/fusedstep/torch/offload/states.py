@@ -186,7 +186,7 @@ class Hosted:
         if tensor.device.type != "cpu":
             raise TypeError(f"{label}: expected a tensor on the CPU, got one on {tensor.device}")
         if tensor.is_inference():
-            raise ValueError(f"{label}: expected a tensor that autograd knows, got one made in inference mode")
+            raise ValueError(f"{label}: expected a normal tensor, got one made in inference mode")
         whole = state in ("ema", "master") or state in self._rule["exact"] or param.dtype == torch.float64
         allowed = [exact(param.dtype)] if whole else [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
         if tensor.dtype not in allowed:
@@ -204,9 +204,9 @@ class Hosted:
     def _scales(self, scale: Any, label: str) -> Tensor:
         expected = (scale_count(self.local.numel()),)
         if not isinstance(scale, Tensor):
-            raise TypeError(f"{label}: expected the scales of codes of 8 bits, got {type(scale).__qualname__}")
+            raise TypeError(f"{label}: expected a tensor of the scales of 8-bit codes, got {type(scale).__qualname__}")
         if scale.dtype != torch.float32 or scale.device.type != "cpu" or not scale.is_contiguous():
-            raise TypeError(f"{label}: expected float32 in one piece on the CPU, got {scale.dtype} on {scale.device}")
+            raise TypeError(f"{label}: expected contiguous float32 on the CPU, got {scale.dtype} on {scale.device}")
         if tuple(scale.shape) != expected:
             raise ValueError(f"{label}: expected shape {expected}, got {tuple(scale.shape)}")
         return scale

@@ -161,7 +161,9 @@ class OffloadStep:
         they lie, and what adds up the sums of all parts.
         """
         if self._failed is not None:
-            raise RuntimeError(f"step: an earlier one ended midway ({self._failed}): load a state dict and the weights")
+            raise RuntimeError(
+                f"step: an earlier step failed midway ({self._failed}): load a state dict and the weights"
+            )
         self.check(groups)
         with budgeted():
             if self.slots(groups) == 0 and self._plan.fraction == 1.0:

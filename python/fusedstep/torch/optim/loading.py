@@ -144,7 +144,7 @@ def _copied(
     if value.layout is not torch.strided:
         raise TypeError(f"{label}: expected a dense tensor, got one with layout {value.layout}")
     if value.is_meta:
-        raise TypeError(f"{label}: expected numbers, got a tensor on meta")
+        raise TypeError(f"{label}: expected a tensor with data, got one on meta")
     if is_dtensor(param) != is_dtensor(value) and not name.endswith("_scale"):
         expected, got = ("a DTensor", "a plain tensor") if is_dtensor(param) else ("a plain tensor", "a DTensor")
         functions = "get_ and set_optimizer_state_dict of torch.distributed.checkpoint.state_dict"

@@ -38,7 +38,7 @@ def refuse(tensor: Tensor, name: str) -> None:
     if tensor.dtype not in (*FLOATS, torch.uint8):
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {_dtype_name(tensor)}")
     if tensor.is_neg():
-        raise ValueError(f"{name}: expected numbers in memory, got a view that negates them")
+        raise ValueError(f"{name}: expected a tensor without a lazy negation, got a negated view")
 
 
 def refuse_param(param: Tensor, name: str) -> None:
@@ -47,7 +47,7 @@ def refuse_param(param: Tensor, name: str) -> None:
     if param.dtype not in FLOATS:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {_dtype_name(param)}")
     if param.is_inference():
-        raise ValueError(f"{name}: expected a tensor that autograd knows, got one made in inference mode")
+        raise ValueError(f"{name}: expected a normal tensor, got one made in inference mode")
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -67,9 +67,7 @@ def local(tensor: Any, name: str) -> Any:
             tensor = tensor.to_local()
         refuse(tensor, name)
         if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-            raise TypeError(
-                f"{name}: expected a plain tensor, got {type(tensor).__qualname__}, whose memory is its own"
-            )
+            raise TypeError(f"{name}: expected a plain tensor, got {type(tensor).__qualname__}")
         with torch._C.DisableTorchFunctionSubclass():
             return tensor.detach()
 
