@@ -82,7 +82,7 @@ void step(State& state, const runtime::Rule& rule, std::vector<double> hypers, s
   args.measure = table.rules[rule.index]->measure[int(dtype)][variant][0];
   args.measures = rule.sums;
   const std::int64_t bytes = std::int64_t(sizeof(T)) * (3 + 2 * args.states);
-  const std::vector<runtime::StepTensor> tensors = {{args, dtype, n, bytes, nullptr, 0, 0}};
+  const std::vector<runtime::StepTensor> tensors = {{args, dtype, n, bytes, nullptr, 0, 0, 0.0}};
   runtime::Step whole;
   std::vector<double> sums;
   for (auto _ : state) {

@@ -108,7 +108,7 @@ FUSEDSTEP_INLINE void sum_block(const Args& a, std::int64_t c, std::int64_t bloc
 // planes of a group of channels, of some samples at a time.
 inline constexpr std::int64_t kSmallPlane = 256;
 inline constexpr int kGroup = 32;
-inline constexpr std::int64_t kSamplesAtOnce = 8;
+inline constexpr std::int64_t kSamplesAtOnce = 16;
 // What a group holds stays in the second-level cache.
 inline constexpr std::int64_t kGroupBytes = 512 << 10;
 
