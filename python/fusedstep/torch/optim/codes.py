@@ -1,4 +1,4 @@
-"""States of 8 bits of shards, which state dicts hold as float32: their scales are of blocks of what is here."""
+"""8-bit states of shards. State dicts have them as float32, because each scale belongs to a block of one shard."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def _vector(tensor: Tensor) -> Any:
 
 
 def without_codes(rule: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """A parameter's entry of a state dict with float32 in place of the codes of shards."""
+    """A parameter's entry of a state dict, with float32 values in place of the 8-bit codes of shards."""
     coded = [name for name, value in entry.items() if is_sharded(value) and value.dtype == torch.uint8]
     if not coded:
         return entry
@@ -42,12 +42,12 @@ def _decoded(codes: Any, scales: Tensor, signed: bool) -> Tensor:
 
 @torch.no_grad()
 def encoded(rule: str, name: str, values: Any) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a shard's state: to the nearest, and exact where the numbers were decoded from 8 bits."""
+    """Codes and scales of a shard's state, rounded to nearest; exact for numbers that were decoded from 8 bits."""
     signed = _signed(rule, name)
     codes: Any = torch.empty_like(values, dtype=torch.uint8)
     given = np.ascontiguousarray(_vector(values.to_local()))
     found, scales = encode_8bit(given, signed)
-    # Their block may have had half or twice the scale: its largest number was rounded at random, up or down.
+    # The block may have had half or twice this scale, because its largest number was rounded at random.
     for factor in (np.float32(0.5), np.float32(2)):
         others = _codes(given, scales * factor, signed)
         lost = _blocks(decode_8bit(found, scales, signed) != given)
@@ -65,7 +65,7 @@ def _blocks(differs: Any) -> Any:
 
 
 def _codes(values: Any, scales: Any, signed: bool) -> Any:
-    """Codes of numbers that the scales are large enough for, to the nearest."""
+    """Codes of numbers, rounded to nearest; the scales must be large enough for the numbers."""
     c = SIGNED if signed else UNSIGNED
     with np.errstate(all="ignore"):
         inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))

@@ -15,30 +15,30 @@ from fusedstep.torch.optim.optimizer import observed
 
 _step: Any = torch.optim.LBFGS.step
 if getattr(_step, "hooked", False):
-    # Whoever made one before has put hooks around it, which would run twice.
+    # An earlier torch.optim.LBFGS has wrapped step with hooks, which would run twice.
     _step = _step.__wrapped__
 
 
 class LBFGS(torch.optim.LBFGS):
-    """L-BFGS: the direction is −H·g, with H an inverse Hessian that fits the last moves.
+    """L-BFGS: the direction is −H·g, with an estimate H of the inverse Hessian from the last moves.
 
-    PyTorch's equations, limits and state. Of float32 and float64 on the CPU the direction comes from this library's
-    kernels, and its products are added in double; of other parameters PyTorch's own computes it. A copy or a pickle of
-    this optimizer goes on where the original is. `fusedstep.LBFGS` has the equations.
+    Equations, limits and state are PyTorch's; `fusedstep.LBFGS` documents the equations. For float32 and float64
+    parameters on the CPU the kernels of this library compute the direction, and sum its products in float64. For other
+    parameters PyTorch's code computes it. A copy or a pickle continues from the same state.
 
     Args:
         params: Parameters, or pairs of `named_parameters()`, in one group.
-        lr: Length of a move along the direction, or the first to try with `line_search_fn`; finite, >= 0.
-        max_iter: Moves in a step at most; a whole number >= 1.
-        max_eval: Evaluations in a step at most; a whole number >= 1, or None for `max_iter * 5 // 4`.
-        tolerance_grad: A step ends where no |g| is larger; a finite number.
-        tolerance_change: A step ends where the loss and all parameters change by less; a finite number.
-        history_size: Pairs of moves and changes of the gradient that are kept; a whole number >= 1.
+        lr: Length of a move along the direction, or the first length that `line_search_fn` tries; finite, >= 0.
+        max_iter: Largest number of moves per step; a whole number >= 1.
+        max_eval: Largest number of evaluations per step; a whole number >= 1, or None for `max_iter * 5 // 4`.
+        tolerance_grad: A step ends when no element of |g| is larger than this; a finite number.
+        tolerance_change: A step ends when the loss changes by less than this, or no parameter by more; a finite number.
+        history_size: How many pairs of a move and a change of the gradient are kept; a whole number >= 1.
         line_search_fn: None, or "strong_wolfe".
 
     Raises:
-        TypeError: An argument of another kind.
-        ValueError: An argument out of range; a parameter that comes twice; several groups.
+        TypeError: An argument of the wrong type.
+        ValueError: An argument out of range; a parameter given twice; several groups.
 
     Examples:
         >>> import torch
@@ -86,10 +86,10 @@ class LBFGS(torch.optim.LBFGS):
         """Takes the one group that the constructor makes.
 
         Raises:
-            ValueError: There is a group already; a parameter comes twice.
+            ValueError: There is a group already; a parameter is given twice.
         """
         if self.param_groups:
-            raise ValueError("params: expected one group, for a step moves all parameters along one direction")
+            raise ValueError("params: expected one group, because a step moves all parameters along one direction")
         if isinstance(param_group, dict) and not isinstance(param_group.get("params"), Tensor | set):
             param_group["params"] = list(param_group["params"])
             _refuse_twice(param_group["params"])
@@ -105,7 +105,7 @@ class LBFGS(torch.optim.LBFGS):
             What the closure returned first.
 
         Raises:
-            TypeError: The closure is no function. Nothing has been written then.
+            TypeError: The closure is no function. Nothing has been written.
         """
         if not callable(closure):
             raise TypeError(f"closure: expected a function, got {kind(closure)}")
@@ -120,7 +120,7 @@ class LBFGS(torch.optim.LBFGS):
 
 
 def _is_plain(params: list[Tensor]) -> bool:
-    """Whether all numbers are of one dtype that the kernels have."""
+    """Whether the kernels can compute the direction: one dtype, float32 or float64, on the CPU."""
     return params[0].dtype in (torch.float32, torch.float64) and all(
         param.dtype == params[0].dtype and param.device.type == "cpu" and type(param) in (Tensor, torch.nn.Parameter)
         for param in params
@@ -167,7 +167,7 @@ def _moves(optimizer: Any, closure: Callable[[], Any]) -> Any:
     return first
 
 
-#: What a step leaves of its last move.
+#: The state that a step keeps of its last move.
 _MOVE = ("d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss")
 
 
@@ -184,7 +184,7 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 
 def _turn(move: dict[str, Any], entry: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> None:
-    """Enters the pair of the last move, and finds the next direction."""
+    """Stores the pair of the last move, and computes the next direction."""
     if entry["n_iter"] == 1:
         move |= {"d": grad.neg(), "old_dirs": [], "old_stps": [], "ro": [], "H_diag": 1}
         return
@@ -214,7 +214,7 @@ def _turn(move: dict[str, Any], entry: dict[str, Any], grad: Tensor, group: dict
 def _searched(
     optimizer: Any, evaluate: Callable[[], Any], move: dict[str, Any], slope: float, most: int
 ) -> tuple[float, Tensor, Any, int]:
-    """The loss, the gradient and the t that PyTorch's line search finds, and how often it evaluated."""
+    """Loss, gradient and t that PyTorch's line search finds, and the number of its evaluations."""
     at = partial(optimizer._directional_evaluate, evaluate)
     start, grad, loss = optimizer._clone_param(), move["prev_flat_grad"], move["prev_loss"]
     loss, grad, t, count = _torchs._strong_wolfe(  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fusedstep
 
-#: What groups hold that changes nothing in a step.
+#: Keys of groups that do not affect a step.
 _UNSEEN = ("params", "param_names", "foreach", "fused", "capturable", "differentiable")
 
 
@@ -23,7 +23,7 @@ def as_seen_by_all(here: Any, group: Any, device: torch.device) -> Any:
 
 
 def described(optimizer: Any) -> dict[str, str]:
-    """What processes must agree on, by the names that errors use."""
+    """What must be equal in all processes, by the names that errors use."""
     found = {"fusedstep": fusedstep.__version__, "optimizer": type(optimizer).__qualname__}
     number = 0
     for place, group in enumerate(optimizer.param_groups):
@@ -46,7 +46,7 @@ def _text(value: Any) -> str:
 
 
 def agree(description: Mapping[str, str], groups: list[Any]) -> None:
-    """ValueError, in all processes, where those of the dimensions of a mesh describe an optimizer differently."""
+    """ValueError in all processes, if processes in any of the groups describe an optimizer differently."""
     distributed = torch.distributed
     problem = None
     for group in groups:
@@ -69,19 +69,20 @@ def _difference(every: list[dict[str, str]], ranks: list[int]) -> str | None:
 
 
 def check_ranks(optimizer: torch.optim.Optimizer, process_group: Any = None) -> None:
-    """Checks that all processes of a group have the same optimizer: its class, groups, shapes, dtypes, this library.
+    """Checks that all processes of a group have the same optimizer: class, groups, shapes, dtypes, library version.
 
-    Each process calls it once before training. With DDP nothing else would notice a rank with another learning rate:
-    an optimizer of plain tensors is not told who holds copies of them, so a step cannot ask. Where parameters are
-    DTensors, as FSDP2's are, their mesh says so, and the first step checks by itself.
+    Each process calls it once before training. With DDP no other check finds a rank with another learning rate, because
+    a plain tensor does not record which processes have copies of it. DTensors, as FSDP2 makes them, record their mesh;
+    with them the first step does this check itself.
 
     Args:
-        optimizer: An optimizer of this library or of PyTorch; a `ZeroRedundancyOptimizer` as a whole.
+        optimizer: An optimizer of this library or of PyTorch, also a `ZeroRedundancyOptimizer`.
         process_group: A group of `torch.distributed`; None for all processes.
 
     Raises:
-        ValueError: In all processes: the first difference, and the ranks that differ.
-        RuntimeError: `torch.distributed` has no group yet.
+        TypeError: `optimizer` is no `torch.optim.Optimizer`.
+        ValueError: Two ranks differ; all processes raise the same error.
+        RuntimeError: `torch.distributed` is not initialized.
 
     Examples:
         >>> import torch
@@ -94,5 +95,5 @@ def check_ranks(optimizer: torch.optim.Optimizer, process_group: Any = None) -> 
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer: expected one of torch.optim, got {type(optimizer).__qualname__}")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise RuntimeError("process_group: torch.distributed has none yet: call init_process_group before")
+        raise RuntimeError("process_group: torch.distributed is not initialized: call init_process_group first")
     agree(described(optimizer), [torch.distributed.group.WORLD if process_group is None else process_group])

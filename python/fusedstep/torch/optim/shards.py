@@ -1,4 +1,4 @@
-"""Parameters that several processes hold parts of (DTensors): whose part is where, and sums over all parts."""
+"""Parameters that are sharded over processes (DTensors): the position of each shard, and sums over all shards."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from fusedstep.torch.optim.ranks import agree, as_seen_by_all
 
-#: (number, offset, whole, follows) of a part; None: a tensor that is here as a whole.
+#: (number, offset, whole, follows) of a shard; None: this process has the whole tensor.
 Part = tuple[int, int, int, bool] | None
-#: Of each tensor its sums, as (value, exponent) for value · 2^exponent.
+#: The sums of each tensor, as (value, exponent) for value · 2^exponent.
 Sums = list[list[tuple[float, int]]]
 
 _NARROW = (torch.float16, torch.bfloat16)
-#: Rules that parts do not do for, and what they need the whole for.
+#: Rules that cannot step shards, with the reason.
 _WHOLE = {
     "adafactor": "takes means of its rows and columns",
     "muon": "makes the whole matrix orthogonal",
     "sparse_adam": "takes gradients of some of its rows",
 }
 
-#: Rules that add something up over whole tensors; options that do, with the value that asks for nothing.
+#: Rules and options that need sums over whole tensors; the options with the value that turns them off.
 _SUMS = ("lamb", "lars", "prodigy")
 _OF_ALL = {"max_grad_norm": None, "skip_nonfinite": False, "telemetry": False, "cautious": False}
 
@@ -33,18 +33,18 @@ def is_dtensor(tensor: Any) -> bool:
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether processes hold different parts of it."""
+    """Whether processes have different shards of it."""
     return is_dtensor(tensor) and bool(_dims(tensor))
 
 
 def _dims(tensor: Any) -> tuple[int, ...]:
-    """The dimensions of the mesh along which processes hold different parts."""
+    """The dimensions of the mesh along which processes have different shards."""
     mesh = tensor.device_mesh
     return tuple(k for k, p in enumerate(tensor.placements) if not p.is_replicate() and mesh.size(k) > 1)
 
 
 def _offset(tensor: Any) -> int | None:
-    """The place in the whole of its first element here; None where what is here is not one piece of it."""
+    """The position of the shard's first element in the whole; None if the shard is not contiguous there."""
     from torch.distributed.tensor import Shard
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -69,7 +69,7 @@ class _Family(NamedTuple):
     device: torch.device
 
     def add(self, places: dict[int, int], sums: Sums, count: int, names: list[str]) -> None:
-        """Puts in place of the sums of the parts here those of all parts, added in the order of the ranks."""
+        """Replaces the sums of this process's shards by those of all shards, added in the order of the ranks."""
         nothing = [(0.0, 0)] * count
         given = [sums[places[member]] if member in places else nothing for member in self.members]
         values = np.array([[value for value, _ in of] for of in given], np.float64).reshape(-1, count)
@@ -85,7 +85,7 @@ class _Family(NamedTuple):
                 sums[places[member]] = [(value, int(exponent)) for value, exponent in pairs]
 
     def _require_same(self, present: Any, group: Any, names: list[str]) -> None:
-        """ValueError where one process has a gradient that another lacks."""
+        """ValueError if only some processes have a gradient."""
         ranks = torch.distributed.get_process_group_ranks(group)
         for row, member in enumerate(self.members):
             having = present[:, row]
@@ -106,19 +106,19 @@ def _added(values: Any, exponents: Any) -> tuple[Any, Any]:
 
 
 class Shards:
-    """Where the parts of an optimizer's parameters lie, for a native step of those that are here.
+    """The positions of the shards of an optimizer's parameters, for a native step on this process's shards.
 
     Attributes:
-        parts: Of each parameter in the order of the groups (number, offset, whole, follows), or None where all of it is
-            here.
+        parts: For each parameter, in the order of the groups, (number, offset, whole, follows); None if this process
+            has all of it.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         self.parts: list[Part] = []
         self._names: list[str] = []
-        #: Those of which no place is known, with the number of their group.
+        #: Shards without a known position: number of the group, number, parameter.
         self._unplaced: list[tuple[int, int, Any]] = []
-        #: Of each DTensor its group, its place there, its number and its placements.
+        #: For each DTensor its group, its index there, its number and its placements.
         self._dtensors: list[tuple[int, int, int, Any]] = []
         families: dict[Any, _Family] = {}
         meshes: dict[Any, None] = {}
@@ -145,13 +145,13 @@ class Shards:
 
     @classmethod
     def of(cls, groups: list[dict[str, Any]]) -> "Shards | None":
-        """The shards of groups; None where no parameter is a DTensor."""
+        """The shards of groups; None if no parameter is a DTensor."""
         there = any(is_dtensor(param) for group in groups for param in group["params"])
         return cls(groups) if there else None
 
     @staticmethod
     def refuse(rule: str, groups: list[dict[str, Any]]) -> None:
-        """TypeError or ValueError where a step of parts cannot be that of the whole.
+        """TypeError or ValueError if a step on shards cannot equal the step on whole parameters.
 
         Args:
             rule: The optimizer's.
@@ -167,15 +167,15 @@ class Shards:
             count += len(group["params"])
 
     def add(self, places: list[int], sums: Sums, count: int | None = None) -> Sums:
-        """Sums over all parts, with the same bits in every process. All processes must call it.
+        """Sums over all shards, with the same bits in every process. Collective: all processes must call it.
 
         Args:
-            places: Parameters that have a gradient, in the order of the groups.
-            sums: Of each of them, those of its part here.
-            count: How many each has, where there are none to see it from.
+            places: The parameters that have a gradient, in the order of the groups.
+            sums: For each of these parameters, the sums over this process's shard.
+            count: How many sums each parameter has; needed if `sums` is empty.
 
         Returns:
-            Of each of them, those of all of it.
+            For each of these parameters, the sums over all shards.
 
         Raises:
             ValueError: Processes have gradients of different parameters.
@@ -191,12 +191,12 @@ class Shards:
         return list(found.values())
 
     def agree(self, description: dict[str, str]) -> None:
-        """ValueError where processes describe the optimizer differently, those with replicas as well."""
+        """ValueError if processes describe the optimizer differently, including processes with replicas."""
         for mesh in self._meshes:
             agree(description, [mesh.get_group(k) for k in range(mesh.ndim) if mesh.size(k) > 1])
 
     def everywhere(self, here: bool) -> bool:
-        """Whether something holds in all processes."""
+        """Whether `here` is true in all processes."""
         for group, device in self._groups():
             here = bool(as_seen_by_all(np.full((1, 1), float(here)), group, device).all())
         return here
@@ -204,14 +204,14 @@ class Shards:
     def step(
         self, make: Callable[[], Any], native: Any, groups: list[dict[str, Any]], state: Any, scale: float
     ) -> None:
-        """A native step of the parts that are here.
+        """A native step on this process's shards.
 
         Args:
-            make: Makes a native step like `native`.
-            native: The optimizer's.
-            groups: Its groups.
-            state: Its state.
-            scale: What gradients are divided by.
+            make: Creates a native step like `native`.
+            native: The optimizer's native step.
+            groups: The optimizer's groups.
+            state: The optimizer's state.
+            scale: The number that gradients are divided by.
         """
         for place, number, param in self._unplaced:
             _refuse_random(groups[place], param, f"params[{self._names[number]}]")
@@ -228,7 +228,7 @@ class Shards:
             self._step_of_nothing(make(), groups[0])
 
     def _laid_alike(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Any]]]:
-        """Groups with gradients that lie elsewhere than their parameters, and gradients that do not."""
+        """The groups in which a gradient has other placements than its parameter, with redistributed gradients."""
         moved: dict[int, list[Any]] = {}
         for place, k, number, placements in self._dtensors:
             param = groups[place]["params"][k]
@@ -237,7 +237,7 @@ class Shards:
                 continue
             if not is_dtensor(grad):
                 raise TypeError(
-                    f"grads[{self._names[number]}]: expected a DTensor, as its parameter is, got a plain tensor"
+                    f"grads[{self._names[number]}]: expected a DTensor like its parameter, got a plain tensor"
                 )
             if place not in moved:
                 moved[place] = [other.grad for other in groups[place]["params"]]
@@ -245,7 +245,7 @@ class Shards:
         return [(groups[place], grads) for place, grads in moved.items()]
 
     def _step_of_nothing(self, native: Any, group: dict[str, Any]) -> None:
-        """Asks as often as those do who have gradients, so that they hear of it."""
+        """Joins the collectives of the processes that have gradients; they then raise an error."""
         nothing = torch.zeros(1)
         nothing.grad = torch.zeros(1)
 
@@ -275,7 +275,7 @@ def _refuse(rule: str, group: dict[str, Any], param: Any, label: str) -> None:
     if not is_sharded(param):
         return
     if rule in _WHOLE:
-        raise ValueError(f"{label}: expected all of a parameter for {rule}, which {_WHOLE[rule]}, {got}")
+        raise ValueError(f"{label}: expected a whole parameter for {rule}, which {_WHOLE[rule]}, {got}")
     if group.get("in_backward"):
         raise ValueError(f"in_backward: expected False with sharded parameters; {label}: {got}")
     if _offset(param) is None:
@@ -283,22 +283,22 @@ def _refuse(rule: str, group: dict[str, Any], param: Any, label: str) -> None:
 
 
 def _refuse_flat(rule: str, group: dict[str, Any], label: str) -> None:
-    """ValueError where a step needs more of a parameter than `FullyShardedDataParallel` leaves on a rank."""
-    why = f"{label} is a piece of FullyShardedDataParallel's, which does not say of what: use fully_shard"
+    """ValueError if a step needs whole tensors: `FullyShardedDataParallel` leaves a rank with flat pieces."""
+    got = f"got {label}, a flat piece of FullyShardedDataParallel: use fully_shard"
     if rule in _SUMS or rule in _WHOLE:
-        raise ValueError(f"params: expected none that are pieces for {rule}, whose step needs whole tensors; {why}")
+        raise ValueError(f"params: expected whole tensors for {rule}, {got}")
     for name, nothing in _OF_ALL.items():
         if group.get(name) not in (None, nothing):
-            raise ValueError(f"{name}: expected {nothing}, for {why}")
+            raise ValueError(f"{name}: expected {nothing} with flat pieces of parameters, {got}")
 
 
 def _refuse_random(group: dict[str, Any], param: Any, label: str) -> None:
-    """ValueError where random words are needed that nobody can say, for the part is not one piece of the whole."""
+    """ValueError if random rounding is on, but the position of a shard in the whole is not known."""
     asked = "stochastic_rounding" if group.get("stochastic_rounding") and param.dtype in _NARROW else None
     if group.get("state_dtype") not in (None, "float32") and param.dtype != torch.float64:
         asked = "state_dtype"
     if asked:
         raise ValueError(
-            f"{asked}: expected none with {label}, whose part here is not one piece of its memory (placements "
-            f"{param.placements}): random rounding goes by the place in the whole"
+            f"{asked}: expected no random rounding with {label}, whose shard is not contiguous in the whole "
+            f"(placements {param.placements}): random rounding depends on the position of an element there"
         )

@@ -1,7 +1,7 @@
-"""The trial step by which `torch.distributed.checkpoint` asks a fresh optimizer for its states.
+"""The trial step with which `torch.distributed.checkpoint` creates the states of a new optimizer.
 
-It gives every parameter a gradient of zeros, sets lr to 0, and takes a step. A step changes more than that expects: its
-count, and what begins with the first gradient. So states are made then, and nothing is stepped.
+It gives every parameter a gradient of zeros, sets lr to 0, and calls `step`. A real step would also change the step
+count, and states that start from the first gradient. So the trial only creates the states.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from fusedstep.torch.optim.shards import Shards, is_dtensor
 
 
 def is_asked(optimizer: Any, closure: Any, shards: Shards | None) -> bool:
-    """Whether a step is such a trial: there is no state, all lr are 0, and all gradients are there and 0."""
+    """Whether a step is such a trial: there is no state, every lr is 0, and every gradient exists and is 0."""
     if closure is not None or optimizer.state:
         return False
     if not all(_is_zero(group.get("lr")) for group in optimizer.param_groups):
@@ -37,17 +37,17 @@ def _local(tensor: Any) -> Tensor:
 
 
 class Begun:
-    """The states that a trial has made, and whether somebody has written into them since.
+    """The states that a trial has created; they are dropped again unless something is written into them.
 
     Args:
-        optimizer: Has none yet.
+        optimizer: An optimizer without states.
     """
 
     def __init__(self, optimizer: Any) -> None:
         groups = optimizer.param_groups
         lrs = [group["lr"] for group in groups]
         try:
-            for group in groups:  # states may begin with it
+            for group in groups:  # states may depend on the initial lr
                 group["lr"] = group.get("initial_lr", optimizer.defaults["lr"])
             optimizer._native.begin(groups, optimizer.state)
         finally:
@@ -56,7 +56,7 @@ class Begun:
         self._versions = _versions(optimizer)
 
     def forget(self, optimizer: Any) -> None:
-        """Takes the states away, for the first step to make them of the parameters as they are then."""
+        """Drops unchanged states; the first step then creates them from the parameters at that time."""
         if _versions(optimizer) == self._versions:
             optimizer.state.clear()
 

@@ -1,22 +1,22 @@
-"""`ZeroRedundancyOptimizer`, whose ranks have an optimizer each, of some of the parameters."""
+"""Checks for `ZeroRedundancyOptimizer`: there each rank has an optimizer for some of the parameters."""
 
 import sys
 from typing import Any
 
 _OF_ALL = {"max_grad_norm": None, "skip_nonfinite": False, "telemetry": False}
-_CLIP = "whose ranks each step some of the parameters: call torch.nn.utils.clip_grad_norm_ before step()"
+_CLIP = "where each rank steps only some parameters: call torch.nn.utils.clip_grad_norm_ before step()"
 _INSTEAD = {
     "max_grad_norm": _CLIP,
     "skip_nonfinite": f"{_CLIP}, and step where the norm that it returns is finite",
-    "telemetry": "whose ranks each step some of the parameters, and would measure those",
+    "telemetry": "where each rank steps only some parameters, and would measure only these",
 }
 
 
 def is_being_made() -> bool:
-    """Whether such an optimizer is making the one that asks.
+    """Whether a `ZeroRedundancyOptimizer` is calling the constructor.
 
-    It tells the optimizers that it makes nothing of itself, and calls their `step` as anybody does. So the question is
-    who is calling the constructor.
+    It passes nothing to the optimizers that it creates, and calls their `step` like any other caller. So this looks for
+    its frame on the call stack.
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     if module is None:
@@ -31,15 +31,15 @@ def is_being_made() -> bool:
 
 
 def refuse(kind: str) -> None:
-    """ValueError for an optimizer whose step all gradients together make."""
+    """ValueError for an optimizer whose step needs all gradients."""
     raise ValueError(
-        f"optimizer_class: expected no {kind} within ZeroRedundancyOptimizer: all gradients together make its step, "
-        "and each rank's optimizer sees some"
+        f"optimizer_class: expected an optimizer other than {kind} within ZeroRedundancyOptimizer: its step needs all "
+        "gradients, and each rank steps only some parameters"
     )
 
 
 def refuse_of_all(shared: bool, kind: str, groups: list[dict[str, Any]]) -> None:
-    """ValueError where a step needs the gradients of all parameters."""
+    """ValueError if a step needs the gradients of all parameters."""
     if shared:
         refuse(kind)
     for group in groups:
