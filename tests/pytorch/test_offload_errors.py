@@ -103,6 +103,36 @@ def test_gradients_and_states_before_anything_is_written(last):
     optimizer.step()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("step", torch.tensor(1.5), ValueError, "expected a whole number >= 0, got 1.5"),
+        ("step", torch.tensor(float("nan")), ValueError, "expected a whole number >= 0, got nan"),
+        ("step", torch.tensor(-3.0), ValueError, "expected a whole number >= 0, got -3"),
+        ("step", torch.ones(2), TypeError, "expected a float32 tensor of one number"),
+        ("step", "1", TypeError, "expected a number, got str"),
+        ("step", None, ValueError, r"missing, and the state has \['exp_avg', 'exp_avg_sq', 'master'\]"),
+        ("exp_avg", None, ValueError, r"missing, and the state has \['exp_avg_sq', 'master', 'step'\]"),
+    ],
+)
+def test_counts_and_moments_before_anything_is_written(name, value, error, message):
+    """Of the last parameter, in a slot of its own."""
+    params = [(name, torch.nn.Parameter(torch.ones(5000).bfloat16())) for name in "abc"]
+    optimizer = HostOffload(params, optim.AdamW, **SLOTS)
+    c.take([optimizer], 1)
+    before = [p.detach().clone() for _, p in params]
+    entry = optimizer.state[params[-1][1]]
+    kept = entry.pop(name)
+    optimizer.state[params[-1][1]] = dict(sorted(entry.items())) | ({} if value is None else {name: value})
+    for _, p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(error, match=rf"state\['c'\]\['{name}'\]: {message}"):
+        optimizer.step()
+    assert all(torch.equal(p, value) for (_, p), value in zip(params, before, strict=True))
+    optimizer.state[params[-1][1]][name] = kept
+    optimizer.step()
+
+
 def test_overlaps():
     """Seen though the pieces of the two are in different slots."""
     memory = torch.zeros(12000, dtype=torch.bfloat16)

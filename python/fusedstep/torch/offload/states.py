@@ -1,7 +1,7 @@
 """What the host keeps of a parameter: master, moments, average, and the numbers of its steps."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from fusedstep import _core
 from fusedstep.reference.codec import SCALED, scale_count
 from fusedstep.torch.offload.layout import NARROW, as_part, exact, flat, here, is_dense, same_order
-from fusedstep.torch.optim.tensors import number
+from fusedstep.torch.optim.tensors import COUNTS, number
 
 
 def untouched(count: int, dtype: torch.dtype) -> Tensor:
@@ -49,6 +49,20 @@ class Beginnings:
         return {key: entries.get(param, {}) for key, param in made.items()}
 
 
+def _say_missing(entry: dict[str, Any], name: str, state: str) -> NoReturn:
+    raise ValueError(f"state[{name}][{state!r}]: missing, and the state has {list(entry)}")
+
+
+def _one_number(value: Any, label: str) -> float:
+    if isinstance(value, Tensor):
+        if value.dtype not in (torch.float32, torch.float64) or value.numel() != 1:
+            raise TypeError(f"{label}: expected a float32 tensor of one number, got {value}")
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{label}: expected a number, got {type(value).__qualname__}")
+    return float(value)
+
+
 class Hosted:
     """One parameter and the host's tensors of it.
 
@@ -61,7 +75,7 @@ class Hosted:
         self.param = param
         #: What of it is in this process: all, unless it is a DTensor.
         self.local = here(param)
-        self._rule = _core.rules()[rule]
+        self._rule, self._is_uncounted = _core.rules()[rule], rule in COUNTS
         #: The numbers that each of its steps moves on.
         self.counted = ("step", *self._rule["scalars"])
         #: The float32 or float64 values of a parameter of that dtype, which has no master in its state.
@@ -131,12 +145,15 @@ class Hosted:
             self.moved = True
             self._known.clear()
         states = [state for state in self._rule["states"] if state in begun]
+        kept = [state for state in self._rule["states"] if entry.get(state) is not None]
         made: dict[str, Any] = {}
         begins = False
         rows: dict[str, Tensor] = {}
         for state in [*states, *(copy for copy in ("ema", "master") if copy in begun)]:
             tensor, scale = entry.get(state), entry.get(f"{state}_scale")
             if tensor is None:
+                if state in states and entry and kept not in self._rule["variants"]:
+                    _say_missing(entry, name, state)
                 begins = begins or state in states
                 self._make(state, begun, made)
                 tensor, scale = made[state], made.get(f"{state}_scale")
@@ -146,6 +163,8 @@ class Hosted:
                 rows[f"{state}_scale"] = self._scales(scale, f"state[{name}]['{state}_scale']")
         for counted in self.counted:
             if counted in begun and entry.get(counted) is None:
+                if kept and not (counted == "step" and self._is_uncounted):
+                    _say_missing(entry, name, counted)
                 made[counted] = number(float(begun[counted]))
         self.rows = rows
         self.moved = self.moved or bool(made)
@@ -226,12 +245,21 @@ class Hosted:
             for name, row in self.rows.items()
         }
 
-    def numbers(self, entry: dict[str, Any]) -> Iterator[tuple[str, float]]:
-        """The counts of an entry before a step, as Python's numbers."""
-        for name in self.counted:
-            value = entry.get(name)
-            if value is not None:
-                yield name, int(value) if name == "step" else float(value)
+    def numbers(self, entry: dict[str, Any], name: str) -> Iterator[tuple[str, float]]:
+        """The counts of an entry before a step, as Python's numbers; `name` is what errors call the parameter.
+
+        Raises:
+            TypeError: One that is no number.
+            ValueError: A count of steps that cannot be.
+        """
+        for counted in self.counted:
+            value = entry.get(counted)
+            if value is None:
+                continue
+            one = _one_number(value, f"state[{name}][{counted!r}]")
+            if counted == "step" and not (0 <= one < 2**53 and one == int(one)):
+                raise ValueError(f"state[{name}]['step']: expected a whole number >= 0, got {value}")
+            yield counted, int(one) if counted == "step" else one
 
     def advance(self, entry: dict[str, Any], after: dict[str, Any]) -> None:
         """Takes over the counts that the native step has left in the entry of a piece."""

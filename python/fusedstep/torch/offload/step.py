@@ -293,7 +293,7 @@ class OffloadStep:
                 cut(param, size, self._plan.slot_elements),
                 Gradient(param.grad if not is_dtensor(param) and param.grad is not None else grad),
             )
-            one.numbers = dict(hosted.numbers(one.entry))
+            one.numbers = dict(hosted.numbers(one.entry, repr(m.name)))
             stepped.append(one)
         if any(one.hosted.moved for one in stepped):
             refuse_overlaps(span for one in stepped for span in one.hosted.spans(repr(one.name)))
