@@ -15,16 +15,24 @@ GRANULE = 4096
 
 
 class Gradient:
-    """A gradient as it was read: another object, other memory or another version is another gradient."""
+    """A gradient as it was read: another object, memory, order of elements or version is another gradient.
 
-    def __init__(self, grad: Tensor) -> None:
-        self._tensor, self._memory, self._version = ref(grad), grad.data_ptr(), grad._version
+    Args:
+        grad: The gradient.
+        param: Its parameter, whose order of elements is that of the ring.
+    """
+
+    def __init__(self, grad: Tensor, param: Tensor) -> None:
+        self._tensor = ref(grad)
+        # What was made in inference mode has no version: it may have changed, and is read again.
+        self._version = None if grad.is_inference() else grad._version
+        self._place = grad.data_ptr(), grad.stride(), param.stride()
 
     def is_same(self, other: "Gradient") -> bool:
         """Whether both are one, which is still there."""
         mine = self._tensor()
-        same = mine is not None and mine is other._tensor()
-        return same and self._memory == other._memory and self._version == other._version
+        same = mine is not None and mine is other._tensor() and self._version is not None
+        return same and self._version == other._version and self._place == other._place
 
 
 @dataclass

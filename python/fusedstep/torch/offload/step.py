@@ -248,7 +248,7 @@ class OffloadStep:
                 self.fit(groups, [grad])
             if param in self._stays or not self.ring.holds(grad.dtype):
                 return
-            source, copies, row = Gradient(grad), self.copies(param.device), flat(grad)
+            source, copies, row = Gradient(grad, param), self.copies(param.device), flat(grad)
             if self.ring.renew(param, row, source):
                 return
             for piece in cut(param, param.numel(), self._plan.slot_elements):
@@ -291,7 +291,7 @@ class OffloadStep:
                 begins,
                 self._plan.always_read or hosted.is_read or "master" in made,
                 cut(param, size, self._plan.slot_elements),
-                Gradient(param.grad if not is_dtensor(param) and param.grad is not None else grad),
+                Gradient(param.grad if not is_dtensor(param) and param.grad is not None else grad, hosted.local),
             )
             one.numbers = dict(hosted.numbers(one.entry, repr(m.name)))
             stepped.append(one)
