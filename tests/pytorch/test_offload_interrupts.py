@@ -43,7 +43,7 @@ def interrupt(optimizer, after):
 def test_an_interrupt_after_a_native_step_stops_further_steps():
     _, optimizer = c.both("adamw", torch.bfloat16, offloaded=SLOTS)
     interrupt(optimizer, 1)
-    with pytest.raises(RuntimeError, match=r"ended midway \(KeyboardInterrupt: \)"):
+    with pytest.raises(RuntimeError, match=r"midway \(KeyboardInterrupt: \)"):
         c.take([optimizer], 1)
 
 
@@ -53,7 +53,7 @@ def test_an_interrupt_before_the_state_is_kept_stops_further_steps(monkeypatch):
         patched.setattr(steps.Hosted, "look", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             c.take([optimizer], 1)
-    with pytest.raises(RuntimeError, match="ended midway"):
+    with pytest.raises(RuntimeError, match="midway"):
         c.take([optimizer], 1)
 
 
