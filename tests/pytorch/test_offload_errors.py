@@ -153,3 +153,33 @@ def test_overlaps():
         with pytest.raises(ValueError, match=r"state\['a'\]\['exp_avg_sq'\]: overlaps state\['a'\]\['exp_avg'\]"):
             optimizer.step()
     assert entry["step"] == 1
+
+
+def test_gradients_in_memory_that_is_written():
+    """A gradient would be read when another slot has been stepped in its memory."""
+    params = [(name, torch.nn.Parameter(torch.ones(9000))) for name in "ab"]
+    optimizer = HostOffload(params, optim.AdamW, **SLOTS)
+    (_, a), (_, b) = params
+    c.take([optimizer], 1)
+    before = a.detach().clone(), b.detach().clone()
+    a.grad, b.grad = b.detach(), a.detach()
+    with pytest.raises(ValueError, match=r"grads\['a'\]: overlaps params\['b'\] in memory"):
+        optimizer.step()
+    assert torch.equal(a, before[0])
+    assert torch.equal(b, before[1])
+    a.grad = b.grad = torch.ones(9000)
+    optimizer.step()
+
+
+def test_overlaps_of_parameters_that_were_stepped_one_by_one():
+    memory = torch.zeros(12000, dtype=torch.bfloat16)
+    params = [(name, torch.nn.Parameter(memory[k : k + 8000])) for name, k in (("a", 0), ("b", 4000))]
+    optimizer = HostOffload(params, optim.AdamW, **SLOTS)
+    for _, p in params:
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        p.grad = None
+    for _, p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"params\['b'\]: overlaps params\['a'\] in memory"):
+        optimizer.step()

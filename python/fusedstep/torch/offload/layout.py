@@ -1,5 +1,6 @@
 """Tensors as rows of numbers in the order of their memory, on any device."""
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 from fusedstep.torch.optim.shards import is_dtensor
 from fusedstep.torch.optim.tensors import FLOATS
 
+#: Memory of a device from an address to another, with what errors call it.
+Span = tuple[str, int, int, str]
 #: Dtypes whose arithmetic is another's: float32.
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -126,16 +129,26 @@ def is_direct(param: Tensor, grad: Tensor) -> bool:
     )
 
 
-def refuse_overlaps(named: Iterable[tuple[str, Tensor]]) -> None:
-    """ValueError where two of the dense tensors share memory."""
-    spans = sorted(
-        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name)
-        for name, tensor in named
-        if tensor.numel()
-    )
+def _span(tensor: Tensor, name: str) -> Span:
+    return str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name
+
+
+def refuse_overlaps(named: Iterable[tuple[str, Tensor]]) -> list[Span]:
+    """Where dense tensors lie, in order; ValueError where two of them share memory."""
+    spans = sorted(_span(tensor, name) for name, tensor in named if tensor.numel())
     for (device, _, end, name), (other_device, start, _, other) in pairwise(spans):
         if device == other_device and start < end:
             raise ValueError(f"{other}: overlaps {name} in memory")
+    return spans
+
+
+def overlapped(spans: list[Span], tensor: Tensor) -> str | None:
+    """The name of one of the spans in which a dense tensor lies, or some of it."""
+    device, start, end, _ = _span(tensor, "")
+    place = bisect_left(spans, (device, end)) - 1
+    if place < 0 or start == end or spans[place][0] != device or spans[place][2] <= start:
+        return None
+    return spans[place][3]
 
 
 def is_alone(grad: Tensor) -> bool:

@@ -13,10 +13,12 @@ from fusedstep.torch.offload.copies import copies_of
 from fusedstep.torch.offload.device import DeviceStep, refuse, squares, staying
 from fusedstep.torch.offload.layout import (
     NARROW,
+    Span,
     flat,
     here,
     is_alone,
     is_direct,
+    overlapped,
     read_gradient,
     refuse_overlaps,
     refuse_param,
@@ -100,6 +102,9 @@ class OffloadStep:
         self._hosted: dict[Tensor, Hosted] = {}
         self._copies: dict[torch.device, Any] = {}
         self._stays: set[Tensor] = set()
+        #: What steps write, and of which parameters, as it was last looked at.
+        self._spans: list[Span] = []
+        self._apart: set[Tensor] = set()
         self._lock = Lock()
         self._failed: str | None = None
         self.ring = Ring(plan.slots or 0, plan.slot_elements)
@@ -262,6 +267,7 @@ class OffloadStep:
     def forget(self) -> None:
         """Reads parameters, states and gradients anew in the next step, as after a state was loaded."""
         self._hosted.clear()
+        self._apart.clear()
         self._failed = None
         self.ring.clear()
 
@@ -295,11 +301,22 @@ class OffloadStep:
             )
             one.numbers = dict(hosted.numbers(one.entry, repr(m.name)))
             stepped.append(one)
-        if any(one.hosted.moved for one in stepped):
-            refuse_overlaps(span for one in stepped for span in one.hosted.spans(repr(one.name)))
-            for one in stepped:
-                one.hosted.moved = False
+        self._refuse_overlaps(stepped)
         return stepped
+
+    def _refuse_overlaps(self, stepped: list[Stepped]) -> None:
+        """ValueError where a step would write what it writes elsewhere, or still reads."""
+        apart = all(one.param in self._apart and not one.hosted.moved for one in stepped)
+        if apart and not any(overlapped(self._spans, one.grad) for one in stepped):
+            return
+        spans = refuse_overlaps(span for one in stepped for span in one.hosted.spans(repr(one.name)))
+        for one in stepped:
+            other = overlapped(spans, one.grad)
+            if other is not None:
+                raise ValueError(f"{one.label}: overlaps {other} in memory")
+        self._spans, self._apart = spans, {one.param for one in stepped}
+        for one in stepped:
+            one.hosted.moved = False
 
     def _through(
         self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float, parts: Any, add: Any
