@@ -1,5 +1,7 @@
 """`HostOffload` where something ends a step midway: nothing is lost, and nothing half done goes unnoticed."""
 
+from threading import Thread
+
 import offload_cases as c
 import pytest
 import torch
@@ -97,4 +99,34 @@ def test_a_ring_whose_memory_was_refused_is_made_anew(monkeypatch):
         with pytest.raises(MemoryError):
             c.take([optimizer], 1)
     c.take([plain, optimizer], 1)
+    c.assert_same(plain, optimizer)
+
+
+def test_a_step_of_another_thread_is_refused(monkeypatch):
+    """And so are the gradients of its backward pass: the step that is under way has its bits."""
+    plain, optimizer = c.both("adamw", torch.bfloat16, offloaded=SLOTS)
+    c.take([plain, optimizer], 1)
+    errors = []
+
+    def other():
+        other_params = c.params_of(optimizer)
+        for p in other_params:
+            optimizer._native.arrived(optimizer.param_groups, "w", p)
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    class Interleaved(copies.HostCopies):
+        def give(self, into, source):
+            thread = Thread(target=other)
+            thread.start()
+            thread.join(30)
+            assert not thread.is_alive()
+            return super().give(into, source)
+
+    optimizer._native._copies.clear()
+    monkeypatch.setattr(steps, "copies_of", lambda _: Interleaved())
+    c.take([plain, optimizer], 2, 1)
+    assert set(errors) == {"step: this optimizer is in the middle of a step"}
     c.assert_same(plain, optimizer)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -106,6 +106,8 @@ class OffloadStep:
         self._spans: list[Span] = []
         self._apart: set[Tensor] = set()
         self._lock = Lock()
+        #: The thread that takes a step.
+        self._stepping: int | None = None
         self._failed: str | None = None
         self.ring = Ring(plan.slots or 0, plan.slot_elements)
 
@@ -165,6 +167,18 @@ class OffloadStep:
         `parts` and `add` are as a native step takes them: where parameters are parts of larger ones, where in these
         they lie, and what adds up the sums of all parts.
         """
+        with self._lock:
+            if self._stepping not in (None, get_ident()):
+                raise RuntimeError("step: this optimizer is in the middle of a step")
+            self._stepping = get_ident()
+        try:
+            return self._step(groups, state, grad_scale, parts, add)
+        finally:
+            self._stepping = None
+
+    def _step(
+        self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float, parts: Any, add: Any
+    ) -> bool:
         if self._failed is not None:
             raise RuntimeError(
                 f"step: an earlier step failed midway ({self._failed}): load a state dict and the weights"
@@ -249,6 +263,8 @@ class OffloadStep:
         if not is_direct(param, grad) or not is_alone(grad):
             return
         with self._lock:
+            if self._stepping is not None:
+                return
             if not self.ring.slots:
                 self.fit(groups, [grad])
             if param in self._stays or not self.ring.holds(grad.dtype):
