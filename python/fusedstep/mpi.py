@@ -1,8 +1,9 @@
-"""Data-parallel steps with MPI: gradients that are added over ranks, and batch norm over the batches of all.
+"""Data-parallel training with MPI: gradients summed over ranks, and batch norm over the whole batch.
 
 Every function and layer takes a communicator of mpi4py (extra `mpi`) and is collective: all ranks call it, in the same
-order. What ranks disagree about is an error on all of them, before anything is written. Run programs by
-`mpiexec -n 3 python -m mpi4py program.py`: then an exception of one rank ends all; else the others wait for it.
+order. If the arguments of ranks differ, all ranks raise an error before anything is written. Run programs with
+`mpiexec -n 3 python -m mpi4py program.py`: then an exception on one rank ends all ranks. Without `-m mpi4py` the other
+ranks wait for it.
 """
 
 import hashlib
@@ -37,24 +38,24 @@ def _check_comm(comm: Any) -> None:
 
 
 def reduce_gradients(grads: Any, comm: Any, *, average: bool = True, bucket_bytes: int = 2**24) -> None:
-    """Adds the gradients of all ranks, in place.
+    """Averages the gradients of all ranks, in place; with `average=False`, sums them.
 
-    They are added in the order of ranks, in float64, and rounded once; those of bfloat16 to float32 first. So all ranks
-    have the same bits, and every run has them, with any MPI library.
+    Gradients are added in the order of ranks, in float64, and rounded once. A sum of bfloat16 gradients is rounded to
+    float32, then to bfloat16. So all ranks get the same bits, in every run and with any MPI library.
 
     Args:
-        grads: An array, a list, or dicts and lists within each other, as optimizers take them; None for a parameter
-            that has no gradient on any rank. float32, float64 or bfloat16.
+        grads: An array, a list, or nested dicts and lists, as optimizers take them; float32, float64 or bfloat16. None
+            for a parameter that has no gradient on any rank.
         comm: A communicator of mpi4py.
         average: Whether to divide by the number of ranks.
-        bucket_bytes: Gradients travel together, so many bytes at once, in float32 or float64. Up to four times that
-            memory is taken beside them.
+        bucket_bytes: How many bytes of gradients, as float32 or float64, are sent at once. Up to four times as many
+            bytes are allocated.
 
     Raises:
         MissingExtraError: mpi4py is not installed.
-        TypeError: Another dtype; no arrays; no communicator.
-        ValueError: Ranks that disagree on structure, shapes, dtypes or options, on all ranks; arrays that are read-only
-            or overlap; `bucket_bytes` out of range. Nothing has been written.
+        TypeError: An array of another dtype; a value that is no array; `comm` is no communicator.
+        ValueError: Structures, shapes, dtypes or options of ranks differ (on all ranks); an array is read-only or
+            overlaps another; `bucket_bytes` is out of range. Nothing has been written.
 
     Examples:
         .. code-block:: python
@@ -94,7 +95,7 @@ def _writable(value: Any, label: str) -> NDArray[Any]:
     if dtype_name(array.dtype) not in _DTYPES:
         raise TypeError(f"{label}: expected float32, float64 or bfloat16, got {dtype_name(array.dtype)}")
     if not array.flags.writeable:
-        raise ValueError(f"{label}: expected an array that can be written, got a read-only one")
+        raise ValueError(f"{label}: expected a writable array, got a read-only one")
     return array
 
 
@@ -103,20 +104,20 @@ def _described(array: NDArray[Any] | None) -> str:
 
 
 def _refuse_overlaps(arrays: list[tuple[str, NDArray[Any]]]) -> None:
-    """ValueError for two arrays of common memory: what is there would be added twice."""
+    """ValueError for arrays that overlap in memory: the shared numbers would be added twice."""
     bounds = sorted(
         (*np.lib.array_utils.byte_bounds(array), place) for place, (_, array) in enumerate(arrays) if array.size
     )
     end, last = 0, 0
     for low, high, place in bounds:
         if low < end and np.may_share_memory(arrays[last][1], arrays[place][1]):
-            raise ValueError(f"{arrays[place][0]}: expected memory of its own, got that of {arrays[last][0]}")
+            raise ValueError(f"{arrays[place][0]}: overlaps {arrays[last][0]} in memory")
         if high > end:
             end, last = high, place
 
 
 def _require_alike(lines: list[str], comm: Any, error: Exception | None) -> None:
-    """Raises what all ranks raise unless all have the same lines, of which a digest travels."""
+    """Raises an error on all ranks unless all have the same lines. Ranks exchange digests of the lines first."""
     digest = np.frombuffer(hashlib.sha256("\n".join(lines).encode()).digest(), np.uint8)
     digests = np.empty((comm.Get_size(), len(digest)), np.uint8)
     comm.Allgather(digest, digests)
@@ -129,7 +130,7 @@ def _require_alike(lines: list[str], comm: Any, error: Exception | None) -> None
 
 
 def _reduce(arrays: list[NDArray[Any]], comm: Any, average: bool, kind: np.dtype[Any], bucket_bytes: int) -> None:
-    """Adds arrays over ranks, a bucket at a time."""
+    """Sums arrays over ranks, one bucket at a time."""
     room = bucket_bytes // kind.itemsize
     spans: list[tuple[NDArray[Any], int, int]] = []
     taken = 0
@@ -156,7 +157,7 @@ def _reduce(arrays: list[NDArray[Any]], comm: Any, average: bool, kind: np.dtype
 def _reduce_bucket(
     spans: list[tuple[NDArray[Any], int, int]], count: int, comm: Any, average: bool, kind: np.dtype[Any]
 ) -> None:
-    """Every rank adds one segment of all ranks' numbers, in their order, and all get all segments."""
+    """Each rank sums one segment over all ranks, in their order; then all ranks gather all segments."""
     size = comm.Get_size()
     segment = -(-count // size)
     bucket, received = np.zeros(size * segment, kind), np.empty((size, segment), kind)
@@ -181,33 +182,33 @@ def _reduce_bucket(
 
 
 class BatchNorm(_BatchNorm):
-    """`fusedstep.BatchNorm` with the statistics of all ranks: one collective forward and one backward.
+    """`fusedstep.BatchNorm` with the statistics of all ranks: one collective in each forward and backward pass.
 
-    Output, gradient of x and running statistics are those of one process with the whole batch; the running statistics
-    have the same bits on all ranks. A rank may have any number of samples, also none. In evaluation there is no
-    collective. To make the layer is collective, too.
+    Output, gradient of x and running statistics equal those of one process with the whole batch, up to rounding. The
+    running statistics have the same bits on all ranks. A rank may have any number of samples, also none. Evaluation
+    needs no collective. The constructor is collective.
 
     Args:
         num_features: Number of channels C.
         comm: A communicator of mpi4py.
-        eps: As of `fusedstep.BatchNorm`, like all that follow.
-        momentum: Likewise.
-        affine: Likewise.
-        track_running_stats: Likewise.
-        channel_axis: Likewise.
-        activation: Likewise.
-        unbiased: Likewise.
-        skip_nonfinite: Likewise.
-        dtype: Likewise.
+        eps: See `fusedstep.BatchNorm`.
+        momentum: See `fusedstep.BatchNorm`.
+        affine: See `fusedstep.BatchNorm`.
+        track_running_stats: See `fusedstep.BatchNorm`.
+        channel_axis: See `fusedstep.BatchNorm`.
+        activation: See `fusedstep.BatchNorm`.
+        unbiased: See `fusedstep.BatchNorm`.
+        skip_nonfinite: See `fusedstep.BatchNorm`.
+        dtype: See `fusedstep.BatchNorm`.
 
     Attributes:
-        dweight: Gradient of weight by this rank's values, from the last `backward`: give it to `reduce_gradients`.
-        dbias: Gradient of bias, likewise.
+        dweight: The gradient of weight from this rank's samples, after `backward`; give it to `reduce_gradients`.
+        dbias: The gradient of bias, likewise.
 
     Raises:
         MissingExtraError: mpi4py is not installed.
-        TypeError: No communicator; as of `fusedstep.BatchNorm`.
-        ValueError: Ranks that disagree, on all ranks; as of `fusedstep.BatchNorm`.
+        TypeError: `comm` is no communicator; see also `fusedstep.BatchNorm`.
+        ValueError: Arguments of ranks differ (on all ranks); see also `fusedstep.BatchNorm`.
 
     Examples:
         .. code-block:: python
@@ -218,7 +219,7 @@ class BatchNorm(_BatchNorm):
             y = bn.forward(x, training=True)
     """
 
-    #: Of the layers that were made in this process.
+    #: The number of the last layer that was made in this process.
     _made = 0
 
     def __init__(
@@ -255,7 +256,7 @@ class BatchNorm(_BatchNorm):
         self._number = BatchNorm._made = max(made for made, _ in answers) + 1
 
     def _terms(self, **more: Any) -> list[str]:
-        """What all ranks must have alike."""
+        """What must be equal on all ranks."""
         weight, mean = self.weight, self.running_mean
         terms = {
             "layer": self._number,
@@ -271,7 +272,7 @@ class BatchNorm(_BatchNorm):
         return [f"{name}: {value}" for name, value in terms.items()]
 
     def _exchanged(self, message: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The collective: the messages of all ranks, one a row."""
+        """The collective: the messages of all ranks, one per row."""
         table = np.empty((self.comm.Get_size(), len(message)))
         self.comm.Allgather(message, table)
         return table
@@ -281,8 +282,8 @@ class BatchNorm(_BatchNorm):
 
         Raises:
             TypeError: See `batch_norm`.
-            ValueError: See `batch_norm`; what one rank refuses is an error on all of them. Less than two values a
-                channel on all ranks together.
+            ValueError: See `batch_norm`; if one rank refuses its input, all ranks raise an error. Fewer than two values
+                per channel on all ranks together.
         """
         if training is not True or self.comm.Get_size() == 1:
             return super().forward(x, training=training, residual=residual, out=out)
@@ -321,10 +322,10 @@ class BatchNorm(_BatchNorm):
     ) -> Array | tuple[Array, Array]:
         """The gradient dx of the sum of all ranks' losses, and dresidual if the last `forward` had a residual.
 
-        The parameters' gradients by this rank's values are left in `dweight` and `dbias`.
+        `dweight` and `dbias` get the gradients of the parameters from this rank's samples.
 
         Raises:
-            RuntimeError: There was no `forward` since the last `backward`.
+            RuntimeError: No `forward` since the last `backward`.
         """
         saved = self._saved
         if saved is None or not saved.training or self.comm.Get_size() == 1:
@@ -352,7 +353,7 @@ class BatchNorm(_BatchNorm):
 
 
 def _check_like(array: Any, name: str, x: Any) -> None:
-    """TypeError or ValueError for an array that is not like x: other ranks would go on without this one."""
+    """TypeError or ValueError for an array that is not like x, before this rank sends its message."""
     if array is None:
         return
     if not isinstance(array, np.ndarray) or array.dtype != x.dtype:

@@ -321,7 +321,7 @@ class TestErrors:
     def test_a_rank_that_does_not_come(self, ranks):
         first, _, last = ranks.ask(3, sync_tasks.missing)
         for answer in (first, last):
-            assert repr(answer) == "RuntimeError: SyncBatchNorm 0 of the group: rank 1 did not come to it"
+            assert repr(answer) == "RuntimeError: SyncBatchNorm 0 of the group: rank 1 did not call it"
 
     def test_activation(self):
         with pytest.raises(ValueError, match="activation: expected 'relu' or None, got 'tanh'"):

@@ -1,4 +1,4 @@
-"""What workers tell each other in a pass: a message of one length, from which all compute the same numbers."""
+"""The messages that workers exchange in a pass. All have one length; all workers compute the same from them."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -11,35 +11,35 @@ from fusedstep.normalization.arguments import Doubles
 from fusedstep.reference.batch_norm import merge_gradient_sums
 from fusedstep.reference.two_doubles import two_sum
 
-#: Doubles that hold a text: what a worker calls for, or why it refuses.
+#: Number of float64 values that hold the text: the description of a call, or the error of a worker.
 TEXT = 32
 _REFUSED = "refused: "
-#: A worker's name in errors.
+#: Gives a worker's name in errors.
 Name = Callable[[int], str]
 
 
 class DisagreementError(ValueError):
-    """Workers that do not call for the same."""
+    """The calls of workers differ."""
 
 
 @lru_cache(256)
 def described(**terms: Any) -> bytes:
-    """What all workers must call for alike, as text."""
+    """The description of a call, which must be equal for all workers, as text."""
     return padded("; ".join(f"{name}: {value}" for name, value in terms.items()))
 
 
 def refused(error: Exception) -> bytes:
-    """Why a worker does not take part, as text."""
+    """The error of a worker that refuses its input, as text."""
     return padded(f"{_REFUSED}{type(error).__name__}: {error}")
 
 
 def padded(text: str) -> bytes:
-    """A text in the bytes that a message has for it; what is longer is cut."""
+    """A text, cut or padded to the bytes that a message has for it."""
     return text.encode()[: 8 * TEXT].ljust(8 * TEXT, b"\0")
 
 
 def forward_message(channels: int, text: bytes, statistics: tuple[Any, ...] | None) -> Doubles:
-    """A text, and the count, mean, m2, mean_low and m2_low of this worker's values, if it has some."""
+    """A text, and the count, mean, m2, mean_low and m2_low of this worker's values; zeros without statistics."""
     message = np.zeros(TEXT + 1 + 4 * channels)
     message[:TEXT] = np.frombuffer(text)
     if statistics is not None:
@@ -50,7 +50,7 @@ def forward_message(channels: int, text: bytes, statistics: tuple[Any, ...] | No
 
 
 def backward_message(channels: int, text: bytes, sums: tuple[Doubles, Doubles] | None) -> Doubles:
-    """A text, and Σ dy and Σ dy · (x − mean) over this worker's values, if it has some."""
+    """A text, and Σ dy and Σ dy · (x − mean) over this worker's values; zeros without sums."""
     message = np.zeros(TEXT + 2 * channels)
     message[:TEXT] = np.frombuffer(text)
     if sums is not None:
@@ -59,10 +59,10 @@ def backward_message(channels: int, text: bytes, sums: tuple[Doubles, Doubles] |
 
 
 def read_forward(table: NDArray[np.float64], name: Name) -> tuple[int, Doubles, Doubles]:
-    """The count, mean and m2 of all workers' values, from the messages of all, one a row.
+    """The count, mean and m2 of all workers' values, from the messages of all workers, one per row.
 
     Raises:
-        DisagreementError: A worker refused, or calls for something else; all workers raise the same.
+        DisagreementError: A worker refused its input, or calls differ; all workers raise the same.
     """
     require_agreement([row.tobytes() for row in table[:, :TEXT]], name)
     counts = table[:, TEXT]
@@ -70,10 +70,10 @@ def read_forward(table: NDArray[np.float64], name: Name) -> tuple[int, Doubles, 
 
 
 def merged(counts: Doubles, parts: NDArray[np.float64]) -> tuple[int, Doubles, Doubles]:
-    """Count, mean and m2 of all values from those of parts, (n, 4, C): mean, m2 and what rounding left of both.
+    """Count, mean and m2 of all values from those of parts, (n, 4, C): mean, m2 and the rounding errors of both.
 
-    `merge_stats` for many parts at once, rounded to doubles. With the first part's mean as the origin, the others' are
-    small differences, whose squares are taken about their own mean: nothing cancels.
+    This is `merge_stats` for many parts at once, rounded to float64. The means are taken relative to that of the first
+    part. So they are small, and their squared deviations do not cancel.
     """
     total = int(counts.sum())
     counts = counts[counts > 0]
@@ -94,7 +94,7 @@ def merged(counts: Doubles, parts: NDArray[np.float64]) -> tuple[int, Doubles, D
 
 
 def read_backward(table: NDArray[np.float64], name: Name) -> tuple[Doubles, Doubles]:
-    """The sums over all workers' values, from the messages of all, one a row, added in the order of workers.
+    """The sums over all workers' values, from the messages of all, one per row, added in the order of workers.
 
     Raises:
         DisagreementError: As in `read_forward`.
@@ -104,7 +104,7 @@ def read_backward(table: NDArray[np.float64], name: Name) -> tuple[Doubles, Doub
 
 
 def require_agreement(texts: list[bytes], name: Name) -> None:
-    """DisagreementError, naming the worker and the difference, unless all texts are the first."""
+    """DisagreementError that names the worker and the difference, unless all texts are equal."""
     if all(text == texts[0] for text in texts):
         return
     plain = [text.rstrip(b"\0").decode(errors="replace") for text in texts]
@@ -112,7 +112,7 @@ def require_agreement(texts: list[bytes], name: Name) -> None:
 
 
 def require_alike(lists: list[list[str]], name: Name) -> None:
-    """DisagreementError, naming the worker and the difference, unless all lists have the same pairs "name: value"."""
+    """DisagreementError that names the worker and the difference, unless all lists have equal pairs "name: value"."""
     for rank, lines in enumerate(lists):
         if lines and lines[0].startswith(_REFUSED):
             raise DisagreementError(f"{name(rank)} {'; '.join(lines)}")

@@ -1,4 +1,4 @@
-"""Batch norm over the ranks of a process group: one collective forward, and one backward."""
+"""Batch norm over the ranks of a process group: one collective in the forward pass, one in the backward pass."""
 
 import weakref
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from fusedstep.torch._calls import (
 
 
 class Met:
-    """The layers of this rank that have met those of the others in a group, each with its number."""
+    """The layers of a group that this rank has compared with the other ranks, each with its number."""
 
     def __init__(self) -> None:
         self.numbers: Any = weakref.WeakKeyDictionary()
@@ -40,11 +40,11 @@ _GROUPS: Any = weakref.WeakKeyDictionary()
 
 
 class Call(NamedTuple):
-    """What a pass has beside tensors."""
+    """The arguments of a pass that are no tensors."""
 
     group: Any
     layer: int  # its number in the group
-    text: bytes  # what all ranks must call for alike
+    text: bytes  # what must be equal on all ranks
     momentum: float
     eps: float
     relu: bool
@@ -52,11 +52,11 @@ class Call(NamedTuple):
 
 
 def group_of(given: Any) -> Any:
-    """The group to exchange statistics with; None where there is nobody else.
+    """The group to exchange statistics with; None if there is no other rank.
 
     Raises:
-        TypeError: It is no process group.
-        ValueError: This rank is none of its members.
+        TypeError: `given` is no process group.
+        ValueError: This rank is not a member of the group.
     """
     if not dist.is_available() or not dist.is_initialized():
         return None
@@ -80,9 +80,10 @@ def batch_norm(
     """`functional.batch_norm` in training, with the statistics of all ranks; `layer` has the rest.
 
     Raises:
-        TypeError: As there, on the rank that it concerns.
-        ValueError: As there; on all ranks, where one of them refuses or calls for something else. Nothing is written.
-        RuntimeError: A tracer looks on; not all ranks come.
+        TypeError: As `functional.batch_norm`; only on the rank whose argument is wrong.
+        ValueError: As `functional.batch_norm`; on all ranks, if one refuses its input or ranks differ. Nothing is
+            written.
+        RuntimeError: The call is traced; a rank does not call the layer.
     """
     if is_traced():
         raise RuntimeError(
@@ -98,12 +99,12 @@ def batch_norm(
         if running[0] is not None and not 0 <= momentum <= 1:
             raise ValueError(f"momentum: expected a number in [0, 1], got {momentum!r}")
         x = without_gaps(input)
-        # Of another shape or dtype it is added as torch does, in a pass of its own.
+        # A residual of another shape or dtype is added as torch does, in a separate pass.
         added = ordered_as(residual, x) if residual is not None and fits(residual, input) else None
         if residual is not None and added is None:
             check_added(residual, input)
     except (TypeError, ValueError) as error:
-        # The others wait for this rank: they hear why it does not go on.
+        # The other ranks wait for this one: they raise its error.
         _exchange(group, shared.forward_message(channels, shared.refused(error), None))
         raise
     gradient = torch.is_grad_enabled() and x.requires_grad
@@ -123,7 +124,7 @@ def batch_norm(
 
 
 def _check(input: Any, channels: int, activation: str | None, **others: Any) -> None:
-    """TypeError or ValueError for what no rank can compute with."""
+    """TypeError or ValueError for invalid arguments."""
     check_input(input, "input")
     if not is_plain(input):
         raise TypeError(f"input: expected a plain tensor, got a {type(input).__qualname__}")
@@ -142,10 +143,10 @@ def _check(input: Any, channels: int, activation: str | None, **others: Any) -> 
 
 
 def _meet(layer: torch.nn.Module, group: Any) -> int:
-    """The number of a layer in a group; at its first pass the ranks look whether it has the same channels on all.
+    """The number of a layer in a group. In its first pass the ranks compare its number of channels.
 
-    Messages of different lengths end the process in the middle of a collective. This comparison goes through the
-    group's store, once, and needs no collective.
+    Messages of different lengths would end the process in the middle of a collective. So this comparison uses the
+    store of the group, once, and no collective.
     """
     met = _GROUPS.setdefault(group, Met())
     if layer in met.numbers:
@@ -169,7 +170,7 @@ def _meet(layer: torch.nn.Module, group: Any) -> int:
     except RuntimeError as error:
         name = _name(group)
         away = [name(k) for k in range(size) if not store.check([f"{place}/{k}"])]
-        raise RuntimeError(f"SyncBatchNorm {number} of the group: {', '.join(away)} did not come to it") from error
+        raise RuntimeError(f"SyncBatchNorm {number} of the group: {', '.join(away)} did not call it") from error
     if verdict != "alike":
         raise ValueError(verdict)
     met.numbers[layer] = number
@@ -181,7 +182,7 @@ def _name(group: Any) -> shared.Name:
 
 
 def _exchange(group: Any, message: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The collective: the messages of all ranks, one a row."""
+    """The collective: the messages of all ranks, one per row."""
     table = torch.empty((group.size(), len(message)), dtype=torch.float64)
     dist.all_gather(list(table.unbind()), torch.from_numpy(message), group=group)
     rows: NDArray[np.float64] = table.numpy()
@@ -196,7 +197,7 @@ def normalize(
     residual: Tensor | None,
     call: Call,
 ) -> tuple[Tensor, int, Tensor | None, Tensor | None]:
-    """The output, and the count of all ranks' values, statistics and mask, which the backward pass needs."""
+    """The output; and, for the backward pass, the count of all ranks' values, the statistics and the mask."""
     message = shared.forward_message(x.shape[1], call.text, _core.batch_norm_stats(view(x, "input"), 1))
     count, mean, m2 = shared.read_forward(_exchange(call.group, message), _name(call.group))
     y = torch.empty_like(x)
@@ -237,7 +238,7 @@ def gradients(
     residual: bool,
     call: Call,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """dx and dresidual; dweight and dbias of this rank's values alone, for data-parallel engines sum over ranks."""
+    """dx and dresidual; dweight and dbias of this rank only, because data-parallel engines sum them over ranks."""
     dy = ordered_as(dy, x)
     saved = _core.batch_norm_saved(
         view(x, "input"),
@@ -306,7 +307,7 @@ class AtOnce(torch.autograd.Function):
 
 
 class Differentiated(torch.autograd.Function):
-    """`gradients` where somebody may differentiate them, which is refused."""
+    """`gradients` under create_graph; differentiating them raises an error."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:

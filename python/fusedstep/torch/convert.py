@@ -125,20 +125,21 @@ def _has_norms(module: torch.nn.Module) -> bool:
 
 
 def convert_sync_batch_norm(model: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
-    """Gives the batch norms of a model, torch's and ours, the statistics of all ranks of a process group, in place.
+    """Makes every batch norm of a model use the statistics of all ranks of a process group, in place.
 
-    A module stays the same object, with its parameters, buffers, hooks, mode and activation: only its class is another
-    one. Convert before DDP or `fully_shard` wraps the model.
+    This applies to the classes of PyTorch and of this library. A module stays the same object, with its parameters,
+    buffers, hooks, mode and activation: only its class changes. Convert before DDP or `fully_shard` wraps the model.
 
     Args:
-        model: The module itself may be a batch norm.
-        process_group: Of the ranks; None for all.
+        model: A module, which may itself be a batch norm.
+        process_group: The process group; None for all ranks.
 
     Returns:
         The model.
 
     Raises:
-        TypeError: It is no module; a batch norm of a class of its own, whose forward would be lost. Nothing is changed.
+        TypeError: `model` is no module; another subclass of a batch norm, whose forward would be lost. Nothing is
+            changed.
         ValueError: A batch norm on another device. Nothing is changed.
 
     Examples:

@@ -211,7 +211,7 @@ class SyncBatchNorm(_BatchNorm):
             TypeError: As of `BatchNorm2d`; a subclass of tensors.
             ValueError: As of `BatchNorm2d`; ranks that call for different things, or one of which refuses its input:
                 on all ranks.
-            RuntimeError: A tracer looks on; not all ranks have come to this layer within the time-out of the group.
+            RuntimeError: The call is traced; a rank has not called this layer within the time-out of the group.
         """
         if not self.training or isinstance(input, torch.fx.Proxy):
             return super().forward(input, residual, activation=activation)
