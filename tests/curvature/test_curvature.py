@@ -203,7 +203,8 @@ class TestSpectrum:
         grad, params = diagonal(np.linspace(-1, 1, 500), rng)
         content = json.loads(json.dumps(curvature.spectrum(grad, params).to_dict(), allow_nan=False))
         assert content["which"] == "both"
-        assert content["products"] == 60
+        # SciPy before 1.15 stops one product earlier.
+        assert content["products"] in (59, 60)
 
 
 def random_eigenvalues(kind, size, condition, rng):

@@ -108,8 +108,8 @@ def spectrum(
         >>> import numpy as np, fusedstep as fs
         >>> curvatures = np.r_[-3.0, np.linspace(0, 1, 10_000), 20.0]
         >>> found = fs.curvature.spectrum(lambda w: curvatures * w, np.zeros(10_002))
-        >>> print(found.eigenvalues.round(4), found.products)
-        [-3. 20.] 60
+        >>> print(found.eigenvalues.round(4), found.products <= 60)
+        [-3. 20.] True
 
     Reference:
         Lehoucq, Sorensen and Yang, "ARPACK Users' Guide", 1998; Saad, "On the rates of convergence of the Lanczos and

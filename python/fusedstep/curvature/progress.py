@@ -20,10 +20,11 @@ class Progress:
         self._bar: Any = None
         if show is True:
             console = require("rich.console", "train").Console(stderr=True)
-            rich = require("rich.progress", "train")
-            columns = (rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=20), rich.MofNCompleteColumn())
-            self._bar = rich.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-            self._task = self._bar.add_task(title, total=total)
+            if console.is_terminal:
+                rich = require("rich.progress", "train")
+                columns = rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=20), rich.MofNCompleteColumn()
+                self._bar = rich.Progress(*columns, console=console, transient=True)
+                self._task = self._bar.add_task(title, total=total)
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:

@@ -110,11 +110,14 @@ class Progress:
         self.task = self.bar.add_task("", total=figures)
 
     def __enter__(self) -> "Progress":
-        self.bar.start()
+        if self.live:
+            self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        # rich 13 ends a bar that it has not shown with an empty line.
+        if self.live:
+            self.bar.stop()
 
     def begin(self, name: str) -> None:
         """The next figure is under way."""
