@@ -1,6 +1,8 @@
 """Steps of `HostOffload` on bfloat16 parameters beside PyTorch's own sequence on float32 masters, and the roof."""
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -46,20 +48,7 @@ def offload(way: str, clips: bool, size: int = SIZE, each: int = EACH) -> Subjec
     ours, theirs = _parameters(torch, size, each), _parameters(torch, size, each)
     slots = 4 if way == "slots" else 0
     optimizer = HostOffload(ours, optim.AdamW, slots=slots, max_grad_norm=1.0 if clips else None)
-    masters = [p.detach().float().requires_grad_() for p in theirs]
-    for master in masters:
-        master.grad = torch.empty_like(master)
-    peer = torch.optim.AdamW(masters, fused=True)
-
-    @torch.no_grad()  # type: ignore[untyped-decorator,unused-ignore]
-    def sequence() -> None:
-        for p, master in zip(theirs, masters, strict=True):
-            master.grad.copy_(p.grad)
-        if clips:
-            torch.nn.utils.clip_grad_norm_(masters, 1.0)
-        peer.step()
-        for p, master in zip(theirs, masters, strict=True):
-            p.copy_(master)
+    sequence, masters = _sequence(torch, theirs, clips, lambda params: torch.optim.AdamW(params, fused=True))
 
     def check() -> None:
         for _ in range(2):
@@ -76,7 +65,31 @@ def offload(way: str, clips: bool, size: int = SIZE, each: int = EACH) -> Subjec
     if way == "direct" and not clips:
         goal["roof"] = ROOF
     others = {"torch": sequence, "roof": lambda: _core.roof_step(arrays[0], arrays[1:])}
+    if way == "direct" and not clips and find_spec("deepspeed") is not None:
+        cpu_adam = import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
+        params = _parameters(torch, size, each)
+        others["deepspeed"], _ = _sequence(torch, params, clips, lambda masters: cpu_adam(masters, weight_decay=1e-2))
     return Subject(name_of(way, clips), optimizer.step, others, check, goal)
+
+
+def _sequence(torch: Any, params: list[Any], clips: bool, make: Callable[[Any], Any]) -> tuple[Any, list[Any]]:
+    """Gradients to float32, the step of an optimizer's on float32 masters, these to bfloat16; and the masters."""
+    masters = [p.detach().float().requires_grad_() for p in params]
+    for master in masters:
+        master.grad = torch.empty_like(master)
+    peer = make(masters)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator,unused-ignore]
+    def sequence() -> None:
+        for p, master in zip(params, masters, strict=True):
+            master.grad.copy_(p.grad)
+        if clips:
+            torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        peer.step()
+        for p, master in zip(params, masters, strict=True):
+            p.copy_(master)
+
+    return sequence, masters
 
 
 def _parameters(torch: Any, size: int, each: int) -> list[Any]:

@@ -35,11 +35,14 @@ class Progress:
         self.task = self.bar.add_task("", total=epochs)
 
     def __enter__(self) -> "Progress":
-        self.bar.start()
+        if self.live:
+            self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        # rich 13 ends a bar that it has not shown with an empty line.
+        if self.live:
+            self.bar.stop()
 
     def show(self, epoch: dict[str, Any]) -> None:
         """One more epoch is done."""
