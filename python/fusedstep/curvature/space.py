@@ -1,4 +1,4 @@
-"""Parameters of any structure as one vector of doubles, and back; and the checks of what is given."""
+"""Parameters of any structure as one float64 vector, and back; and checks of arguments."""
 
 import math
 from collections.abc import Callable
@@ -23,9 +23,10 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Space:
-    """The structure of the parameters, any that an optimizer takes, as one vector.
+    """Maps parameters, in any structure that an optimizer takes, to one vector and back.
 
-    A number is an array without axes, and a list of numbers one array; where `params` has them, gradients may too.
+    A number counts as an array without axes, and a list of numbers as one array. If `params` has such values, gradients
+    may have them in the same places.
     """
 
     def __init__(self, params: Any) -> None:
@@ -43,23 +44,23 @@ class Space:
         self.size: int = self._ends[-1] if arrays else 0
         if self.size == 0:
             raise ValueError("params: expected at least one number, got none")
-        #: The coarsest rounding of the parameters.
+        #: The largest machine epsilon of the parameters' dtypes.
         self.eps = max(float(np.finfo(dtype).eps) for dtype in self._dtypes)
         self.origin = self._joined(arrays)
 
     def _arrays(self, values: list[Any], name: str) -> list[tuple[str, Array]]:
-        """The arrays in order, each with what to call it."""
+        """The arrays in order, each with its name for errors."""
         labels = self._params.labels(name)
         return [
             (label, self._array(value, label, k)) for k, (label, value) in enumerate(zip(labels, values, strict=True))
         ]
 
     def _array(self, value: Any, name: str, k: int) -> Array:
-        """The k-th array; NumPy's arithmetic on arrays of no axes gives numbers."""
+        """The k-th array. It may be a NumPy scalar: arithmetic on arrays without axes gives one."""
         if isinstance(value, np.generic):
             return np.asarray(value)
         if are_numbers(value) and self._takes_numbers(value, k):
-            # Written as numbers they have no dtype: that of the parameters, and double for these.
+            # Numbers have no dtype: gradients take that of the parameters, and parameters take float64.
             return np.asarray(value, np.float64 if self._numbers is None else self._dtypes[k])
         return unmasked(value, name)
 
@@ -71,7 +72,7 @@ class Space:
         )
 
     def flat(self, value: Any, name: str, where: str = "") -> Vector:
-        """A new vector of doubles; an error where the structure, a shape, a dtype or a number is not as it must be."""
+        """A new float64 vector; an error if structure, a shape or a dtype differs, or a number is not finite."""
         arrays = self._arrays(self._params.values(value, name), name)
         for (label, array), shape, dtype in zip(arrays, self._shapes, self._dtypes, strict=True):
             if array.shape != shape:
@@ -97,7 +98,7 @@ class Space:
 
 
 def are_numbers(value: Any) -> bool:
-    """Whether it is a number, or a list of numbers, of lists of as many, and so on; no array."""
+    """Whether it is a number, or nested lists of numbers with a common shape; not an array."""
     if isinstance(value, (list, tuple)):
         if not value:
             return False
@@ -107,14 +108,14 @@ def are_numbers(value: Any) -> bool:
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:
-    """Of numbers in lists; None where it is anything else."""
+    """The shape of a number or of nested lists of numbers; None for anything else."""
     if not are_numbers(value):
         return None
     return (len(value), *(_shape_of(value[0]) or ())) if isinstance(value, (list, tuple)) else ()
 
 
 def size_of(vector: Array) -> float:
-    """The root of the sum of the squares, which may leave the range of doubles."""
+    """The Euclidean norm, also where the sum of squares would overflow or underflow."""
     with np.errstate(all="ignore"):
         size = float(np.linalg.norm(vector))
         scaled = None if 1e-140 < size < math.inf else scaled_to_one(vector)
@@ -122,17 +123,17 @@ def size_of(vector: Array) -> float:
 
 
 def scalar(value: Any, name: str) -> float:
-    """A number, or an array of no axes that holds one; it may be infinite or NaN."""
+    """The value of a number or of an array without axes; it may be infinite or NaN."""
     return real(_held(value), name)
 
 
 def positive(value: Any, name: str, *, zero: bool = False) -> float:
-    """A finite number above 0, or an array of no axes that holds one; with `zero`, 0 too."""
+    """The value of a finite number > 0 or of an array without axes; with `zero`, 0 is allowed."""
     return number(_held(value), name, least=0) if zero else number(_held(value), name, above=0)
 
 
 def _held(value: Any) -> Any:
-    """The number in an array of no axes; anything else as it is."""
+    """The number in an array without axes; any other value unchanged."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         return value[()]
     if hasattr(value, "detach") and getattr(value, "ndim", None) == 0:

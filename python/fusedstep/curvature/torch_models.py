@@ -1,4 +1,4 @@
-"""Torch modules: their gradient as a function of NumPy arrays, and exact products from autograd."""
+"""Torch modules: gradient and Hessian-vector products as functions of NumPy arrays."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,26 +12,25 @@ from fusedstep.curvature.space import Array, Gradient, Product
 
 
 def from_torch(module_or_params: Any, loss_closure: Callable[[], Any]) -> tuple[Gradient, Any, Product]:
-    r"""The gradient, the parameters and exact Hessian-vector products of a torch loss, for the functions here.
+    r"""Gradient, parameters and exact Hessian-vector products of a torch loss, for the functions of `fs.curvature`.
 
-    Both functions put the parameters that they are given into the tensors, call the closure, and put back what was
-    there, bit for bit; a module's buffers (running statistics) too. The product is the derivative of gᵀv, a second
-    backward pass. A tensor that the loss does not depend on has a gradient of zeros.
+    Both returned functions copy their argument into the tensors and call the closure. Then they restore the tensors and
+    the buffers of a module (running statistics), bit for bit. The product is the derivative of gᵀv, from a second
+    backward pass. If the loss does not depend on a tensor, its gradient is zero.
 
     Args:
-        module_or_params: A `torch.nn.Module`, whose parameters that require a gradient are taken by name; or a dict by
-            name, a list or a single tensor of such. On the CPU, float32 or float64.
-        loss_closure: Computes the loss, a tensor of one number, from those tensors as they are; without `backward`.
-            It must be deterministic: the same batch each time, and no dropout.
+        module_or_params: A `torch.nn.Module`, of which the parameters that require a gradient are used, by name; or a
+            dict by name, a list, or a single tensor. Tensors on the CPU, float32 or float64.
+        loss_closure: Computes the loss, a tensor of one number, from these tensors; it does not call `backward`. It
+            must be deterministic: the same batch each time, and no dropout.
 
     Returns:
         `grad(params) -> grads`; the parameters as new NumPy arrays; `hvp(params, v) -> H·v`.
 
     Raises:
         ModuleNotFoundError: torch is not installed.
-        TypeError: Something that is no tensor or module; a dtype or device that is not as said; a loss that is no
-            tensor.
-        ValueError: No parameters; one that does not require a gradient; a loss of more than one number.
+        TypeError: An argument that is no tensor or module; another dtype or device; a loss that is no tensor.
+        ValueError: No parameters; a tensor that does not require a gradient; a loss of more than one number.
 
     Examples:
         >>> import numpy as np, torch, fusedstep as fs
@@ -91,7 +90,7 @@ def loss_from_torch(module_or_params: Any, loss_closure: Callable[[], Any]) -> C
 
 
 class _Tensors:
-    """The tensors, their names, and what else a forward pass may change."""
+    """The tensors, their names, and the buffers that a forward pass may change."""
 
     def __init__(self, torch: Any, source: Any) -> None:
         self._torch = torch
@@ -142,7 +141,7 @@ class _Tensors:
 
     @contextmanager
     def holding(self, params: Any) -> Iterator[None]:
-        """The tensors hold `params` inside, and what they held before afterwards."""
+        """Copies `params` into the tensors for the block, then restores tensors and buffers."""
         torch = self._torch
         changed = [*self.list, *self._buffers]
         before = [tensor.detach().clone() for tensor in changed]
@@ -168,7 +167,7 @@ def _loss(torch: Any, closure: Callable[[], Any]) -> Any:
 
 def _derivatives(torch: Any, of: Any, tensors: list[Any], *, graph: bool) -> list[Any]:
     if not of.requires_grad:
-        # A loss that is linear has a gradient without a graph.
+        # The gradient of a linear loss has no graph.
         return [torch.zeros_like(tensor) for tensor in tensors]
     found = torch.autograd.grad(of, tensors, create_graph=graph, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]

@@ -1,1 +1,1 @@
-"""Side-by-side measurements: what they are (`subjects`), how they are made (`harness`) and where (`process`)."""
+"""Benchmarks against peers: the list (`subjects`), the timing (`harness`) and the process (`process`)."""

@@ -1,7 +1,7 @@
-"""How a figure is made: the sides take turns in one process, after their results have been compared.
+"""The timing of a benchmark: first the results of all sides are compared, then the sides run in turn in one process.
 
-A machine's speed drifts, so one side is never measured before the other: every round runs each side once, in a rotating
-order, and the medians of the rounds are compared.
+The speed of a machine drifts. So every round runs each side once, in a rotating order, and the medians over the rounds
+are compared.
 """
 
 import gc
@@ -14,12 +14,12 @@ import numpy as np
 
 import fusedstep as fs
 
-#: A sample shorter than this is made of several calls.
+#: A sample takes at least this long, with several calls if necessary.
 SAMPLE_SECONDS = 2e-3
 
 
 def torch_or_none() -> Any:
-    """PyTorch on as many threads as we use, or None."""
+    """PyTorch with the number of threads of this library, or None."""
     try:
         import torch
     except ModuleNotFoundError:
@@ -30,16 +30,16 @@ def torch_or_none() -> Any:
 
 @dataclass
 class Subject:
-    """Something to measure.
+    """A benchmark.
 
     Attributes:
-        name: What it is called on the command line.
-        ours: What is measured; the first side.
-        others: Peers and the roof, by name.
-        check: Raises if the sides do not compute the same thing; run before any timing.
-        goal: What the ratio to a side should be at least, by name.
-        group: Subjects whose ratios are summed up by their geometric mean.
-        group_goal: What that mean should be at least, by name.
+        name: Its name on the command line.
+        ours: This library's side, the first one.
+        others: The other sides by name: peers, and the roof (a loop that only moves the bytes).
+        check: Raises if the sides do not compute the same result; called before any timing.
+        goal: By side, the least ratio to reach.
+        group: The group of benchmarks that it belongs to; the report has the geometric mean of their ratios.
+        group_goal: By side, the least mean to reach.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Timing:
 
 
 def measure(subject: Subject, rounds: int, seconds: float) -> dict[str, Timing]:
-    """Times all sides of a subject: `rounds` rounds, or as many (at least five) as fit into `seconds`."""
+    """Times all sides of a subject in `rounds` rounds; after the fifth, stops once `seconds` have passed."""
     subject.check()
     sides = {"fusedstep": subject.ours, **subject.others}
     calls = {name: _calls_per_sample(run) for name, run in sides.items()}
@@ -99,7 +99,7 @@ def report(subject: Subject, timings: dict[str, Timing]) -> dict[str, Any]:
 
 
 def means(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The geometric means of the ratios of every group of several subjects, ready for JSON."""
+    """The geometric mean of the ratios of every group with several subjects, ready for JSON."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in reports:
         if entry["group"] is not None:
@@ -126,7 +126,7 @@ def _calls_per_sample(run: Callable[[], Any]) -> int:
 
 
 def _sample(run: Callable[[], Any], calls: int) -> float:
-    # One call untimed: after the other side's turn the caches and the threads are its.
+    # One call is not timed: the previous side has left its data in the caches and its threads running.
     run()
     start = perf_counter()
     for _ in range(calls):

@@ -1,4 +1,4 @@
-"""Steps with fewer bytes beside those of float32, and beside other 8-bit optimizers where they are installed."""
+"""Steps with narrow states, compared with float32 states and with other 8-bit optimizers if they are installed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from fusedstep.reference.codec import narrowed, widened
 
 KI, MI = 1024, 1024 * 1024
 
-#: What is narrow, and how many times faster than float32 a step should be past the cache.
+#: By what is narrow: how many times as fast as float32 a step should be on data larger than the caches.
 WAYS: dict[str, tuple[dict[str, Any], bool, float]] = {
     "8bit": ({"state_dtype": "8bit"}, False, 1.5),
     "bfloat16-states": ({"state_dtype": "bfloat16"}, False, 1.25),
@@ -33,7 +33,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
 
 
 def step(way: str, n: int) -> Subject:
-    """One AdamW step of one array, beside that of float32."""
+    """One AdamW step of one array, compared with a float32 step."""
     options, narrow, goal = WAYS[way]
     name, in_cache = SIZES[n]
     rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def step(way: str, n: int) -> Subject:
             ours.step(stored_grad)
         apart = np.abs(widened(stored[:10_000]) - start[:10_000]).mean()
         if not apart < (2**-8 if narrow else 1e-4):
-            raise ValueError(f"{way}: parameters {apart} apart")
+            raise ValueError(f"{way}: parameters differ by {apart}")
 
     return Subject(
         f"narrow-{way}-{name}",
@@ -61,7 +61,7 @@ def step(way: str, n: int) -> Subject:
 
 
 def peers() -> Subject:
-    """One 8-bit AdamW step of 4 Mi elements, beside the 8-bit optimizers of others."""
+    """One 8-bit AdamW step of 4 Mi elements, compared with the 8-bit optimizers of other libraries."""
     n = 4 * MI
     rng = np.random.default_rng(0)
     start, grad = rng.standard_normal((2, n), np.float32)
@@ -89,6 +89,6 @@ def peers() -> Subject:
         for tensor, run in zip(tensors, others.values(), strict=True):
             run()
             if not np.abs(tensor.detach().numpy() - param).mean() < 1e-3:
-                raise ValueError("the peer's parameters are others")
+                raise ValueError("the parameters differ from the peer's")
 
     return Subject("narrow-8bit-4Mi-peers", lambda: optimizer.step(grad), others, check, dict.fromkeys(others, 25.0))

@@ -1,4 +1,4 @@
-"""Steps of `HostOffload` on bfloat16 parameters beside PyTorch's own sequence on float32 masters, and the roof."""
+"""Steps of `HostOffload` on bfloat16 parameters, compared with PyTorch's operations on float32 masters and the roof."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -12,14 +12,14 @@ from fusedstep.apps.bench.harness import Subject, torch_or_none
 
 KI, MI = 1024, 1024 * 1024
 
-#: Parameters of a model, and of each of its tensors.
+#: Number of elements of the model, and of each of its tensors.
 SIZE, EACH = 64 * MI, 4 * MI
-#: Bytes of an element that a step moves: a bfloat16 gradient is read, the parameter and float32 master and moments are
-#: read and written. Through slots the parameter is only written, and both are copied on the way.
+#: Bytes per element that a step moves: it reads a bfloat16 gradient, and reads and writes the parameter and float32
+#: master and moments. Through slots it only writes the parameter, and both gradient and parameter are copied.
 BYTES = {"direct": 30, "slots": 36}
-#: Bytes of a gradient that is read once more for its norm.
+#: Bytes per element for the norm, which reads every gradient once more.
 AGAIN = {"direct": 2, "slots": 6}
-#: How many times faster than PyTorch's sequence a step should be, without and with a clip.
+#: How many times as fast as PyTorch's operations a step should be, without and with a clip.
 GOALS = {False: 1.4, True: 1.6}
 ROOF = 0.9
 
@@ -58,7 +58,7 @@ def offload(way: str, clips: bool, size: int = SIZE, each: int = EACH) -> Subjec
             torch.testing.assert_close(optimizer.state[p]["master"], master.detach(), rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(p.detach().float(), master.detach(), rtol=2**-8, atol=1e-6)
 
-    # The loop reads an array and reads and writes three: 28 bytes an element of theirs.
+    # The loop reads one array, and reads and writes three: 28 bytes per element.
     bytes_each = BYTES[way] + (AGAIN[way] if clips else 0)
     arrays = [np.zeros(size * bytes_each // 28, np.float32) for _ in range(4)]
     goal = {"torch": GOALS[clips]} if way == "direct" else {}
@@ -93,7 +93,7 @@ def _sequence(torch: Any, params: list[Any], clips: bool, make: Callable[[Any], 
 
 
 def _parameters(torch: Any, size: int, each: int) -> list[Any]:
-    """With gradients; the same numbers in every call."""
+    """Parameters with gradients; the same numbers in every call."""
     torch.manual_seed(0)
     params = [torch.randn(each).bfloat16().requires_grad_() for _ in range(size // each)]
     for param in params:

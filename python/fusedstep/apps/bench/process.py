@@ -1,7 +1,7 @@
-"""A measurement in a separate process, where the peers are held to our instruction set.
+"""Benchmarks in a child process, in which all sides use the same instruction set.
 
-Torch reads the allowed set when it is imported, so the environment must have it before. Our side and the peers are
-still timed in turn, in that one process.
+Torch reads the allowed instruction set from the environment when it is imported. So a child process gets this
+environment. All sides still run in turn in that one process.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import fusedstep as fs
 from fusedstep import runtime
 from fusedstep.apps.bench import harness, subjects
 
-#: What holds the peers to a set of ours: ATen's kernels, and those of the libraries that it calls.
+#: Environment variables that limit the peers to an instruction set: ATen, and the libraries that it calls.
 PEERS: dict[str, dict[str, str]] = {
     "baseline": {
         "ATEN_CPU_CAPABILITY": "default",
@@ -28,33 +28,33 @@ PEERS: dict[str, dict[str, str]] = {
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512"},
     "neon": {"ATEN_CPU_CAPABILITY": "default"},
 }
-#: The child takes over where the package was found: its own working directory must not come before.
+#: The child gets the import path of the parent; its working directory must not come first.
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from fusedstep.apps.bench import process; process.serve()"
 )
 
 
 class MeasurementError(Exception):
-    """A subject that could not be measured: its sides differ, say."""
+    """A subject could not be measured, for example because its sides differ."""
 
 
 def sets() -> list[str]:
-    """The native sets of this processor, narrowest first."""
+    """The instruction sets of this processor, narrowest first."""
     return [name for name in runtime.available_isas() if name != "numpy"]
 
 
 def environment(isa: str) -> dict[str, str]:
-    """This process's variables, with those that hold the peers to a set."""
+    """The environment of this process, with the variables that limit the peers to an instruction set."""
     held = {name for variables in PEERS.values() for name in variables}
     return {name: value for name, value in os.environ.items() if name not in held} | PEERS.get(isa, {})
 
 
 class Measurer:
-    """A child that measures one subject after the other on one set."""
+    """A child process that measures subjects one after the other with one instruction set."""
 
     def __init__(self, isa: str, threads: int, rounds: int, seconds: float) -> None:
         settings = {"isa": isa, "threads": threads, "rounds": rounds, "seconds": seconds}
-        # A session of its own: Ctrl-C is for the parent, which ends the child.
+        # A new session: Ctrl-C goes to the parent only, which ends the child.
         self._child = subprocess.Popen(
             [
                 sys.executable,
@@ -71,7 +71,7 @@ class Measurer:
         )
 
     def machine(self) -> dict[str, Any]:
-        """What ran: versions, and the set of each side."""
+        """Versions, and the instruction set of each side."""
         return self._ask("")
 
     def measure(self, subject: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Measurer:
 
 @contextlib.contextmanager
 def measurers(isas: list[str], threads: int, rounds: int, seconds: float) -> Iterator[list[Measurer]]:
-    """A child for each set; they end with the block."""
+    """One child per instruction set; all end with the block."""
     with contextlib.ExitStack() as stack:
         children = []
         for isa in isas:
@@ -116,8 +116,8 @@ def measurers(isas: list[str], threads: int, rounds: int, seconds: float) -> Ite
 
 
 def serve() -> None:
-    """The child: reads names of subjects, one a line, and answers each with a line of JSON."""
-    # What others print does not belong between the answers.
+    """Runs in the child: reads names of subjects, one per line, and answers each with a line of JSON."""
+    # Output of other code goes to stderr, so that stdout has only the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     settings = json.loads(sys.argv[2])

@@ -1,4 +1,4 @@
-"""A ResNet-18 of torch's on 32×3×64×64, with torch's batch norm and with ours: whole passes, and batch norm's share."""
+"""A ResNet-18 on 32×3×64×64, with torch's batch norm and with this library's: whole passes, and batch norms only."""
 
 import copy
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from fusedstep.apps.bench.harness import Subject, torch_or_none
 
-#: Batch norms of the network, by the shape of what they normalize: with ReLU, with an addition and ReLU, and alone.
+#: The number of batch norms by the shape of their input: with ReLU, with an addition and ReLU, and alone.
 NORMS = {
     (32, 64, 32, 32): (1, 0, 0),
     (32, 64, 16, 16): (2, 2, 0),
@@ -47,7 +47,7 @@ def whole_pass() -> Subject:
         for side in sides:
             side()
         gradients = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (ours, theirs)]
-        # Of ten million inputs of a ReLU a few lie within the rounding of 0, and pass on one side only.
+        # A few of the ten million inputs of a ReLU are so near 0 that rounding decides their sign.
         if (gradients[0] - gradients[1]).norm() > 1e-2 * gradients[1].norm():
             raise ValueError("the gradients differ")
 
@@ -55,7 +55,7 @@ def whole_pass() -> Subject:
 
 
 def norms() -> Subject:
-    """All batch norms of the network one after the other, forward and backward, with what follows them."""
+    """All batch norms of the network in sequence, forward and backward, with their additions and ReLUs."""
     torch: Any = torch_or_none()
     from fusedstep.torch import BatchNorm2d
 

@@ -1,4 +1,4 @@
-"""Steps of `fusedstep.torch.optim` beside PyTorch's own optimizers, on the same parameter lists."""
+"""Steps of `fusedstep.torch.optim`, compared with PyTorch's optimizers on the same lists of parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from fusedstep.apps.bench.harness import Subject, torch_or_none
 
 #: Optimizers that PyTorch has no fused kernel for, on ResNet-50.
 UNFUSED = ("RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "Rprop")
-#: How many times faster than PyTorch's single lists should be.
+#: How many times as fast as PyTorch a step on a single list should be.
 SINGLE = {"1x64": 6.0, "256x1024": 8.0}
 #: The lists whose geometric means count.
 LISTS = ("mlp", "lora", "mobilenet-v2", "resnet-50", "gpt2")
@@ -29,7 +29,7 @@ def subjects() -> dict[str, Callable[[], Subject]]:
 
 
 def adamw(name: str) -> Subject:
-    """One step of AdamW, beside `fused=True`."""
+    """One step of AdamW, compared with `fused=True`."""
     torch: Any = torch_or_none()
     from fusedstep.torch import optim
 
@@ -42,7 +42,7 @@ def adamw(name: str) -> Subject:
 
 
 def clip_step_average(name: str) -> Subject:
-    """Clipping by the global norm, a step of AdamW and an average of the weights."""
+    """A clip by the global norm, a step of AdamW, and an average of the weights."""
     torch: Any = torch_or_none()
     from fusedstep.torch import optim
 
@@ -74,7 +74,7 @@ def clip_step_average(name: str) -> Subject:
 
 
 def unfused(kind: str) -> Subject:
-    """One step on ResNet-50, beside both ways that PyTorch has."""
+    """One step on ResNet-50, compared with PyTorch's `foreach` and its plain loop."""
     torch: Any = torch_or_none()
     from fusedstep.torch import optim
 
@@ -90,7 +90,7 @@ def unfused(kind: str) -> Subject:
 
 
 def _parameters(torch: Any, name: str) -> list[Any]:
-    """With gradients; the same numbers in every call."""
+    """Parameters with gradients; the same numbers in every call."""
     torch.manual_seed(0)
     made = [(64,)] if name == "1x64" else list(shapes.LISTS[name]())
     params = [torch.randn(shape).requires_grad_() for shape in made]

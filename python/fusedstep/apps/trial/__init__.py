@@ -1,1 +1,1 @@
-"""The trial of the doctor: scripted runs whose state is known (`cases`, `healthy`), and what it says of them."""
+"""A test of the doctor on scripted runs: runs with a known problem (`cases`) and healthy runs (`healthy`)."""

@@ -1,4 +1,4 @@
-"""Runs that are sick in a known way: real training, of the digits network or on the notes' surfaces."""
+"""Runs with a known problem: they train the digits network, or minimize a function of a few numbers."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A run that is sick in a known way.
+    """A run with a known problem.
 
     Args:
-        name: Which.
-        verdict: What is wrong with it.
-        run: Trains from a seed; gives the doctor that watched.
+        name: Its name.
+        verdict: The doctor's verdict that is right.
+        run: Trains from a seed; returns the doctor of the run.
     """
 
     name: str
@@ -53,19 +53,19 @@ def train(
     spoil: Callable[[int, dict[str, Any]], None] = lambda step, grads: None,
     each_epoch: Callable[[Doctor], None] = lambda doctor: None,
 ) -> Doctor:
-    """Trains the digits network while a doctor watches.
+    """Trains the digits network with a doctor.
 
     Args:
-        seed: Of the split, the weights and the batches.
-        make: The optimizer of the parameters.
+        seed: Seed of the split, the weights and the batches.
+        make: Creates the optimizer from the parameters.
         hidden: Sizes of the hidden layers.
-        batch_norm: Whether to normalize them.
-        batch_size: Rows of a batch.
+        batch_norm: Whether the hidden layers have batch norm.
+        batch_size: Rows per batch.
         epochs: Passes over the data.
-        rows: Training rows; all where None.
-        prepare: Changes the network before it is trained.
-        relabel: The training labels from the true ones.
-        order: Batches of row numbers from the labels, the same in every epoch; shuffled ones where None.
+        rows: Number of training rows; None for all.
+        prepare: Changes the network before training.
+        relabel: Computes the training labels from the true labels.
+        order: Computes the batches (row numbers) from the labels, the same in every epoch; None for shuffled batches.
         spoil: Changes the gradients of a step, counted from 0.
         each_epoch: Called after every epoch's evaluation.
     """
@@ -105,7 +105,7 @@ def train(
 def descend(
     start: Doubles, loss: Callable[[Doubles], float], grad: Callable[[Doubles], Doubles], make: Make, steps: int
 ) -> Doctor:
-    """Minimizes a function of a few numbers while a doctor watches."""
+    """Minimizes a function of a few numbers with a doctor."""
     point = start.copy()
     optimizer = make(point)
     doctor = Doctor(optimizer)
@@ -126,7 +126,7 @@ def adamw(lr: Any, **options: Any) -> Make:
 
 
 def scaled_weights(factor: float) -> Callable[[digits.MLP], None]:
-    """Weights times a factor."""
+    """Multiplies the weights by a factor."""
 
     def change(model: digits.MLP) -> None:
         for name, value in model.params.items():
@@ -145,7 +145,7 @@ def _hidden_biases(value: float) -> Callable[[digits.MLP], None]:
 
 
 def _noisy(part: float) -> Callable[[Rng, Any], Any]:
-    """That part of the labels is drawn at random."""
+    """Draws this fraction of the labels at random."""
     return lambda rng, y: np.where(rng.random(len(y)) < part, rng.integers(0, 10, len(y)), y)
 
 

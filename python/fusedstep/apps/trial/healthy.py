@@ -35,7 +35,7 @@ COUNT = 50
 
 
 def settings(index: int) -> dict[str, Any]:
-    """Those of one of the fifty runs, by its number."""
+    """The settings of a run, by its number from 0 to 49."""
     optimizer, lr, hypers = _OPTIMIZERS[index % len(_OPTIMIZERS)]
     batch_size = list(_EPOCHS)[index % 5]
     return {
@@ -51,7 +51,7 @@ def settings(index: int) -> dict[str, Any]:
 
 
 def run(index: int, seed: int, each_epoch: Callable[[Doctor], None] = lambda doctor: None) -> Doctor:
-    """Trains with the settings of that number, from a seed; gives the doctor that watched."""
+    """Trains with the settings of a number, from a seed; returns the doctor of the run."""
     s = settings(index)
     steps = s["epochs"] * -(-1437 // s["batch_size"])
 

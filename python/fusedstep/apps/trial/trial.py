@@ -1,4 +1,4 @@
-"""The trial of the doctor: what it says of runs whose state is known."""
+"""Runs the doctor on every scripted case and counts its verdicts."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from fusedstep.apps.trial import healthy
 from fusedstep.apps.trial.cases import CASES
 from fusedstep.doctor import Doctor
 
-#: Seeds of the sick runs that are judged; the thresholds were set on seeds 100 to 199.
+#: Seeds of the runs with a problem. The thresholds of the doctor were chosen on seeds 100 to 199.
 SEEDS = range(10)
 
 
@@ -19,8 +19,9 @@ def trial(tell: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
         tell: Called with a name before each group of runs.
 
     Returns:
-        Per case how often its verdict came first, was there at all, and what came first; of the healthy runs how many
-        were found healthy, what was said of the others, and how many had an alarm at the end of any epoch.
+        For each case: how often its verdict came first, how often it was among the verdicts, and the counts of all
+        first verdicts. For the healthy runs: how many got the verdict "healthy", the verdicts of all other runs,
+        and how many had another verdict at the end of some epoch.
     """
     return {"cases": [_case(case, tell) for case in CASES], "healthy": _healthy(tell)}
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from fusedstep._common.structure import is_pairs, parse
 
-#: What AdamW takes of its own.
+#: Hyper-parameters of AdamW, which get the prefix "adamw_".
 OWN = ("lr", "betas", "eps", "weight_decay")
-#: What only a whole network's optimizer takes.
+#: Arguments that only the optimizer of a whole network takes.
 NETWORK = ("use_muon", *(f"adamw_{name}" for name in OWN))
 _AT_AN_END = re.compile(r"embed|(^|[._])(head|wte|wpe)([._]|$)")
 
@@ -16,12 +16,12 @@ Predicate = Callable[[str, Any], bool]
 
 
 def is_at_an_end(name: object) -> bool:
-    """Whether a name is that of an embedding or a head."""
+    """Whether a name looks like that of an embedding or a head."""
     return _AT_AN_END.search(str(name).lower()) is not None
 
 
 def is_network(params: Any, named: Mapping[str, Any]) -> bool:
-    """Whether somebody asks for a whole network: by an argument, or by names of what are not all matrices."""
+    """Whether `Muon` is for a whole network: one of its arguments is given, or a named parameter is no matrix."""
     if any(name in named for name in NETWORK):
         return True
     if not (isinstance(params, Mapping) or is_pairs(params)):
@@ -34,7 +34,7 @@ def is_network(params: Any, named: Mapping[str, Any]) -> bool:
 
 
 def hidden(params: Mapping[str, Any], predicate: Predicate | None) -> list[str]:
-    """The names of the hidden weights: those that the predicate chooses; else those within the network."""
+    """The names of the hidden weights: those that the predicate chooses; without one, see the rule in `Muon`."""
     if predicate is not None:
         return [name for name, param in params.items() if predicate(name, param)]
     weights = [name for name, param in params.items() if getattr(param, "ndim", 0) >= 2]

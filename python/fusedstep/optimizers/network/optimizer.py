@@ -1,4 +1,4 @@
-"""The two optimizers behind one."""
+"""Muon and AdamW as one optimizer of a whole network."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,21 +18,21 @@ from fusedstep.optimizers.network.choice import NETWORK, OWN, hidden
 from fusedstep.reference.ranged import total_of
 
 Array = np.ndarray[Any, Any]
-#: What looks at the gradients of both together.
+#: Options that need the gradients of both rules together.
 _OF_ALL = ("max_grad_norm", "skip_nonfinite")
 
 
 class MuonNetwork(Muon):
-    """What `Muon` makes for a whole network; see there.
+    """The optimizer that `Muon` creates for a whole network; see `Muon`.
 
     Args:
-        params: A dict of names, also with dicts and lists within, or pairs `(name, array)`.
-        *arguments: Those of `Muon`.
-        **named: The same by name, `use_muon` and those of AdamW.
+        params: A dict by name, also with nested dicts and lists, or pairs `(name, array)`.
+        *arguments: The arguments of `Muon`.
+        **named: The arguments of `Muon` by name, `use_muon` and the arguments of AdamW.
 
     Raises:
-        TypeError: An argument, or a parameter, of another kind.
-        ValueError: A hyper-parameter out of range; no hidden weight, or nothing else; `telemetry`.
+        TypeError: An argument or a parameter of the wrong type.
+        ValueError: A hyper-parameter out of range; no hidden weight, or only hidden weights; `telemetry`.
 
     Examples:
         >>> import numpy as np, fusedstep as fs
@@ -51,8 +51,8 @@ class MuonNetwork(Muon):
         chosen = hidden(by_name, predicate)
         if not 0 < len(chosen) < len(by_name):
             raise ValueError(
-                f"use_muon: expected some of the parameters {list(by_name)}, got {chosen}; Muon alone takes a list of "
-                f"matrices, AdamW alone all others"
+                f"use_muon: expected some of the parameters {list(by_name)}, got {chosen}; use Muon with a list "
+                f"of matrices if all are hidden, AdamW if none is"
             )
         self._names = chosen
         self._muon = Muon(self._matrices(), *arguments, **named)
@@ -77,22 +77,24 @@ class MuonNetwork(Muon):
         return {name: param for name, param in self._by_name().items() if name not in self._names}
 
     def _refuse_apart(self) -> None:
-        """ValueError for options that the two rules cannot have, or not each its own."""
+        """ValueError for options that the two rules do not support, or that differ between them."""
         (muon,), (adamw,) = self._muon.param_groups, self._adamw.param_groups
         if muon["telemetry"] or adamw["telemetry"]:
-            raise ValueError("telemetry: expected False in Muon for a whole network, whose two rules step one by one")
+            raise ValueError(
+                "telemetry: expected False in Muon for a whole network, whose two rules step one after the other"
+            )
         for name in _OF_ALL:
             if not same_hyper(muon[name], adamw[name]):
                 raise ValueError(f"{name}: holds for the whole step: expected the same in all groups")
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The group of Muon and that of AdamW; a hyper-parameter changed here holds from the next step on."""
+        """The group of Muon and that of AdamW. If you change a hyper-parameter here, the next step uses it."""
         return [*self._muon.param_groups, *self._adamw.param_groups]
 
     @property
     def state(self) -> dict[int, dict[str, Any]]:
-        """The states by position in the groups, in the shapes of the parameters."""
+        """The states by the index of the parameter in the groups, in the shapes of the parameters."""
         by_name = self._by_name()
         states = {k: _shaped(entry, by_name[self._names[k]].shape) for k, entry in self._muon.state.items()}
         return states | {k + len(self._names): entry for k, entry in self._adamw.state.items()}
@@ -100,7 +102,7 @@ class MuonNetwork(Muon):
     def step(self, grads: Any, grad_scale: float = 1.0) -> StepReport:
         """Updates all parameters once, after all checks of both rules; see `Optimizer.step`.
 
-        An interrupt may come between the two rules.
+        An interrupt between the two rules leaves only the parameters of Muon stepped.
         """
         self._refuse_apart()
         self._all.refuse_orphans()
@@ -126,7 +128,7 @@ class MuonNetwork(Muon):
         return type(report)((report[0], rates, *report[2:]))
 
     def rebind(self, params: Any) -> None:
-        """Replaces the parameters by other arrays; the states stay. See `Optimizer.rebind`."""
+        """Replaces the parameters by other arrays and keeps the states. See `Optimizer.rebind`."""
         before, names = self._all, list(self._by_name())
         try:
             self._all = Parameters(params)
@@ -141,7 +143,7 @@ class MuonNetwork(Muon):
 
     @contextmanager
     def _both(self) -> Iterator[None]:
-        """Both change, or neither."""
+        """Changes both optimizers, or on an error neither."""
         kept = [(one, dict(one.__dict__)) for one in (self._muon, self._adamw)]
         try:
             yield
@@ -159,15 +161,15 @@ class MuonNetwork(Muon):
         return self._all.built([found[name] for name in self._by_name()])
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """There is none for a whole network.
+        """Not available: a whole network has exactly two groups.
 
         Raises:
             ValueError: Always.
         """
-        raise ValueError("add_param_group: expected a new optimizer, for a whole network has one group of each rule")
+        raise ValueError("add_param_group: a whole network has one group per rule: create a new optimizer")
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """The state of both, as one: groups with a key "rule", Muon's first; see `Optimizer.state_dict`."""
+        """One state dict of both rules. Its groups have a key "rule"; Muon's is first. See `Optimizer.state_dict`."""
         muon, adamw = self._muon.state_dict(copy=copy), self._adamw.state_dict(copy=copy)
         by_name, count = self._by_name(), len(self._names)
         state = {k: _shaped(entry, by_name[self._names[k]].shape) for k, entry in muon["state"].items()}
@@ -180,10 +182,12 @@ class MuonNetwork(Muon):
         return {"state": state, "param_groups": groups, "rule": self.rule, "step": muon["step"]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, hypers: bool = True) -> None:
-        """Loads a state dict of a whole network's Muon, here or of `fusedstep.torch.optim`; see `Optimizer`'s.
+        """Loads a state dict of `fs.Muon` or `fusedstep.torch.optim.Muon` for a whole network.
+
+        See `Optimizer.load_state_dict`.
 
         Raises:
-            ValueError: It is another optimizer's, or for other parameters. Nothing has changed then.
+            ValueError: The state dict of another optimizer or for other parameters. Nothing has changed.
             TypeError: An array of another dtype.
         """
         groups, entries = parts_of(state_dict, self.rule)
@@ -256,7 +260,7 @@ def _flat(param: Any, label: str) -> Any:
     if axes == 2:
         return param
     if not (isinstance(param, np.ndarray) and param.flags.c_contiguous):
-        raise ValueError(f"{label}: expected a C-contiguous NumPy array for Muon, where it has more than 2 axes")
+        raise ValueError(f"{label}: expected a C-contiguous NumPy array for Muon with more than 2 axes")
     return param.reshape(_matrix(param.shape))
 
 
@@ -271,7 +275,7 @@ def _flat_grad(grad: Any, param: Any, name: str) -> Any:
 
 
 def _flat_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A state of Muon's whose arrays are matrices."""
+    """An entry of Muon's state, with its arrays as matrices."""
     return {
         name: value.reshape(_matrix(tuple(value.shape))) if getattr(value, "ndim", 0) > 2 else value
         for name, value in entry.items()
@@ -279,7 +283,7 @@ def _flat_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shaped(entry: Mapping[str, Any], shape: Any) -> dict[str, Any]:
-    """A state of Muon's in the shape of its parameter."""
+    """An entry of Muon's state, with its arrays in the shape of the parameter."""
     return {
         name: value.reshape(tuple(shape)) if getattr(value, "ndim", 0) == 2 else value for name, value in entry.items()
     }
@@ -287,7 +291,7 @@ def _shaped(entry: Mapping[str, Any], shape: Any) -> dict[str, Any]:
 
 @contextmanager
 def _renamed() -> Iterator[None]:
-    """AdamW's errors under the names that its hyper-parameters have here."""
+    """Gives hyper-parameters in AdamW's errors the prefix "adamw_"."""
     try:
         yield
     except (TypeError, ValueError) as error:
