@@ -166,7 +166,7 @@ class MuonNetwork(Muon):
         Raises:
             ValueError: Always.
         """
-        raise ValueError("add_param_group: a whole network has one group per rule: create a new optimizer")
+        raise ValueError("add_param_group: expected a new optimizer, because a whole network has one group per rule")
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """One state dict of both rules. Its groups have a key "rule"; Muon's is first. See `Optimizer.state_dict`."""
