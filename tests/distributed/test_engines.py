@@ -155,6 +155,14 @@ def check_what_ranks_tell(rank, world):
         optim.check_ranks(torch.optim.Adam([torch.zeros(2)], betas=(0.8, 0.9) if rank == last else (0.9, 0.999)))
     with pytest.raises(TypeError, match=r"optimizer: expected one of torch[.]optim, got int"):
         optim.check_ranks(1)
+    with pytest.raises(TypeError, match=r"process_group: expected a torch[.]distributed[.]ProcessGroup, got str"):
+        optim.check_ranks(same, "gloo")
+    first = torch.distributed.new_group([0, 1])
+    if rank < 2:
+        optim.check_ranks(same, first)
+    else:
+        with pytest.raises(ValueError, match="process_group: rank 2 is not one of its members"):
+            optim.check_ranks(same, first)
 
 
 def check_cpu_offload(rank, world):

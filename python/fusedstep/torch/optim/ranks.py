@@ -80,8 +80,8 @@ def check_ranks(optimizer: torch.optim.Optimizer, process_group: Any = None) -> 
         process_group: A group of `torch.distributed`; None for all processes.
 
     Raises:
-        TypeError: `optimizer` is no `torch.optim.Optimizer`.
-        ValueError: Two ranks differ; all processes raise the same error.
+        TypeError: `optimizer` is no `torch.optim.Optimizer`, or `process_group` no process group.
+        ValueError: Two ranks differ; all processes raise the same error. Or this process is not in `process_group`.
         RuntimeError: `torch.distributed` is not initialized.
 
     Examples:
@@ -96,4 +96,10 @@ def check_ranks(optimizer: torch.optim.Optimizer, process_group: Any = None) -> 
         raise TypeError(f"optimizer: expected one of torch.optim, got {type(optimizer).__qualname__}")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise RuntimeError("process_group: torch.distributed is not initialized: call init_process_group first")
-    agree(described(optimizer), [torch.distributed.group.WORLD if process_group is None else process_group])
+    distributed = torch.distributed
+    group = distributed.group.WORLD if process_group is None else process_group
+    if group == distributed.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(f"process_group: rank {distributed.get_rank()} is not one of its members")
+    if not isinstance(group, distributed.ProcessGroup):
+        raise TypeError(f"process_group: expected a torch.distributed.ProcessGroup, got {type(group).__qualname__}")
+    agree(described(optimizer), [group])
