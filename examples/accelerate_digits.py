@@ -1,4 +1,4 @@
-"""scikit-learn's digits with Accelerate, and PyTorch's optimizer or fusedstep's: `--parts torch` or `fusedstep`.
+"""Trains on scikit-learn's digits with Accelerate. `--parts torch` or `fusedstep` selects the optimizer.
 
 On one process: `python examples/accelerate_digits.py`.
 On two: `torchrun --nproc-per-node 2 examples/accelerate_digits.py`.
@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def digits(dtype: torch.dtype) -> TensorDataset:
-    """Rows of 64 brightnesses, and which digit each is."""
+    """Rows of 64 grey values from −1 to 1, and their digits."""
     data = sklearn.datasets.load_digits()
     return TensorDataset(torch.tensor(data.data, dtype=dtype) / 8 - 1, torch.tensor(data.target))
 
 
 def train(parts: str, steps: int, *, dtype: torch.dtype = torch.float32, **options: Any) -> list[float]:
-    """The mean loss over all processes, of every step; `options` are those of the optimizer."""
+    """The loss of every step, averaged over all processes; `options` go to the optimizer."""
     if parts == "fusedstep":
         from fusedstep.torch import optim
     else:
@@ -33,7 +33,7 @@ def train(parts: str, steps: int, *, dtype: torch.dtype = torch.float32, **optio
     optimizer = optim.AdamW(model.parameters(), lr=5e-3, **options)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     loader = DataLoader(digits(dtype), batch_size=64, shuffle=True, drop_last=True)
-    # Accelerate steps a schedule once a process; this one counts steps of the optimizer.
+    # Accelerate would step a prepared schedule once per process; this one counts optimizer steps.
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     losses: list[float] = []
     summed = torch.zeros((), dtype=dtype)

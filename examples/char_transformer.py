@@ -1,6 +1,6 @@
-"""A small Transformer that learns a text by heart, with PyTorch's parts or fusedstep's: `--parts torch` or `fusedstep`.
+"""Trains a small Transformer to learn a text by heart. `--parts torch` or `fusedstep` selects the library.
 
-Of fusedstep: cross-entropy, dropout, and an AdamW that clips the gradient itself.
+From fusedstep it takes cross-entropy, dropout, and an AdamW that clips the gradient itself.
 """
 
 import argparse
@@ -21,7 +21,7 @@ CONTEXT, WIDTH = 32, 32
 
 
 class Transformer(nn.Module):
-    """Predicts every next letter from those before it."""
+    """Predicts each letter from the letters before it."""
 
     def __init__(self, dropout: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Transformer(nn.Module):
 
 
 def train(parts: str, steps: int, *, dropout: float = 0.0, dtype: Any = None, **options: Any) -> list[float]:
-    """The loss of every step; `options` are those of the optimizer."""
+    """The loss of every step; `options` go to the optimizer."""
     torch.manual_seed(0)
     ours = parts == "fusedstep"
     if ours:

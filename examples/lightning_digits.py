@@ -1,6 +1,6 @@
-"""scikit-learn's digits with Lightning, and PyTorch's optimizer or fusedstep's: `--parts torch` or `fusedstep`.
+"""Trains on scikit-learn's digits with Lightning. `--parts torch` or `fusedstep` selects the optimizer.
 
-The optimizer is what `configure_optimizers` returns; nothing else changes. On two processes: `--processes 2`.
+`configure_optimizers` returns the optimizer; nothing else changes. On two processes: `--processes 2`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class Digits(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW, and a schedule that counts steps."""
+        """AdamW, and a schedule that advances every step."""
         if self.parts == "fusedstep":
             from fusedstep.torch import optim
         else:
@@ -42,7 +42,7 @@ class Digits(lightning.LightningModule):
 
 
 def batches(dtype: torch.dtype) -> DataLoader:
-    """Of 64 rows of 64 brightnesses, and which digit each is."""
+    """Batches of 64 rows of 64 grey values from −1 to 1, and their digits."""
     data = sklearn.datasets.load_digits()
     rows = TensorDataset(torch.tensor(data.data, dtype=dtype) / 8 - 1, torch.tensor(data.target))
     return DataLoader(rows, batch_size=64, shuffle=True, drop_last=True)
@@ -51,7 +51,7 @@ def batches(dtype: torch.dtype) -> DataLoader:
 def train(
     parts: str, steps: int, *, dtype: torch.dtype = torch.float32, processes: int = 1, **options: Any
 ) -> list[float]:
-    """The loss of every step on this process; `options` are those of the optimizer."""
+    """The loss of every step on this process; `options` go to the optimizer."""
     lightning.seed_everything(0, verbose=False)
     model = Digits(parts, **options)
     trainer = lightning.Trainer(

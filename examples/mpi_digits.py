@@ -1,10 +1,12 @@
-"""Data-parallel training on scikit-learn's digits with NumPy and MPI, here on three processes.
+"""Data-parallel training on scikit-learn's digits with NumPy and MPI.
+
+On three processes:
 
     mpiexec -n 3 python -m mpi4py examples/mpi_digits.py
 
-Without `-m mpi4py` it runs as well, but an exception of one rank would not end the others, which wait for it.
-Every rank takes its part of each batch. Batch norm has the statistics of the whole batch, gradients are added over
-ranks, and every rank makes the same step: the losses are those of one process.
+It also runs without `-m mpi4py`, but then an exception on one rank does not end the other ranks, which wait for it.
+Each rank takes a part of each batch. Batch norm uses the statistics of the whole batch. Gradients are added over ranks,
+and every rank takes the same step. So the losses are those of one process, up to rounding.
 """
 
 import argparse
@@ -33,7 +35,7 @@ class Network:
         }
 
     def loss(self, x: Any, labels: Any, share: float) -> tuple[float, dict[str, Any]]:
-        """The share of this part in the loss of the whole batch, and its gradients."""
+        """The contribution of this rank's part to the loss of the whole batch, and its gradients."""
         z = self.norm.forward(x @ self.params["w1"], training=True)
         logits = z @ self.params["w2"]
         loss, dlogits = fs.softmax_cross_entropy(logits, labels) if len(labels) else (0.0, np.zeros_like(logits))
@@ -57,7 +59,7 @@ def train(steps: int, dtype: Any = np.float32) -> list[float]:
     rng = np.random.default_rng(1)
     losses = []
     for _ in range(steps):
-        rows = rng.permutation(len(labels))[:100]  # also of 100, three ranks have 34, 33 and 33
+        rows = rng.permutation(len(labels))[:100]  # three ranks get 34, 33 and 33 of the 100
         part = np.array_split(rows, COMM.size)[COMM.rank]
         loss, grads = network.loss(images[part], labels[part], len(part) / len(rows))
         fs.mpi.reduce_gradients(grads, COMM, average=False)

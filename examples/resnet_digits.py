@@ -1,6 +1,6 @@
-"""A small ResNet on scikit-learn's digits, with PyTorch's parts or with fusedstep's: `--parts torch` or `fusedstep`.
+"""Trains a small ResNet on scikit-learn's digits. `--parts torch` or `fusedstep` selects the library.
 
-What changes are two lines: the import of `optim`, and `convert_batch_norm(model)`.
+Two lines differ: the import of `optim`, and `convert_batch_norm(model)`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class Block(nn.Module):
-    """Two convolutions and a way around them."""
+    """Two convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Block(nn.Module):
         self.around = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride == 2 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of half the size where there are more channels."""
+        """The output; if the number of channels changes, it has half the height and width."""
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.around(x))
 
@@ -38,14 +38,14 @@ def network(width: int = 16) -> nn.Module:
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of 16×16, and which digit each is."""
+    """Images of 16×16, and their digits."""
     data = sklearn.datasets.load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
     return F.interpolate(images, scale_factor=2, mode="bilinear"), torch.tensor(data.target)
 
 
 def train(parts: str, steps: int, *, dtype: torch.dtype = torch.float32, **options: Any) -> list[float]:
-    """The loss of every step; `options` are those of the optimizer."""
+    """The loss of every step; `options` go to the optimizer."""
     torch.manual_seed(0)
     model = network().to(dtype)
     if parts == "fusedstep":

@@ -278,7 +278,7 @@ def test_figures(computed, name):
     assert figure.get_size_inches()[0] <= 7
     assert min(text.get_fontsize() for text in texts_of(figure)) >= 8
     caption = gallery.FIGURES[name].caption(data)
-    assert 1 <= len(re.findall(r"\.(?: |$)", caption)) <= 3
+    assert 1 <= len(re.findall(r"\.(?: |$)", caption)) <= 7
     assert "nan" not in caption
     assert "None" not in caption
     json.dumps(drawing.plain_claims(data["claims"]), allow_nan=False)

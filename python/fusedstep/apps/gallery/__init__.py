@@ -6,7 +6,7 @@ A figure is a module with
 - `compute(seed=0, quick=False)`, a dict of numbers and arrays. The claims of the picture are in `data["claims"]`, as
   numbers; `quick` takes smaller computations;
 - `draw(data)`, a matplotlib figure;
-- `caption(data)`, one to three sentences that say what to see, with the numbers that were measured;
+- `caption(data)`, a few short sentences that say what to see, with the numbers that were measured;
 - perhaps `animate(data, path)`, which writes a GIF.
 """
 

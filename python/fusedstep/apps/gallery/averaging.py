@@ -107,10 +107,10 @@ def caption(data: Data) -> str:
     loss = claims["loss_in_the_last_quarter"]
     return (
         f"Loss on held-out digits, means of {claims['seeds']} seeds. Left: at a constant rate of {_LR:g} SGD does not "
-        f"settle: {loss['last iterate']:.2g} in the last quarter of the run, while its averaged weights have "
-        f"{loss['EMA']:.2g} (exponential) and {loss['SWA']:.2g} (equal weights, from half-way on). Right: the rate "
-        f"falls to 0 in each of {_CYCLES} cycles; the snapshots of their ends have {claims['mean_snapshot']:.2g} on "
-        f"average, and together they predict with {claims['ensemble']:.2g}."
+        f"settle. In the last quarter of the run its loss is {loss['last iterate']:.2g}. The averaged weights have a "
+        f"loss of {loss['EMA']:.2g} (exponential average) and {loss['SWA']:.2g} (equal average over the second half). "
+        f"Right: the rate falls to 0 in each of {_CYCLES} cycles. The snapshots at the ends of the cycles have a loss "
+        f"of {claims['mean_snapshot']:.2g} on average, and their ensemble has {claims['ensemble']:.2g}."
     )
 
 

@@ -56,10 +56,10 @@ def caption(data: Data) -> str:
     claims = data["claims"]
     without, with_ = (claims[name] for name in _NAMES.values())
     return (
-        f"Accuracy on held-out digits after {claims['epochs']} epochs of SGD, a network of three hidden layers (means "
-        f"of {claims['seeds']} seeds; thin: each). Without batch norm {_good(without)} reach {_GOOD:.0%}, with it "
-        f"{_good(with_)}. Training fails (below {_FAILED:.0%}) from {_rate(without['fails_from_lr'])} on without, and "
-        f"from {_rate(with_['fails_from_lr'])} on with batch norm."
+        f"Accuracy on held-out digits after {claims['epochs']} epochs of SGD, for a network of three hidden layers "
+        f"(means of {claims['seeds']} seeds; thin lines: each seed). Without batch norm {_good(without)} reach "
+        f"{_GOOD:.0%}; with batch norm {_good(with_)} do. Training fails (accuracy below {_FAILED:.0%}) from "
+        f"{_rate(without['fails_from_lr'])} on without batch norm, and from {_rate(with_['fails_from_lr'])} on with it."
     )
 
 

@@ -91,11 +91,11 @@ def caption(data: Data) -> str:
     tests = [entry["test_loss"] for entry in by_size.values()]
     return (
         f"SGD at a rate of {claims['lr']:g} until the training loss is {claims['train_loss']:g}, means of "
-        f"{claims['seeds']} seeds. Batches of {small} take {1e3 * few['seconds_per_epoch']:.2g} ms an epoch and all "
+        f"{claims['seeds']} seeds. Batches of {small} take {1e3 * few['seconds_per_epoch']:.2g} ms per epoch and all "
         f"{large} rows at once {1e3 * many['seconds_per_epoch']:.2g} ms, but {few['epochs']:.0f} epochs against "
-        f"{many['epochs']:.0f}; they are noisy and end where the loss curves less (largest eigenvalue of the Hessian "
-        f"{few['sharpness']:.2g} against {many['sharpness']:.2g}). The test loss hardly depends on it here "
-        f"({min(tests):.2g} to {max(tests):.2g})."
+        f"{many['epochs']:.0f}. Small batches have noisy gradients, and end where the curvature is lower (largest "
+        f"eigenvalue of the Hessian {few['sharpness']:.2g} against {many['sharpness']:.2g}). The test loss hardly "
+        f"depends on the batch size here ({min(tests):.2g} to {max(tests):.2g})."
     )
 
 

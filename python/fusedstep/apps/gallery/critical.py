@@ -79,12 +79,12 @@ def caption(data: Data) -> str:
     claims = data["claims"]
     low, high = claims["saddle_eigenvalues"]
     return (
-        "Left: one loss with four minima, four saddles and a maximum, and the eigenvectors of the Hessian at each: the "
-        "loss rises along a solid line and falls along a dashed one, and a saddle has both. "
-        f"Right: (1 − w₁w₂)² at the origin, where the gradient is 0 and gradient descent stays at a loss of "
-        f"{claims['loss_of_descent_from_the_saddle']:.3g}. The eigenvalues {low:.3g} and {high:.3g} say saddle; a step "
-        f"along the eigenvector of {low:.3g} brings it to {claims['loss_after_escape']:.2g}, and gradient descent does "
-        "the rest."
+        "Left: a loss with four minima, four saddles and a maximum, and the eigenvectors of the Hessian at each point. "
+        "The loss rises along a solid line and falls along a dashed one; a saddle has both. "
+        f"Right: (1 − w₁w₂)² at the origin, where the gradient is 0. Gradient descent stays there, at a loss of "
+        f"{claims['loss_of_descent_from_the_saddle']:.3g}. The eigenvalues {low:.3g} and {high:.3g} show that it is a "
+        f"saddle. A step along the eigenvector of {low:.3g} lowers the loss to {claims['loss_after_escape']:.2g}, and "
+        "gradient descent then reaches the minimum."
     )
 
 

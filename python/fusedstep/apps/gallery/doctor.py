@@ -1,4 +1,4 @@
-"""Runs that are sick in a known way, and what the doctor says of each."""
+"""Runs with a known problem, and the doctor's verdict on each."""
 
 from typing import Any
 
@@ -48,9 +48,10 @@ def compute(seed: int = 0, quick: bool = False) -> Data:
 def caption(data: Data) -> str:
     """What to see."""
     return (
-        "The training loss over the steps of runs that are sick in a known way, named above each, and of some healthy "
-        "ones; below the name is what the doctor, who has seen only the run, says first. It is right about "
-        f"{data['claims']['right']} of {data['claims']['of']}; fusedstep doctor --trial judges it on ten seeds of each."
+        "The training loss over the steps, for runs with a known problem and for some healthy runs. Above each plot "
+        "is the name of the run, and below it the doctor's first verdict. It is right about "
+        f"{data['claims']['right']} of {data['claims']['of']} runs; fusedstep doctor --trial tests it on ten seeds of "
+        "each."
     )
 
 

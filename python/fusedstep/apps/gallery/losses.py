@@ -76,11 +76,11 @@ def caption(data: Data) -> str:
     far = data["claims"]["gradient_norm_far_from_the_goal"]
     last = data["claims"]["loss_after_descent"]
     return (
-        "The loss over the logits of two classes, of which the first is right, and 100 steps of gradient descent from "
-        "the corner where the network is sure of the wrong one (circle: start, star: end). The cross-entropy slopes "
-        f"there (gradient {far['cross-entropy']:.2g}) and falls from {last['cross-entropy']['first']:.3g} to "
-        f"{last['cross-entropy']['last']:.2g}; the square error is flat ({far['square error']:.1g}) and stays at "
-        f"{last['square error']['last']:.3g}."
+        "The loss over the logits of two classes, of which the first is right. The lines are 100 steps of gradient "
+        "descent from the corner where the network is sure of the wrong class (circle: start, star: end). There the "
+        f"cross-entropy is steep (gradient {far['cross-entropy']:.2g}), and falls from "
+        f"{last['cross-entropy']['first']:.3g} to {last['cross-entropy']['last']:.2g}. The square error is flat there "
+        f"(gradient {far['square error']:.1g}), and stays at {last['square error']['last']:.3g}."
     )
 
 

@@ -107,10 +107,10 @@ def caption(data: Data) -> str:
     to = {name: entry["steps_to_a_thousandth"] for name, entry in data["claims"]["ravine"].items()}
     leave = {name: entry["steps_to_leave"] for name, entry in data["claims"]["saddle"].items()}
     return (
-        "Above: a ravine that curves a hundred times more across than along, each optimizer at its best learning rate "
-        f"of a grid; to a thousandth of the loss {_listed(to)} steps. "
-        f"Below: beside the ridge of a saddle (cross), all at a rate of {_SADDLE_RATE:g}; to leave the ridge "
-        f"{_listed(leave)} steps: where gradients are divided by their size, small ones count."
+        "Above: a ravine whose curvature across is a hundred times that along, each optimizer at the best learning "
+        f"rate of a grid. Steps to a thousandth of the loss: {_listed(to)}. "
+        f"Below: from a point near the ridge of a saddle (cross), all at a rate of {_SADDLE_RATE:g}. Steps to leave "
+        f"the ridge: {_listed(leave)}. Optimizers that divide a gradient by its size move fast even where it is small."
     )
 
 

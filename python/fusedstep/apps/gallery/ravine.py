@@ -83,14 +83,15 @@ def caption(data: Data) -> str:
     """What to see."""
     claims = data["claims"]
     return (
-        "Gradient descent bounces between the walls where the rate is too large; where it is too small it comes down "
-        f"to the floor, turns, and is still {claims['small']['last_distance_along']:.3g} from the goal after "
-        f"{claims['small']['steps']:,} steps. AdaGrad walks along the floor while σ across it shrinks, until at step "
-        f"{claims['adagrad']['step_of_that']} it is thrown "
-        f"{claims['adagrad']['largest_distance_across_after_the_floor']:.2g} up the walls; with a decaying rate, once "
-        f"down, it stays within {claims['decayed']['largest_distance_across_after_the_floor']:.1g}. RMSProp's σ is "
-        f"poor at the start, so that a step goes {claims['rmsprop']['largest_step_across']:.2g} across; with a warm-up "
-        f"{claims['warmed']['largest_step_across']:.2g} at most, and the decay after it ends the swinging."
+        "If the rate is too large, gradient descent bounces between the walls. If it is too small, it comes down to "
+        f"the floor, turns, and is still {claims['small']['last_distance_along']:.3g} from the goal after "
+        f"{claims['small']['steps']:,} steps. AdaGrad moves along the floor while σ across it shrinks; at step "
+        f"{claims['adagrad']['step_of_that']} it jumps "
+        f"{claims['adagrad']['largest_distance_across_after_the_floor']:.2g} up the walls. With a decaying rate it "
+        f"stays within {claims['decayed']['largest_distance_across_after_the_floor']:.1g} of the floor once it is "
+        "there. RMSProp's σ is inaccurate at the start, so its largest step across is "
+        f"{claims['rmsprop']['largest_step_across']:.2g}. With a warm-up it is "
+        f"{claims['warmed']['largest_step_across']:.2g}, and the decay after it ends the oscillation."
     )
 
 

@@ -101,12 +101,13 @@ def caption(data: Data) -> str:
     last = {name: claims[name]["last_loss"] for name in WAYS}
     stopped = claims[_PLAIN]["stopped"]
     return (
-        f"Digits learned from {claims['rows']} rows, {claims['wrong_labels']:.0%} of them with a label drawn at random "
+        f"Digits learned from {claims['rows']} rows; {claims['wrong_labels']:.0%} have a label drawn at random "
         f"(means of {claims['seeds']} seeds). Without regularization the loss on held-out digits falls to "
         f"{claims[_PLAIN]['lowest_loss']:.2g}, then rises to {last[_PLAIN]:.2g} as the network learns the wrong "
-        f"labels by heart; with dropout {last['dropout 0.5']:.2g}, with mixup {last['mixup']:.2g}. Stars: what early "
-        f"stopping on validation rows goes back to; alone it gives {stopped['loss']:.2g}, and an "
-        f"accuracy of {stopped['accuracy']:.1%} instead of {claims[_PLAIN]['last_accuracy']:.1%}."
+        f"labels by heart. With dropout it ends at {last['dropout 0.5']:.2g}, with mixup at {last['mixup']:.2g}. Stars "
+        f"mark the epoch that early stopping on validation rows returns to. Early stopping alone gives a loss of "
+        f"{stopped['loss']:.2g}, and an accuracy of {stopped['accuracy']:.1%} instead of "
+        f"{claims[_PLAIN]['last_accuracy']:.1%}."
     )
 
 

@@ -66,9 +66,9 @@ def compute(seed: int = 0, quick: bool = False) -> Data:
 def caption(data: Data) -> str:
     """What to see."""
     return (
-        f"The learning rate over {data['steps']} steps, in parts of the highest, of every schedule in fs.schedules. "
-        "warmup, join and scale change others, and ReduceOnPlateau watches a metric, which stood still in the "
-        "shaded steps."
+        f"The learning rate over {data['steps']} steps, relative to the highest, for every schedule in fs.schedules. "
+        "warmup, join and scale change or combine other schedules. ReduceOnPlateau watches a metric, which does not "
+        "change in the shaded steps."
     )
 
 

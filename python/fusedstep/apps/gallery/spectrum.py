@@ -66,11 +66,11 @@ def caption(data: Data) -> str:
     peak = int(np.argmax(data["top"]))
     return (
         f"Left: the density of the {claims['parameters']:,} eigenvalues of the digits network's Hessian, on a "
-        f"logarithmic axis; after {last} epochs {claims['part_within_a_hundredth'][last]:.0%} of them are within a "
-        "hundredth of the largest from 0, and a few stand apart. Right: both ends over the run; the largest is "
-        f"{data['top'][0]:.2g} at the start, {data['top'][peak]:.2g} after epoch {data['epochs'][peak]} and "
-        f"{data['top'][-1]:.2g} at the end, the smallest stays below 0 ({data['bottom'][-1]:.2g} at the end): there is "
-        "a way down by curvature all the time."
+        f"logarithmic axis. After {last} epochs {claims['part_within_a_hundredth'][last]:.0%} of them are "
+        "within a hundredth of the largest around 0, and a few are far from the rest. Right: the largest and the "
+        f"smallest eigenvalue over the run. The largest is {data['top'][0]:.2g} at the start, {data['top'][peak]:.2g} "
+        f"after epoch {data['epochs'][peak]} and {data['top'][-1]:.2g} at the end. The smallest stays below 0 "
+        f"({data['bottom'][-1]:.2g} at the end), so the loss always has a direction of negative curvature."
     )
 
 
