@@ -192,3 +192,41 @@ def test_numbers_that_the_kernels_do_not_have(dtype):
         optimizer.step(closure)
     assert torch.equal(mine, theirs)
     assert not torch.equal(mine, torch.linspace(0.5, 2.0, 4).to(dtype))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("call", [2, 4])
+def test_goes_on_after_an_exception_in_the_first_step(way, call):
+    """As a new optimizer at the same place."""
+    ours, theirs = Problem(), Problem()
+    optimizer = optim.LBFGS(ours.weights, **way)
+
+    def interrupted():
+        if ours.calls + 1 == call:
+            raise KeyboardInterrupt
+        return ours.closure()
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(interrupted)
+    theirs.model.load_state_dict(ours.model.state_dict())
+    new = torch.optim.LBFGS(theirs.weights, **way)
+    for _ in range(3):
+        optimizer.step(ours.closure)
+        new.step(theirs.closure)
+    for p, q in zip(ours.weights, theirs.weights, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [("lr", float("nan"), ValueError), ("history_size", 0, ValueError), ("max_eval", 1.5, TypeError),
+     ("line_search_fn", "armijo", ValueError), ("tolerance_grad", "x", TypeError)],
+)  # fmt: skip
+def test_hyper_parameters_that_a_group_got_later(name, value, error):
+    problem = Problem()
+    before = [p.detach().clone() for p in problem.weights]
+    optimizer = optim.LBFGS(problem.weights)
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(error, match=f"{name}: expected"):
+        optimizer.step(problem.closure)
+    assert all(torch.equal(p, q) for p, q in zip(problem.weights, before, strict=True))

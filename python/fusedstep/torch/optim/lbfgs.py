@@ -72,14 +72,10 @@ class LBFGS(torch.optim.LBFGS):
     ) -> None:
         if zero.is_being_made():
             zero.refuse(type(self).__name__)
-        not_negative(lr, "lr")
-        for name, whole in (("max_iter", max_iter), ("max_eval", max_eval), ("history_size", history_size)):
-            if name != "max_eval" or whole is not None:
-                count(whole, name)
-        finite(tolerance_grad, "tolerance_grad")
-        finite(tolerance_change, "tolerance_change")
-        if line_search_fn not in (None, "strong_wolfe"):
-            raise ValueError(f"line_search_fn: expected None or 'strong_wolfe', got {line_search_fn!r}")
+        _refuse(
+            lr, max_iter, max_iter if max_eval is None else max_eval, tolerance_grad, tolerance_change, history_size
+        )
+        _refuse_search(line_search_fn)
         super().__init__(params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -105,10 +101,14 @@ class LBFGS(torch.optim.LBFGS):
             What the closure returned first.
 
         Raises:
-            TypeError: The closure is no function. Nothing has been written.
+            TypeError: The closure is no function; a hyper-parameter of the wrong type. Nothing has been written.
+            ValueError: A hyper-parameter out of range. Nothing has been written.
         """
         if not callable(closure):
             raise TypeError(f"closure: expected a function, got {kind(closure)}")
+        (group,) = self.param_groups
+        _refuse(**{name: group[name] for name in _NUMBERS})
+        _refuse_search(group["line_search_fn"])
         return _moves(self, closure) if _is_plain(self._params) else _step(self, closure)
 
     step = observed(step)
@@ -117,6 +117,26 @@ class LBFGS(torch.optim.LBFGS):
         super().__setstate__(state)
         self._params = self.param_groups[0]["params"]
         self._numel_cache = None
+
+
+#: What `_refuse` looks at.
+_NUMBERS = ("lr", "max_iter", "max_eval", "tolerance_grad", "tolerance_change", "history_size")
+
+
+def _refuse(
+    lr: Any, max_iter: Any, max_eval: Any, tolerance_grad: Any, tolerance_change: Any, history_size: Any
+) -> None:
+    """TypeError or ValueError for hyper-parameters that no step can use."""
+    not_negative(lr, "lr")
+    for name, whole in (("max_iter", max_iter), ("max_eval", max_eval), ("history_size", history_size)):
+        count(whole, name)
+    finite(tolerance_grad, "tolerance_grad")
+    finite(tolerance_change, "tolerance_change")
+
+
+def _refuse_search(line_search_fn: Any) -> None:
+    if line_search_fn not in (None, "strong_wolfe"):
+        raise ValueError(f"line_search_fn: expected None or 'strong_wolfe', got {line_search_fn!r}")
 
 
 def _is_plain(params: list[Tensor]) -> bool:
@@ -143,9 +163,11 @@ def _moves(optimizer: Any, closure: Callable[[], Any]) -> Any:
     move = {name: entry.get(name) for name in _MOVE}
     for iteration in range(1, group["max_iter"] + 1):
         entry["n_iter"] += 1
+        # Not by the count: a closure that raised an exception has left a count and no move.
+        is_first = move["d"] is None
         _turn(move, entry, grad, group)
         move["prev_flat_grad"], move["prev_loss"], before = grad, loss, loss
-        move["t"] = _first_length(grad, group) if entry["n_iter"] == 1 else group["lr"]
+        move["t"] = _first_length(grad, group) if is_first else group["lr"]
         slope = _dot(grad, move["d"])
         if slope > -tolerance:
             break
@@ -185,7 +207,7 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 def _turn(move: dict[str, Any], entry: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> None:
     """Stores the pair of the last move, and computes the next direction."""
-    if entry["n_iter"] == 1:
+    if move["d"] is None:
         move |= {"d": grad.neg(), "old_dirs": [], "old_stps": [], "ro": [], "H_diag": 1}
         return
     y, s = grad.sub(move["prev_flat_grad"]), move["d"].mul(move["t"])
