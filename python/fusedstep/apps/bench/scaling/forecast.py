@@ -12,11 +12,11 @@ from fusedstep.apps.bench.scaling.simulate import Timeline, Work
 from fusedstep.apps.bench.scaling.traffic import Traffic, needs_whole_tensors, traffic
 
 MODES = ("data parallel", "sharded", "offloaded")
-#: The fewest and the most buckets of a step: a bucket is no larger than a layer, and larger models have larger layers.
+#: The fewest buckets of an offloaded step, and the most of any other: larger models have larger layers.
 BUCKETS = 64, 512
-#: No search for the memory's sake goes further.
+#: The largest number of nodes that `fewest_nodes` tries.
 MOST_NODES = 1 << 20
-#: An optimizer's part that adds less than this share to the gradients' time is no limit.
+#: If the optimizer adds less than this share to the time of the gradients, nothing breaks.
 HIDDEN = 0.05
 
 #: What to set, by what breaks.
@@ -27,7 +27,7 @@ ADVICE = {
     "messages": "larger buckets, a tree in place of a ring, or sharding within groups of nodes",
     "step": 'shard; state_dtype="bfloat16" or "8bit" moves fewer bytes; more sockets',
     "link": "accumulate gradients; offload_fraction below 1 leaves a part on the accelerator",
-    "norm": "no max_grad_norm: steps need not wait for the last gradient, and a tree for its collective",
+    "norm": "no max_grad_norm: then no step waits for the last gradient; or a tree for the norm's collective",
 }
 
 
@@ -36,10 +36,10 @@ class Setting:
     """What is trained, and how.
 
     Attributes:
-        tokens: Per rank and step.
-        bucket_bytes: Gradients that are exchanged at a time.
-        slot_bytes: Gradients of one slot on the host.
-        slots: In flight.
+        tokens: Tokens per rank and step.
+        bucket_bytes: Bytes of gradients in one exchange.
+        slot_bytes: Bytes of gradients in one slot on the host.
+        slots: Number of slots on the host.
         clip: Whether gradients are clipped.
     """
 
@@ -56,17 +56,18 @@ class Forecast:
 
     Attributes:
         mode: One of `MODES`.
-        nodes: How many.
-        elements: Parameters of the model.
-        host_gb: Memory that a host needs for it.
-        accelerator_gb: Memory that an accelerator needs; 0 without.
-        gradients: Seconds until the last gradient is there, without an optimizer.
-        exposed: Seconds that the optimizer's part adds.
-        busy: Seconds of its parts; they overlap.
-        gains: Seconds that would be saved if a part took no time; empty where the memory does not suffice, or where the
-            optimizer adds next to nothing to the gradients.
-        breaks: What breaks first, a key of `ADVICE`: a memory, or else the part with the largest gain; None if neither.
-        fits_from: The fewest nodes whose memory suffices, if it does not here; None if it never does.
+        nodes: Number of nodes.
+        elements: Number of parameters of the model.
+        host_gb: GB of memory that each host needs.
+        accelerator_gb: GB of memory that each accelerator needs; 0 without accelerators.
+        gradients: Seconds until the last gradient has arrived, without an optimizer.
+        exposed: Seconds that the optimizer adds.
+        busy: Seconds by part of the step; parts overlap.
+        gains: By part, the seconds saved if it took no time. Empty if a memory is too small, or if the optimizer adds
+            less than `HIDDEN` to the gradients.
+        breaks: What breaks first, a key of `ADVICE`: a memory that is too small, or the part with the largest gain;
+            None if neither.
+        fits_from: The fewest nodes whose memory suffices; None if it suffices here or never.
     """
 
     mode: str
@@ -90,8 +91,8 @@ class Forecast:
 def forecast(mode: str, nodes: int, elements: int, machine: Machine, traffic: Traffic, setting: Setting) -> Forecast:
     """One forecast.
 
-    Data parallel and sharded steps run on hosts without accelerators, one rank a host. Offloaded ones have a rank an
-    accelerator, which keeps its part of parameters and gradients; its host keeps masters and states.
+    Data-parallel and sharded steps run on hosts without accelerators, one rank per host. Offloaded steps have one rank
+    per accelerator. The accelerator keeps its part of parameters and gradients; its host keeps masters and states.
     """
     line = _run(mode, nodes, elements, machine, traffic, setting)
     memory = needs(mode, nodes, elements, machine, traffic, setting)
@@ -129,8 +130,8 @@ def grid(
 def traffics(rule: str, dtype: str, clip: bool, state_dtype: str, master_weights: bool) -> dict[str, Traffic]:
     """The bytes of a step by mode.
 
-    Offloaded gradients and weights are of bfloat16, and the host has the masters. Rules that need sums over whole
-    tensors are not offloaded.
+    Offloaded gradients and weights are bfloat16, and the host has float32 masters. Rules that need sums over whole
+    tensors have no offloaded entry.
     """
     stored: dict[str, Any] = {"state_dtype": state_dtype}
     whole = traffic(rule, dtype, clip=clip, master_weights=master_weights, **stored)
@@ -141,10 +142,10 @@ def traffics(rule: str, dtype: str, clip: bool, state_dtype: str, master_weights
 
 
 def fewest_nodes(mode: str, elements: int, machine: Machine, traffic: Traffic, setting: Setting) -> int | None:
-    """The smallest cluster whose memory suffices; None where more nodes do not help.
+    """The fewest nodes whose memory suffices; None if more nodes do not help.
 
     Examples:
-        AdamW in float32 needs 16 bytes an element: 819 GB of a host hold 51 billion of them.
+        AdamW in float32 needs 16 bytes per element, so 819 GB of a host hold 51 billion elements.
 
         >>> fewest_nodes("sharded", 100_000_000_000, Machine(), traffic("adamw"), Setting())
         2
@@ -174,7 +175,7 @@ def _run(mode: str, nodes: int, elements: int, machine: Machine, traffic: Traffi
         bucket=_bucket(elements, ranks, traffic, setting, of_hosts),
         grad_bytes=traffic.grad,
         param_bytes=traffic.param,
-        # Four of the six operations a parameter and token are the backward pass's.
+        # The backward pass has four of the six operations per parameter and token.
         arrival=4 * elements * setting.tokens / (tflops * 1e12),
         clip=setting.clip,
     )
@@ -182,13 +183,13 @@ def _run(mode: str, nodes: int, elements: int, machine: Machine, traffic: Traffi
         return simulate.data_parallel(work, Assumed(machine, traffic, ranks))
     if mode == "sharded":
         return simulate.sharded(work, Assumed(machine, traffic, ranks), ranks)
-    # Gradients come into the host's memory, and values leave it, while it steps.
+    # During the step, gradients are copied into the host's memory and values out of it.
     costs = Assumed(machine, traffic, ranks, on_a_host=machine.accelerators, copied=(traffic.grad, traffic.param))
     return simulate.offloaded(work, costs, ranks, link=machine.link_gbs * GIGA, slots=setting.slots)
 
 
 def _without(machine: Machine, traffic: Traffic, setting: Setting) -> dict[str, tuple[Machine, Traffic, Setting]]:
-    """The same with one part that takes no time."""
+    """For each part, the arguments with which it takes no time."""
     at_once = float("inf")
     return {
         "network": (replace(machine, network_gbs=at_once), traffic, setting),
@@ -202,7 +203,7 @@ def _without(machine: Machine, traffic: Traffic, setting: Setting) -> dict[str, 
 def needs(
     mode: str, nodes: int, elements: int, machine: Machine, traffic: Traffic, setting: Setting
 ) -> tuple[float, float]:
-    """GB of a host and of an accelerator."""
+    """The GB that each host and each accelerator needs."""
     if mode == "data parallel":
         return elements * traffic.memory / GIGA, 0.0
     if mode == "sharded":
@@ -213,7 +214,7 @@ def needs(
 
 
 def _lacks(memory: tuple[float, float], machine: Machine) -> str | None:
-    """The memory that does not suffice."""
+    """Which memory is too small; None if none is."""
     host_gb, accelerator_gb = memory
     usable = 1 - machine.reserve
     if accelerator_gb > machine.accelerator_gb * usable:

@@ -15,17 +15,17 @@ class Machine:
 
     Attributes:
         host_gbs: Bandwidth of a host's memory, all sockets together, in GB/s.
-        host_gb: Its size, in GB.
-        network_gbs: What one rank sends over the network, each way, in GB/s.
-        latency_us: Of one message, in microseconds.
-        link_gbs: Between an accelerator and its host, each way, in GB/s.
-        accelerators: On a node.
-        accelerator_gb: Memory of one, in GB.
-        accelerator_tflops: What one computes in training, in 10¹² operations a second.
-        host_tflops: What a host computes where there is no accelerator.
-        reserve: The part of every memory that activations, gathered layers and the system take.
-        efficiency: The time of a loop that only moves the bytes over that of the step.
-        algorithm: Of the collectives, see `exchange`.
+        host_gb: Size of a host's memory, in GB.
+        network_gbs: Network bandwidth of one rank, each way, in GB/s.
+        latency_us: Latency of one message, in microseconds.
+        link_gbs: Bandwidth between an accelerator and its host, each way, in GB/s.
+        accelerators: Accelerators per node.
+        accelerator_gb: Memory of one accelerator, in GB.
+        accelerator_tflops: What one accelerator computes in training, in 10¹² operations per second.
+        host_tflops: The same for a host without accelerators.
+        reserve: The fraction of every memory for activations, gathered layers and the system.
+        efficiency: The time of a loop that only moves the bytes, divided by the time of the step.
+        algorithm: The algorithm of the collectives, see `exchange`.
     """
 
     host_gbs: float = 300.0
@@ -43,28 +43,28 @@ class Machine:
 
 
 class Costs(Protocol):
-    """What the parts of a step cost, in seconds; measured here, or assumed of other machines."""
+    """The cost of the parts of a step, in seconds: measured on this machine, or assumed for others."""
 
     def exchange(self, kind: str, nbytes: float) -> Time:
-        """A collective of an array of so many bytes."""
+        """A collective on an array of this many bytes."""
 
     def step(self, elements: float) -> float:
-        """A step on so many elements, by every rank at once."""
+        """A step of all ranks at the same time, each on this many elements."""
 
     def norm(self, elements: float) -> float:
-        """The norm of so many gradients, by every rank at once, before ranks add theirs up."""
+        """The norm of this many gradients on each rank, at the same time, without the collective."""
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """The costs on a cluster, by a machine's constants.
+    """The costs on a cluster, computed from the constants of a machine.
 
     Attributes:
         machine: The constants.
         traffic: Bytes of a step.
-        ranks: Of the whole cluster.
+        ranks: Ranks of the whole cluster.
         on_a_host: Ranks that share a host's memory.
-        copied: Bytes an element that copies move through the host's memory meanwhile: into it, and out of it.
+        copied: Bytes per element that copies move during the step: into the host's memory, and out of it.
     """
 
     machine: Machine

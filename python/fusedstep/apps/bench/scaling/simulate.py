@@ -91,7 +91,7 @@ def pipeline(stages: Sequence[Stage], ready: Sequence[float], slots: int | None 
             waiting[at].append((order, bucket))
             order += 1
         for resource, mine in users.items():
-            # Without a free slot, those pass that have one or need none.
+            # Without a free slot, a stage that takes one has to wait.
             able = [at for at in mine if waiting[at] and (free > 0 or not stages[at].takes_slot)]
             if idle[resource] and able:
                 at = min(able, key=lambda at: waiting[at][0])
@@ -104,13 +104,13 @@ def pipeline(stages: Sequence[Stage], ready: Sequence[float], slots: int | None 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step is about.
+    """The work of a step.
 
     Attributes:
-        elements: Of the whole model.
-        bucket: Elements that are exchanged at a time.
-        grad_bytes: Of one gradient.
-        param_bytes: Of one parameter.
+        elements: Elements of the whole model.
+        bucket: Elements in one exchange.
+        grad_bytes: Bytes of one gradient element.
+        param_bytes: Bytes of one parameter element.
         arrival: Seconds from the first gradient to the last.
         clip: Whether gradients are clipped by the norm of all of them.
     """
@@ -128,7 +128,7 @@ class Work:
         return [self.bucket] * whole + [rest] * (rest > 0)
 
     def ready(self) -> list[float]:
-        """When the gradients of each bucket are there."""
+        """When the gradients of each bucket have arrived, in seconds."""
         times, done = [], 0
         for elements in self.buckets():
             done += elements
@@ -137,9 +137,9 @@ class Work:
 
 
 def data_parallel(work: Work, costs: Costs) -> Timeline:
-    """Every rank has all parameters: all-reduce of every bucket, then a step on all.
+    """Every rank has all parameters: all-reduce of every bucket, then a step on all parameters.
 
-    The gradients are the same everywhere, and so is their norm: it needs no collective.
+    All ranks have the same gradients, so the norm needs no collective.
     """
     line = Timeline(hidden=work.arrival)
     sizes = work.buckets()
@@ -165,17 +165,17 @@ def sharded(work: Work, costs: Costs, ranks: int) -> Timeline:
 
 
 def offloaded(work: Work, costs: Costs, ranks: int, *, link: float, slots: int) -> Timeline:
-    """As sharded, with the step on the host: a rank's part of every bucket goes there, is stepped, and comes back.
+    """Like `sharded`, with the step on the host: each rank copies its part of every bucket there, and back.
 
-    Gradients leave, are stepped and go back one bucket after the other, at most `slots` of them on the way. With a clip
-    they go there twice, but for those that the slots still hold: once to be measured, then to be stepped.
+    At most `slots` buckets are on the host at a time. With a clip, gradients are copied to the host twice: once for the
+    norm, once for the step. Gradients that are still in a slot are not copied again.
 
     Args:
         work: The model.
         costs: Of the collectives between accelerators, and of the host's step and norm.
         ranks: Accelerators of the cluster.
-        link: Bytes a second between accelerator and host, each way.
-        slots: Buckets on the host at a time.
+        link: Bytes per second between accelerator and host, each way.
+        slots: Number of buckets on the host at a time.
     """
     line = Timeline(hidden=work.arrival)
     sizes, parts = work.buckets(), [size / ranks for size in work.buckets()]
