@@ -1,4 +1,4 @@
-"""Copies between a device and the host: on an accelerator by two streams of their own, on the CPU at once."""
+"""Copies between a device and the host: on an accelerator with two streams, on the CPU at once."""
 
 from time import monotonic, sleep
 from typing import Any
@@ -8,30 +8,30 @@ from torch import Tensor
 
 
 class HostCopies:
-    """The CPU stands in for a device: a copy is over when its call returns."""
+    """The CPU in place of a device: a copy has ended when its call returns."""
 
     pinned = False
 
     def bring(self, into: Tensor, source: Tensor) -> Any:
-        """Begins a copy from the device to the host; `ended` tells of what it returns."""
+        """Starts a copy from the device to the host; pass the result to `ended`."""
         into.copy_(source)
         return None
 
     def give(self, into: Tensor, source: Tensor) -> Any:
-        """Begins a copy from the host to the device."""
+        """Starts a copy from the host to the device."""
         into.copy_(source)
         return None
 
     def ended(self, token: Any) -> bool:
-        """Whether a copy is over."""
+        """Whether a copy has ended."""
         return True
 
     def join(self) -> None:
-        """Makes what the device computes next wait for all copies to it."""
+        """Makes later operations of the device wait for all copies to it."""
 
 
 class StreamCopies:
-    """Copies of an accelerator: one stream brings, the other gives, so that both directions go on at once.
+    """Copies of an accelerator, with one stream per direction, so that both directions run at the same time.
 
     Args:
         device: The accelerator's.
@@ -44,7 +44,7 @@ class StreamCopies:
         self._bringing, self._giving = torch.Stream(device), torch.Stream(device)
 
     def _after_device(self, stream: Any) -> None:
-        # What has been queued so far makes the gradient, or still reads the parameter.
+        # Operations queued so far compute the gradient, or still read the parameter.
         stream.wait_stream(torch.accelerator.current_stream(self._device))
 
     def bring(self, into: Tensor, source: Tensor) -> Any:
@@ -52,7 +52,7 @@ class StreamCopies:
         self._after_device(self._bringing)
         with self._bringing:
             into.copy_(source, non_blocking=True)
-        # Its memory may be freed, and given to another tensor, before the copy has read it.
+        # Otherwise its memory could be freed and reused before the copy has read it.
         source.record_stream(self._bringing)
         return self._bringing.record_event()
 

@@ -1,4 +1,4 @@
-"""A step through slots: gradients come to the host piece by piece, are stepped there, and new values go back."""
+"""A step through slots: copies gradients to the host piece by piece, steps them, and copies new values back."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ class Stepped:
     """A parameter in this step."""
 
     hosted: Hosted
-    number: int  # its place among all parameters
-    offset: int  # in the whole of a tensor, of which this is a part
-    whole: int  # elements of that
+    number: int  # its index among all parameters
+    offset: int  # of its first element in the whole tensor, if it is a shard
+    whole: int  # elements of the whole tensor
     group: int
-    name: Any  # in its group, or its place
+    name: Any  # its name, or its index
     grad: Tensor  # as a row
     copies: Any
-    entry: dict[str, Any]  # of the state, with what this step begins
+    entry: dict[str, Any]  # its state, with the states that this step creates
     begins: bool
     reads: bool
     pieces: list[Piece]
@@ -48,12 +48,12 @@ class Stepped:
 
     @property
     def label(self) -> str:
-        """What errors call its gradient."""
+        """The name of its gradient in errors."""
         return f"grads[{self.name!r}]"
 
 
 def cut(param: Tensor, size: int, elements: int) -> list[Piece]:
-    """The pieces of a parameter of this size: so many elements each, the last fewer."""
+    """The pieces of a parameter of this size, with this many elements each; the last may have fewer."""
     return [Piece(param, start, min(size, start + elements)) for start in range(0, max(size, 1), elements)]
 
 
@@ -91,7 +91,7 @@ class Pipeline:
         self.wrote = False
 
     def _sort(self) -> None:
-        """Keeps of the ring what is a gradient of this step, and lists the pieces that it lacks."""
+        """Keeps the gradients of this step in the ring, removes all others, and lists the missing pieces."""
         there: dict[Tensor, set[int]] = {one.param: set() for one in self._stepped}
         for slot in self._ring.filled:
             kept = []
@@ -107,7 +107,7 @@ class Pipeline:
             self._pending.extend(piece for piece in one.pieces if piece.start not in there[one.param])
 
     def _fill(self) -> Iterator[Load]:
-        """Brings pieces as long as there is room."""
+        """Copies pieces into the ring while it has room."""
         while self._pending:
             piece = self._pending[0]
             one = self._of[piece.param]
@@ -135,7 +135,7 @@ class Pipeline:
         return hosted.copy[piece.start : piece.stop]
 
     def _read(self, slot: Slot, load: Load) -> None:
-        """Begins to bring the values of a piece that somebody else has written."""
+        """Starts copying the values of a piece of which the parameter was changed outside."""
         one = self._of[load.piece.param]
         if one.reads and one.values is not None:
             self._wait_left(slot)
@@ -161,9 +161,8 @@ class Pipeline:
     def measure(self, others: list[Measured]) -> Measured:
         """The squares of all gradients and how many of their elements are not finite. Nothing is written.
 
-        `others` are those of gradients that do not pass through the ring.
-
-        The ring keeps what it holds in the end: the step need not bring that again.
+        `others` has the sums of gradients that do not pass through the ring. Gradients that are in the ring at the end
+        stay there, so the step does not copy them again.
         """
         self._sort()
         measured: deque[Slot] = deque()
@@ -193,8 +192,8 @@ class Pipeline:
         for load in slot.loads:
             self._wait(load)
         groups, order = self._call(slot)
-        # The sum of a tensor goes on where its last piece has ended, as it would within one call. In float64 it may be
-        # out of a double's range, so that pieces have sums of their own.
+        # Each piece continues the sum of the previous piece, as in one call. In float64 a sum may exceed a double's
+        # range, so there each piece has its own sum.
         goes_on = [bool(one.squares) and one.hosted.is_float32 for one, _, _ in order]
         before = [one.squares[-1][0] if on else 0.0 for (one, _, _), on in zip(order, goes_on, strict=True)]
         found = self._native.measure(groups, before)
@@ -203,7 +202,7 @@ class Pipeline:
             one.nonfinite += nonfinite
 
     def update(self, measured: Measured | None) -> bool:
-        """Steps all parameters; False where gradients that are not finite have it left out."""
+        """Steps all parameters; returns False if the step is skipped because of nonfinite gradients."""
         self._pending.clear()
         self._sort()
         for one in self._stepped:
@@ -231,7 +230,7 @@ class Pipeline:
         return True
 
     def _report(self, measured: Measured | None) -> bool:
-        """A step of nothing, for what the native step says of it."""
+        """A native step on no elements, which sets the report."""
         nothing = torch.zeros(0, dtype=torch.float32, device="cpu")
         groups = [{**group, "params": [], "param_names": []} for group in self._groups]
         groups[0] |= {"params": [nothing], "_grads": [nothing.clone()], "param_names": [None]}

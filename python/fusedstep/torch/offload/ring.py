@@ -8,14 +8,14 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-#: Elements of pieces begin at multiples of this: 64 bytes even of one byte each.
+#: In a slot, pieces begin at multiples of this many elements: 64 bytes even with one byte each.
 ALIGNED = 64
 #: Pieces are cut at multiples of this, so that 8-bit states are cut between blocks and sums between chunks.
 GRANULE = 4096
 
 
 class Gradient:
-    """A gradient as it was read: another object, memory, order of elements or version is another gradient.
+    """Identifies a gradient as it was read, by its object, memory, order of elements and version.
 
     Args:
         grad: The gradient.
@@ -24,12 +24,12 @@ class Gradient:
 
     def __init__(self, grad: Tensor, param: Tensor) -> None:
         self._tensor = ref(grad)
-        # What was made in inference mode has no version: it may have changed, and is read again.
+        # Inference tensors have no version: they may have changed, and are read again.
         self._version = None if grad.is_inference() else grad._version
         self._place = grad.data_ptr(), grad.stride(), param.stride()
 
     def is_same(self, other: "Gradient") -> bool:
-        """Whether both are one, which is still there."""
+        """Whether both are the same gradient, and it still exists."""
         mine = self._tensor()
         same = mine is not None and mine is other._tensor() and self._version is not None
         return same and self._version == other._version and self._place == other._place
@@ -51,7 +51,7 @@ class Piece:
 
 @dataclass
 class Load:
-    """A piece in a slot, and the copies of it that may be under way."""
+    """A piece in a slot, and its copies that may not have ended."""
 
     piece: Piece
     at: int  # its first element in the slot
@@ -63,7 +63,7 @@ class Load:
 
 
 class Slot:
-    """Room for the gradients of so many elements, and for their new values.
+    """Memory for the gradients of a number of elements, and for their new values.
 
     Args:
         elements: How many.
@@ -80,11 +80,11 @@ class Slot:
         ]
         self.loads: list[Load] = []
         self.used = 0
-        #: Copies of values of the slot that may still be under way, with whose they are.
+        #: Copies of the slot's new values that may not have ended, each with the name of its parameter.
         self.leaving: list[tuple[Any, Any, str]] = []
 
     def place(self, size: int) -> int | None:
-        """Where the next piece of this size begins; None where it does not fit."""
+        """Where the next piece of this size begins; None if it does not fit."""
         at = -(-self.used // ALIGNED) * ALIGNED
         return at if at + size <= self.elements else None
 
@@ -101,7 +101,7 @@ class Slot:
         return self._memory[which][start : start + size * dtype.itemsize].view(dtype)
 
     def clear(self) -> None:
-        """Forgets its pieces."""
+        """Removes all pieces."""
         self.loads, self.used = [], 0
 
 
@@ -120,12 +120,12 @@ class Ring:
         self.slots: list[Slot] = []
         self.free: deque[Slot] = deque()
         self.filled: deque[Slot] = deque()
-        #: The slot that small pieces still go into; one of `filled`.
+        #: The slot to which small pieces are added; one of `filled`.
         self._open: Slot | None = None
 
     @property
     def nbytes(self) -> int:
-        """The memory of all slots."""
+        """The bytes of all slots."""
         return self.count * self.elements * sum(self._widths)
 
     def holds(self, dtype: torch.dtype) -> bool:
@@ -133,19 +133,19 @@ class Ring:
         return dtype.itemsize <= self._widths[0]
 
     def fit(self, grad_bytes: int, value_bytes: int, pinned: bool) -> bool:
-        """Makes slots for elements of so many bytes, unless there are such; whether there are others than before."""
+        """Creates slots for elements of these sizes, unless they exist; returns whether slots were created."""
         widths = max(grad_bytes, self._widths[0]), max(value_bytes, self._widths[1])
         if widths == self._widths and (self._pinned or not pinned) and self.slots:
             return False
         pinned = self._pinned or pinned
         self.slots = [Slot(self.elements, *widths, pinned) for _ in range(self.count)]
         self.clear()
-        # At last, so that a ring whose memory was refused is made anew.
+        # Set last, so that after a failed allocation the ring is created again.
         self._widths, self._pinned = widths, pinned
         return True
 
     def load(self, piece: Piece, grad: Tensor, label: str, source: Gradient, copies: Any) -> Load | None:
-        """Begins to bring a piece of a gradient (all of it, as a row) into a slot; None where all are full."""
+        """Starts copying a piece of a gradient (given whole, as a row) into a slot; None if all slots are full."""
         slot = self._open
         at = None if slot is None else slot.place(piece.size)
         if slot is None or at is None:
@@ -169,12 +169,12 @@ class Ring:
         return slot
 
     def release(self, slot: Slot) -> None:
-        """Gives a slot back."""
+        """Returns a slot to the free ones."""
         slot.clear()
         self.free.append(slot)
 
     def clear(self) -> None:
-        """Forgets all gradients. Slots that somebody has taken, and not given back, are free too."""
+        """Removes all gradients. Slots that were taken and not released are free again."""
         self.filled.clear()
         self._open = None
         for slot in self.slots:
@@ -182,7 +182,7 @@ class Ring:
         self.free = deque(self.slots)
 
     def renew(self, param: Tensor, grad: Tensor, source: Gradient) -> bool:
-        """Brings the pieces of a parameter that it holds once more; whether it holds any."""
+        """Copies again the pieces of a parameter that are in the ring; returns whether there are any."""
         found = False
         for slot in self.filled:
             for load in slot.loads:

@@ -30,22 +30,22 @@ from fusedstep.torch.offload.threads import budgeted
 from fusedstep.torch.optim.shards import is_dtensor
 from fusedstep.torch.optim.tensors import COUNTS
 
-#: Options that look at a whole tensor or at all of them, with the value that asks for nothing.
+#: Options that need whole tensors, with the value that turns them off.
 _OF_WHOLE = {"cautious": False, "telemetry": False}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How parameters get to the host.
+    """The arguments of `HostOffload`, see there.
 
     Attributes:
-        slots: How many slots; 0: whole tensors of the host are stepped where they lie; None: 0 where all parameters are
-            on the CPU, else 4.
-        slot_elements: Elements of a slot.
-        fraction: Of all elements, how many are stepped on the host.
-        prefetch: Whether hooks bring gradients before the step.
-        always_read: Whether each step reads the parameters anew.
-        timeout: Seconds after which a copy counts as lost.
+        slots: Number of slots; 0: tensors on the CPU are stepped in place; None: 0 if all parameters are on the CPU,
+            otherwise 4.
+        slot_elements: Elements per slot.
+        fraction: The fraction of all elements that is stepped on the host.
+        prefetch: Whether hooks copy gradients before the step.
+        always_read: Whether each step reads the parameters again.
+        timeout: Seconds after which a copy that has not ended raises an error.
     """
 
     slots: int | None
@@ -60,11 +60,11 @@ class Member(NamedTuple):
     """A parameter among the groups.
 
     Attributes:
-        number: Its place among all.
-        place: Its group's.
-        name: Its name, or its place.
-        param: Itself.
-        grad: Its gradient; None where it has none.
+        number: Its index among all parameters.
+        place: The index of its group.
+        name: Its name, or its index.
+        param: The parameter.
+        grad: Its gradient, or None.
     """
 
     number: int
@@ -162,10 +162,10 @@ class OffloadStep:
     def step(
         self, groups: list[dict[str, Any]], state: dict[Any, Any], grad_scale: float, parts: Any = None, add: Any = None
     ) -> bool:
-        """One step; False where no parameter has a gradient, or where it was left out.
+        """One step; returns False if no parameter has a gradient, or if the step was skipped.
 
-        `parts` and `add` are as a native step takes them: where parameters are parts of larger ones, where in these
-        they lie, and what adds up the sums of all parts.
+        `parts` and `add` are those of a native step: for shards, their positions in the whole parameters, and a
+        function that sums over all shards.
         """
         with self._lock:
             if self._stepping not in (None, get_ident()):
@@ -190,7 +190,7 @@ class OffloadStep:
             return self._through(groups, state, grad_scale, parts, add)
 
     def _begun(self, groups: list[dict[str, Any]], those: list[Member]) -> Iterator[tuple[Member, Tensor, Any]]:
-        """Of each member what one element of it begins with."""
+        """For each member, the initial states of one element."""
         keys = [Beginnings.key(m.place, groups[m.place], m.param) for m in those]
         begun = self._beginnings.make(groups, set(keys))
         return ((m, m.param, begun[key]) for m, key in zip(those, keys, strict=True))
@@ -256,7 +256,7 @@ class OffloadStep:
     @torch.inference_mode(False)
     @torch.no_grad()
     def arrived(self, groups: list[dict[str, Any]], name: Any, param: Tensor) -> None:
-        """Brings a gradient that a backward pass has made into the ring, as far as it has room."""
+        """Copies a gradient of a backward pass into the ring, as far as it has room."""
         grad = param.grad
         if grad is None or self._failed is not None or is_dtensor(param):
             return
@@ -277,11 +277,11 @@ class OffloadStep:
                     break
 
     def forget_gradients(self) -> None:
-        """Reads all gradients anew in the next step."""
+        """Makes the next step read all gradients again."""
         self.ring.clear()
 
     def forget(self) -> None:
-        """Reads parameters, states and gradients anew in the next step, as after a state was loaded."""
+        """Makes the next step read parameters, states and gradients again, for example after loading a state."""
         self._hosted.clear()
         self._apart.clear()
         self._failed = None
@@ -384,7 +384,7 @@ class OffloadStep:
             one.hosted.look()
 
     def _tell(self, one: Stepped, entry: dict[str, Any]) -> None:
-        """Tells autograd of what the native step has written through other tensors of the same memory."""
+        """Increments the versions of tensors that the native step has written through other tensors."""
         wrote = [entry[name] for name in one.hosted.rows]
         torch.autograd.graph.increment_version([*wrote, one.param] if is_dtensor(one.param) else wrote)
 
