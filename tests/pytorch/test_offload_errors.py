@@ -1,6 +1,7 @@
 """What `HostOffload` refuses, before anything is written."""
 
 import copy
+import re
 
 import offload_cases as c
 import pytest
@@ -183,3 +184,20 @@ def test_overlaps_of_parameters_that_were_stepped_one_by_one():
         p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match=r"params\['b'\]: overlaps params\['a'\] in memory"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("freed", ["params['b']", "grads['b']", "state['b']['exp_avg']"])
+def test_freed_memory(freed):
+    """Of the last of them, before the first is written."""
+    params = [(name, torch.nn.Parameter(torch.ones(5000))) for name in "ab"]
+    optimizer = HostOffload(params, optim.AdamW, **SLOTS)
+    (_, a), (_, b) = params
+    c.take([optimizer], 1)
+    before = a.detach().clone()
+    if freed.startswith("state"):
+        optimizer.state[b]["exp_avg"] = optimizer.state[b]["exp_avg"].clone()
+    tensor = {"p": b.data, "g": b.grad, "s": optimizer.state[b]["exp_avg"]}[freed[0]]
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=re.escape(f"{freed}: its storage is smaller than its shape")):
+        optimizer.step()
+    assert torch.equal(a, before)

@@ -69,6 +69,15 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.detach().as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
+def refuse_freed(tensor: Tensor, name: str) -> None:
+    """ValueError where a tensor's storage does not have its elements (any more)."""
+    if tensor.numel() == 0:
+        return
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + last + 1) * tensor.element_size():
+        raise ValueError(f"{name}: its storage is smaller than its shape: it was resized or freed")
+
+
 def refuse_param(param: Any, name: str) -> None:
     """TypeError or ValueError where a parameter is none that can be copied to the host piece by piece."""
     if param.layout is not torch.strided:
@@ -108,6 +117,7 @@ def read_gradient(param: Tensor, grad: Any, name: str) -> Tensor:
         raise TypeError(f"{name}: expected dtype {expected}, got {str(grad.dtype).removeprefix('torch.')}")
     if grad.shape != param.shape:
         raise ValueError(f"{name}: expected shape {tuple(param.shape)}, got {tuple(grad.shape)}")
+    refuse_freed(grad, name)
     if is_direct(param, grad):
         return flat(grad)
     with torch.no_grad():

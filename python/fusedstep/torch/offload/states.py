@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusedstep import _core
 from fusedstep.reference.codec import SCALED, scale_count
-from fusedstep.torch.offload.layout import NARROW, as_part, exact, flat, here, is_dense, same_order
+from fusedstep.torch.offload.layout import NARROW, as_part, exact, flat, here, is_dense, refuse_freed, same_order
 from fusedstep.torch.optim.tensors import COUNTS, number
 
 
@@ -213,6 +213,7 @@ class Hosted:
             raise TypeError(f"{label}: expected {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
         if tensor.shape != param.shape:
             raise ValueError(f"{label}: expected shape {tuple(param.shape)}, got {tuple(tensor.shape)}")
+        refuse_freed(tensor, label)
         if not is_dense(tensor) or not same_order(tensor, param):
             raise ValueError(
                 f"{label}: expected the memory layout of its parameter, strides {param.stride()}, got {tensor.stride()}"

@@ -20,6 +20,7 @@ from fusedstep.torch.offload.layout import (
     is_direct,
     overlapped,
     read_gradient,
+    refuse_freed,
     refuse_overlaps,
     refuse_param,
 )
@@ -341,6 +342,7 @@ class OffloadStep:
         those = [m for m in members(groups) if m.grad is not None]
         for m in those:
             refuse_param(m.param, f"params[{m.name!r}]")
+            refuse_freed(here(m.param), f"params[{m.name!r}]")
         stepped = self._collect(groups, state, [m for m in those if m.param not in stays], parts)
         rest = [
             (groups[m.place], m.param, read_gradient(here(m.param), m.grad, f"grads[{m.name!r}]"))
