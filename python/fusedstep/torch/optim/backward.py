@@ -12,7 +12,7 @@ def refuse_of_all(optimizer: Any) -> None:
     """ValueError where a step in the backward pass cannot do what the groups ask for."""
     kind = type(optimizer).__name__
     if optimizer._shared:
-        raise ValueError(f"in_backward: expected False for {kind}, whose step size all gradients together make")
+        raise ValueError(f"in_backward: expected False for {kind}, whose step size needs all gradients")
     for group in optimizer.param_groups:
         for name, nothing in _OF_ALL.items():
             if group.get(name) not in (None, nothing):
