@@ -1,6 +1,7 @@
 """`HostOffload` where a program changes parameters and gradients between backward pass and step."""
 
 import offload_cases as c
+import pytest
 import torch
 
 SLOTS = {"slots": 3, "slot_elements": 4096}
@@ -28,4 +29,22 @@ def test_gradients_of_inference_mode():
             for p, grad in zip(params, grads, strict=True):
                 p.grad = grad
             either.step()
+    c.assert_same(plain, optimizer)
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_compiled_around(prefetch):
+    """The graph breaks at the step, and at the hooks of its backward pass."""
+    plain, optimizer = c.both("adamw", torch.bfloat16, [(5000,), (3, 4)], SLOTS | {"prefetch": prefetch})
+
+    def train(optimizer, factors):
+        optimizer.zero_grad()
+        sum((p * factor).sum() for p, factor in zip(c.params_of(optimizer), factors, strict=True)).backward()
+        optimizer.step()
+
+    compiled = torch.compile(train, backend="eager")
+    for step in range(2):
+        factors = c.gradients(c.params_of(plain), step)
+        train(plain, factors)
+        compiled(optimizer, factors)
     c.assert_same(plain, optimizer)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from fusedstep import _core
 from fusedstep.torch.offload.copies import copies_of
@@ -158,6 +159,8 @@ class OffloadStep:
                 here(entry["master"]).copy_(here(param))
             state.setdefault(param, {}).update(entry)
 
+    # torch.compile breaks its graph here: copies of memory are nothing that it could follow.
+    @_disable_dynamo
     @torch.inference_mode(False)
     @torch.no_grad()
     def step(
@@ -254,6 +257,7 @@ class OffloadStep:
             self._copies[device] = copies_of(device)
         return self._copies[device]
 
+    @_disable_dynamo
     @torch.inference_mode(False)
     @torch.no_grad()
     def arrived(self, groups: list[dict[str, Any]], name: Any, param: Tensor) -> None:
