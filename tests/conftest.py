@@ -2,12 +2,17 @@
 
 import builtins
 import os
+import signal
 
 # OpenMP and OpenBLAS read these once, as they are loaded. By default, threads that wait spin: they take the processors
 # from the other workers of pytest-xdist and from the processes that tests start. Training on small matrices by two
 # threads of a busy machine took 15 times the processor's time that it takes on one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A shell that starts tests in the background has its programs ignore Ctrl-C; those that tests interrupt must not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
