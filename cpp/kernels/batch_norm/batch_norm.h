@@ -231,16 +231,16 @@ struct PerRun {
   }
 };
 
-// Writes the coefficients of all channels: an array for each value of Coefficients<V>, `pitch` entries apart.
+// Writes the coefficients of channels [begin, end): an array for each value of Coefficients<V>, `pitch` entries apart.
 template <class V, template <class> class Coefficients, class Args>
-inline void lay_out(const Args& a, V* arrays, std::int64_t pitch) {
+inline void lay_out(const Args& a, V* arrays, std::int64_t pitch, std::int64_t begin, std::int64_t end) {
   constexpr int values = Coefficients<V>::values;
   static_assert(sizeof(Coefficients<V>) == values * sizeof(V) && values <= kCoefficients);
-  for (std::int64_t c = 0; c < a.c; ++c) {
+  for (std::int64_t c = begin; c < end; ++c) {
     V of_channel[values];
     const Coefficients<V> coefficients = Coefficients<V>::of(a, c);
     __builtin_memcpy(of_channel, &coefficients, sizeof of_channel);
-    for (int k = 0; k < values; ++k) arrays[k * pitch + c] = of_channel[k];
+    for (int k = 0; k < values; ++k) arrays[k * pitch + c - begin] = of_channel[k];
   }
 }
 

@@ -252,8 +252,8 @@ FUSEDSTEP_INLINE auto of_channel(const Args& a, std::int64_t c) {
 template <class T>
 inline void plane_coefficients(const BatchNormArgs& a, void* out) {
   auto* arrays = static_cast<typename Arithmetic<T>::Scalar*>(out);
-  a.folded ? lay_out<typename Arithmetic<T>::Scalar, Folded>(a, arrays, a.c)
-           : lay_out<typename Arithmetic<T>::Scalar, Affine>(a, arrays, a.c);
+  a.folded ? lay_out<typename Arithmetic<T>::Scalar, Folded>(a, arrays, a.c, 0, a.c)
+           : lay_out<typename Arithmetic<T>::Scalar, Affine>(a, arrays, a.c, 0, a.c);
 }
 
 template <class T>
@@ -269,19 +269,13 @@ inline void apply_planes(const BatchNormArgs& a, const void* coefficients, std::
 template <class T, template <class> class Coefficients>
 struct OfGroup {
   using Scalar = typename Arithmetic<T>::Scalar;
-  Scalar arrays[kCoefficients][kGroup];
+  Scalar arrays[kCoefficients * kGroup];
 
   template <class Args>
   OfGroup(const Args& a, std::int64_t c, int count) {
-    constexpr int values = Coefficients<Scalar>::values;
-    for (int k = 0; k < count; ++k) {
-      Scalar of_channel[values];
-      const Coefficients<Scalar> coefficients = Coefficients<Scalar>::of(a, c + k);
-      __builtin_memcpy(of_channel, &coefficients, sizeof of_channel);
-      for (int v = 0; v < values; ++v) arrays[v][k] = of_channel[v];
-    }
+    lay_out<Scalar, Coefficients>(a, arrays, kGroup, c, c + count);
   }
-  PerRun<Scalar, Coefficients> of_sample(int count) const { return {arrays[0], kGroup, 0, count}; }
+  PerRun<Scalar, Coefficients> of_sample(int count) const { return {arrays, kGroup, 0, count}; }
 };
 
 template <class T>
@@ -395,8 +389,8 @@ inline void differentiate_runs(const BatchNormGradientArgs& a, std::int64_t run,
 template <class T>
 inline void plane_gradient_coefficients(const BatchNormGradientArgs& a, void* out) {
   auto* arrays = static_cast<typename Arithmetic<T>::Scalar*>(out);
-  a.training ? lay_out<typename Arithmetic<T>::Scalar, Gradient>(a, arrays, a.c)
-             : lay_out<typename Arithmetic<T>::Scalar, Scaled>(a, arrays, a.c);
+  a.training ? lay_out<typename Arithmetic<T>::Scalar, Gradient>(a, arrays, a.c, 0, a.c)
+             : lay_out<typename Arithmetic<T>::Scalar, Scaled>(a, arrays, a.c, 0, a.c);
 }
 
 template <class T>

@@ -137,7 +137,7 @@ template <class V, template <class> class Coefficients, class Args>
 inline void lay_out_rows(const Args& a, void* out) {
   const std::int64_t period = row_width(a.c), pitch = period + kPadding;
   V* arrays = static_cast<V*>(out);
-  lay_out<V, Coefficients>(a, arrays, pitch);
+  lay_out<V, Coefficients>(a, arrays, pitch, 0, a.c);
   for (int k = 0; k < Coefficients<V>::values; ++k) repeat(arrays + k * pitch, a.c, period);
 }
 
@@ -171,12 +171,13 @@ inline void normalize_rows(const BatchNormArgs& a, const void* arrays, std::int6
             {1, end - begin, 0, 0}, a.stream, coefficients);
 }
 
-// Items are chunks. The last ones come first: the statistics have read them last, so the cache still holds them.
+// Items are chunks. The last ones come first: the statistics have read them last, so the cache still holds them. So
+// many together are taken forwards, which the processor's own prefetch follows.
+inline constexpr std::int64_t kChunksAtOnce = 64;
 template <class Apply>
 FUSEDSTEP_INLINE void each_chunk_from_behind(std::int64_t values, std::int64_t begin, std::int64_t end, Apply apply) {
-  constexpr std::int64_t kGroup = 64;
-  for (std::int64_t stop = end; stop > begin; stop -= kGroup) {
-    const std::int64_t start = stop - begin < kGroup ? begin : stop - kGroup;
+  for (std::int64_t stop = end; stop > begin; stop -= kChunksAtOnce) {
+    const std::int64_t start = stop - begin < kChunksAtOnce ? begin : stop - kChunksAtOnce;
     apply(start * kChunk, stop * kChunk < values ? stop * kChunk : values);
   }
 }
